@@ -1,0 +1,346 @@
+//! The contract between a core and its carrier: what happened, what to do, and who owns what meanwhile.
+//!
+//! Decides the vocabulary and its rules. Knows no system call, no clock, and no core.
+//!
+//! Rules, held by the conformance suite that every carrier must pass:
+//!
+//! 1. Every `Connect` is answered exactly once, by `Connected` or `ConnectFailed`, with the same ticket.
+//! 2. Every connection (`Accepted` or `Connected`) ends with exactly one `Closed`, after which its index may be used
+//!    again with another generation. Only `Command::Close` ends a connection: after `Finished` (the peer sent FIN) or
+//!    `Failed` (an error) the core still owns it and must close it.
+//! 3. A core has at most one `Send` outstanding per connection; `Sent` answers it when the kernel has taken every
+//!    byte (the carrier repeats short writes). A `Send` on a connection that fails or is closed gets no `Sent`.
+//! 4. A `Buf` is owned by whoever holds it. `Received` gives one to the core, `Send` gives it back; a core that does not
+//!    want it must `release` it. When all connections are closed, every buffer is back in its pool.
+//! 5. A command for a connection whose generation has passed is ignored, its buffer released.
+//! 6. Between `Pause` and `Resume` at most the bytes already on their way are delivered (bounded by the carrier's
+//!    buffers per ring); the kernel's window then holds the peer back. No byte is lost or reordered.
+//! 7. No event is delivered for a connection before its `Accepted`/`Connected` nor after its `Closed`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::buffers::{Buf, Buffers};
+use crate::report::Report;
+
+/// A moment: nanoseconds since the carrier's own start. Carriers read clocks; cores are told.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Instant(pub u64);
+
+impl Instant {
+    /// The time from `earlier` to here; zero if `earlier` is later.
+    pub fn since(self, earlier: Instant) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The moment `after` from here.
+    pub fn after(self, after: Duration) -> Instant {
+        Instant(self.0.saturating_add(after.as_nanos().min(u64::MAX as u128) as u64))
+    }
+}
+
+/// A connection as its carrier names it: a dense index (the place of its record in every table) and a generation that
+/// tells two users of the same place apart.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ConnId {
+    /// Place in the carrier's table and in the core's; below `Carrier::capacity()`.
+    pub index: u32,
+    /// Which use of that place; wraps.
+    pub generation: u16,
+}
+
+/// A listener as the core named it in `Command::Listen`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ListenerId(pub u32);
+
+/// An error number of the operating system (`EADDRNOTAVAIL` is 99).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Errno(pub i32);
+
+/// The error numbers that cores tell apart (asm-generic/errno.h, the same on every Linux architecture that we build for).
+impl Errno {
+    /// Interrupted by a signal.
+    pub const EINTR: Errno = Errno(4);
+    /// Try again.
+    pub const EAGAIN: Errno = Errno(11);
+    /// Out of memory.
+    pub const ENOMEM: Errno = Errno(12);
+    /// The host's file table is full, or the ring's file table is.
+    pub const ENFILE: Errno = Errno(23);
+    /// The process's descriptor table is full.
+    pub const EMFILE: Errno = Errno(24);
+    /// The peer is gone and we wrote.
+    pub const EPIPE: Errno = Errno(32);
+    /// The local endpoint is taken.
+    pub const EADDRINUSE: Errno = Errno(98);
+    /// No local endpoint is free for that destination, or the address is not ours.
+    pub const EADDRNOTAVAIL: Errno = Errno(99);
+    /// The peer reset.
+    pub const ECONNRESET: Errno = Errno(104);
+    /// No buffer space.
+    pub const ENOBUFS: Errno = Errno(105);
+    /// No answer in time.
+    pub const ETIMEDOUT: Errno = Errno(110);
+    /// Nobody listens there.
+    pub const ECONNREFUSED: Errno = Errno(111);
+    /// Cancelled by us.
+    pub const ECANCELED: Errno = Errno(125);
+}
+
+/// The step of making a connection (or of using one) at which an error came.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Step {
+    /// socket(), or the place in a ring's file table.
+    Socket,
+    /// bind() and the options before it.
+    Bind,
+    /// listen().
+    Listen,
+    /// connect().
+    Connect,
+    /// accept().
+    Accept,
+    /// recv().
+    Receive,
+    /// send().
+    Send,
+}
+
+/// How the local endpoint of an outgoing connection comes about (limits catalogue A3, A4, A7, A8, A10).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SourceChoice {
+    /// connect() alone: the kernel picks address and port.
+    Kernel,
+    /// Address bound with IP_BIND_ADDRESS_NO_PORT; the kernel searches a port at connect(), even ports first.
+    KernelPort,
+    /// As `KernelPort`, with IP_LOCAL_PORT_RANGE set to the whole range: one pass over every port (flat, >= 6.8).
+    KernelRange,
+    /// The port chosen by us without a bind to it: IP_BIND_ADDRESS_NO_PORT and IP_LOCAL_PORT_RANGE [p, p]. Poisons nobody.
+    SinglePort,
+    /// bind(address, port) with SO_REUSEADDR: cheapest, poisons the port for automatic choice in this namespace.
+    Bind,
+}
+
+/// What happened, as a carrier tells a core.
+#[derive(Debug)]
+pub enum Event {
+    /// The listener accepts; `local` has the port that the kernel gave if 0 was asked for.
+    Listening {
+        /// Which.
+        listener: ListenerId,
+        /// Its bound endpoint.
+        local: SocketAddr,
+    },
+    /// The listener could not be made.
+    ListenFailed {
+        /// Which.
+        listener: ListenerId,
+        /// At which step.
+        step: Step,
+        /// Why.
+        error: Errno,
+    },
+    /// A connection came in.
+    Accepted {
+        /// Through which listener.
+        listener: ListenerId,
+        /// Its name from now on.
+        conn: ConnId,
+    },
+    /// accept() failed (EMFILE, ENFILE, ENOBUFS, ENOMEM ...). The carrier tries again by itself after a pause.
+    AcceptFailed {
+        /// At which listener.
+        listener: ListenerId,
+        /// Why.
+        error: Errno,
+    },
+    /// An outgoing connection stands.
+    Connected {
+        /// The ticket of its `Connect`.
+        ticket: u32,
+        /// Its name from now on.
+        conn: ConnId,
+    },
+    /// An outgoing connection could not be made; nothing is left of it.
+    ConnectFailed {
+        /// The ticket of its `Connect`.
+        ticket: u32,
+        /// At which step.
+        step: Step,
+        /// Why.
+        error: Errno,
+    },
+    /// Bytes came; the buffer is the core's now.
+    Received {
+        /// On which connection.
+        conn: ConnId,
+        /// The bytes: `outbox.buffers.bytes(&buf)`.
+        buf: Buf,
+    },
+    /// The peer will send no more (FIN). Sending is still possible.
+    Finished {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// The outstanding `Send` is wholly with the kernel.
+    Sent {
+        /// On which connection.
+        conn: ConnId,
+    },
+    /// The connection is broken; it must still be closed by the core.
+    Failed {
+        /// Which connection.
+        conn: ConnId,
+        /// Doing what.
+        step: Step,
+        /// Why.
+        error: Errno,
+    },
+    /// The connection is gone and its index free.
+    Closed {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Somebody outside wants something.
+    Ordered(Order),
+}
+
+/// What the outside (Python, a signal, a test) may ask of a running core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Send the token on every connection once and check what comes back.
+    Ping,
+    /// New connections per second from now on; 0 is as fast as possible.
+    Rate(u32),
+    /// Raise (or lower, never below what is open) the number of connections to hold.
+    Target(u64),
+    /// Make no new connections; close all.
+    Close,
+}
+
+/// What to do, as a core tells its carrier.
+#[derive(Debug)]
+pub enum Command {
+    /// Listen on `local`; answered by `Listening` or `ListenFailed`.
+    Listen {
+        /// The core's name for it.
+        listener: ListenerId,
+        /// Where; port 0 lets the kernel choose.
+        local: SocketAddr,
+        /// As for listen(2); bounded by net.core.somaxconn.
+        backlog: u32,
+        /// SO_REUSEPORT, so that every worker has its own accept queue on the same port.
+        reuse_port: bool,
+    },
+    /// Connect; answered by `Connected` or `ConnectFailed`.
+    Connect {
+        /// The core's name for the attempt.
+        ticket: u32,
+        /// Local endpoint; what of it is used depends on `choice`.
+        source: SocketAddr,
+        /// Peer.
+        destination: SocketAddr,
+        /// How the local endpoint comes about.
+        choice: SourceChoice,
+        /// For `KernelRange`: first and last port.
+        range: (u16, u16),
+    },
+    /// Give up on a `Connect` that is under way: it is answered by `ConnectFailed` with `ECANCELED` (or by `Connected` if
+    /// that was faster).
+    CancelConnect {
+        /// The attempt.
+        ticket: u32,
+    },
+    /// Send the whole buffer; answered by `Sent`, or by `Failed`.
+    Send {
+        /// On which connection.
+        conn: ConnId,
+        /// What; owned by the carrier from here.
+        buf: Buf,
+    },
+    /// Deliver no more bytes for now.
+    Pause {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Deliver bytes again.
+    Resume {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// End the connection; answered by `Closed`.
+    Close {
+        /// Which connection.
+        conn: ConnId,
+        /// With RST (no TIME_WAIT, unsent bytes dropped) instead of FIN.
+        abort: bool,
+    },
+    /// Stop listening. Connections already accepted live on.
+    Unlisten {
+        /// Which.
+        listener: ListenerId,
+    },
+}
+
+/// Where a core puts its commands, and the buffers that they name. One per carrier; drained after every batch of events.
+#[derive(Debug)]
+pub struct Outbox {
+    /// Commands in the order given.
+    pub commands: Vec<Command>,
+    /// The carrier's memory for bytes.
+    pub buffers: Buffers,
+}
+
+impl Outbox {
+    /// An empty outbox over these buffers.
+    pub fn new(buffers: Buffers) -> Outbox {
+        Outbox { commands: Vec::with_capacity(256), buffers }
+    }
+
+    /// Append a command.
+    pub fn push(&mut self, command: Command) {
+        self.commands.push(command);
+    }
+}
+
+/// A state machine over connections. It never waits, never blocks and never fails: what a peer does is counted.
+pub trait Core: Send {
+    /// First call, once: what the core wants before anything happened.
+    fn start(&mut self, now: Instant, outbox: &mut Outbox);
+    /// Something happened.
+    fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox);
+    /// The moment of `poll_timeout` has come.
+    fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox);
+    /// When to call `handle_timeout`; one deadline for everything inside. May be in the past: then at once, once per turn.
+    fn poll_timeout(&self) -> Option<Instant>;
+    /// True when the core has nothing left to do: `Carrier::run` then returns.
+    fn is_done(&self) -> bool;
+    /// Counters, failures and histograms so far.
+    fn report(&self) -> &Report;
+    /// Our own bookkeeping held against itself; the simulator calls it after every step. `Err` says which rule is broken.
+    fn check_invariants(&self) -> Result<(), String>;
+}
+
+/// When `Carrier::run` comes back, unless the core is done first.
+pub trait Until {
+    /// Asked once per turn of the loop, with the core's report: take orders in, publish numbers, say whether to go on.
+    /// Returns `false` to stop.
+    fn turn(&mut self, core: &mut dyn Core, now: Instant, outbox: &mut Outbox) -> bool;
+}
+
+/// Why a carrier cannot start or go on. Never for what a peer did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CarrierError {
+    /// What was tried: `io_uring_setup`, `epoll_create1` ...
+    pub what: &'static str,
+    /// Why it failed.
+    pub error: Errno,
+}
+
+/// Makes commands true and tells what happened, in one thread, until told to stop.
+pub trait Carrier {
+    /// Most connections that this carrier can hold at once; every `ConnId::index` is below it.
+    fn capacity(&self) -> u32;
+    /// Drive `core` until it is done or `until` says stop. On return all connections are closed by the carrier.
+    fn run(&mut self, core: &mut dyn Core, until: &mut dyn Until) -> Result<(), CarrierError>;
+}

@@ -1,0 +1,168 @@
+//! What a core counts: the names, units and meanings of every number that leaves it.
+//!
+//! Decides the table of counters. Knows no core. `python/fourtuple/metrics.py` mirrors this table; a test holds them equal.
+
+use crate::contract::{Errno, Step};
+use crate::histogram::Histogram;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $unit:literal;)+) => {
+        /// The counters. Totals since the core started, except the gauges, whose names end in `_now`.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        /// One row per counter: name, unit, meaning.
+        pub const COUNTERS: &[(&str, &str, &str)] = &[$(($name, $unit, concat!($($doc),+)),)+];
+
+        const COUNTER_COUNT: usize = COUNTERS.len();
+    };
+}
+
+counters! {
+    /// connect attempts handed to the carrier
+    Attempted = "connects_attempted", "connections";
+    /// attempts that became connections
+    Connected = "connects_succeeded", "connections";
+    /// attempts that failed, for whatever reason
+    ConnectFailed = "connects_failed", "connections";
+    /// attempts that failed because that tuple was in use; another was taken
+    TupleBusy = "tuples_busy", "connections";
+    /// connections accepted
+    Accepted = "accepts_succeeded", "connections";
+    /// accept() errors (no connection behind them)
+    AcceptFailed = "accepts_failed", "errors";
+    /// connections open now
+    Open = "open_now", "connections";
+    /// most connections open at one moment
+    OpenPeak = "open_peak", "connections";
+    /// connections that ended because we closed them
+    ClosedByUs = "closed_by_us", "connections";
+    /// connections whose peer sent FIN first
+    ClosedByPeer = "closed_by_peer", "connections";
+    /// connections that broke
+    Broken = "broken", "connections";
+    /// listeners accepting now
+    Listening = "listening_now", "listeners";
+    /// listeners that could not be made
+    ListenFailed = "listens_failed", "listeners";
+    /// tokens sent
+    PingsSent = "pings_sent", "tokens";
+    /// tokens that came back right
+    PingsRight = "pings_right", "tokens";
+    /// tokens that came back with other bytes
+    PingsWrong = "pings_wrong", "tokens";
+    /// tokens that did not come back by the deadline
+    PingsMissing = "pings_missing", "tokens";
+    /// payload bytes received
+    BytesIn = "bytes_in", "bytes";
+    /// payload bytes handed to the kernel
+    BytesOut = "bytes_out", "bytes";
+    /// times that no buffer was free to send with, and the work waited
+    BufferWaits = "buffer_waits", "waits";
+    /// times that a connection's reading was paused for back-pressure
+    Pauses = "pauses", "pauses";
+}
+
+/// Where a core stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Making connections (or listeners).
+    Ramping,
+    /// Nothing more to make: the target, the tuple space or a limit is reached.
+    Holding,
+    /// Sending tokens on every connection.
+    Pinging,
+    /// Closing all.
+    Closing,
+    /// Nothing left.
+    Done,
+}
+
+/// Failures of one kind: at which step, which error, how many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// The step.
+    pub step: Step,
+    /// The error.
+    pub error: Errno,
+    /// How many.
+    pub count: u64,
+}
+
+/// Everything that a core reports.
+#[derive(Clone, Debug)]
+pub struct Report {
+    counters: [u64; COUNTER_COUNT],
+    /// Where the core stands.
+    pub phase: Phase,
+    /// Failures by step and error; bounded by (steps x errnos).
+    pub failures: Vec<Failure>,
+    /// The failure that made the core stop making connections, if one did.
+    pub stopped_by: Option<(Step, Errno)>,
+    /// Time from `Connect` to `Connected`, nanoseconds.
+    pub connect_ns: Histogram,
+    /// Time from sending a token to having it back, nanoseconds.
+    pub echo_ns: Histogram,
+    /// Connect time by fill: median nanoseconds and count per hundredth of this core's tuple space (empty unless asked for).
+    pub fill_curve: Vec<(u64, u64)>,
+    /// Connections up per listener, for engines with many (empty unless asked for): how many listeners have served one.
+    pub listeners_served: u64,
+}
+
+impl Report {
+    /// All zero, ramping.
+    pub fn new() -> Report {
+        Report {
+            counters: [0; COUNTER_COUNT],
+            phase: Phase::Ramping,
+            failures: Vec::new(),
+            stopped_by: None,
+            connect_ns: Histogram::new(),
+            echo_ns: Histogram::new(),
+            fill_curve: Vec::new(),
+            listeners_served: 0,
+        }
+    }
+
+    /// The value of a counter.
+    pub fn count(&self, counter: Counter) -> u64 {
+        self.counters[counter as usize]
+    }
+
+    /// All values, in the order of [`COUNTERS`].
+    pub fn counts(&self) -> &[u64] {
+        &self.counters
+    }
+
+    /// Add to a counter.
+    pub fn add(&mut self, counter: Counter, by: u64) {
+        self.counters[counter as usize] += by;
+    }
+
+    /// A connection more is open.
+    pub fn opened(&mut self) {
+        self.counters[Counter::Open as usize] += 1;
+        let open = self.counters[Counter::Open as usize];
+        let peak = &mut self.counters[Counter::OpenPeak as usize];
+        *peak = (*peak).max(open);
+    }
+
+    /// A gauge goes down by one. Below zero is a bug of ours, and overflow checks say so.
+    pub fn less(&mut self, counter: Counter) {
+        self.counters[counter as usize] -= 1;
+    }
+
+    /// Count a failure by step and error.
+    pub fn failed(&mut self, step: Step, error: Errno) {
+        match self.failures.iter_mut().find(|row| row.step == step && row.error == error) {
+            Some(row) => row.count += 1,
+            None => self.failures.push(Failure { step, error, count: 1 }),
+        }
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Report::new()
+    }
+}
