@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fourtuple.tuples import Endpoint
 
-Count = Annotated[int, Field(ge=0)]
+LARGEST = 2**64 - 1
+"""No number of a kernel interface is larger; a larger one in a file is garbage, and would only make arithmetic slow."""
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Total = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+"""A counter: some that the kernel keeps as signed numbers go below zero for a moment."""
 UNLIMITED = None
 """An rlimit or cgroup limit of "infinity" or "max" is None inside a fact that was read."""
 
@@ -29,7 +33,7 @@ class Kernel(Facts):
     """The running kernel. `release` as uname says it ("6.18.44-amd64"); `version` its first numbers, (0,) if not parsable."""
 
     release: str
-    version: tuple[int, ...]
+    version: tuple[Count, ...]
     architecture: str
     page_bytes: Count = 4096
 
@@ -185,7 +189,7 @@ class Host(Facts):
     io_uring: IoUring = IoUring(available=False, reason="not tried")
     features: dict[str, bool] = {}
     """Tried, not guessed from the version: bind_address_no_port, local_port_range, local_port_range_searches_all, bound_inactive, ..."""
-    counters: dict[str, int] = {}
+    counters: dict[str, Total] = {}
     """Totals since boot of this namespace: "TcpExt.ListenOverflows", "softnet.dropped", "conntrack.insert_failed", ..."""
     unread: dict[str, str] = {}
     """What could not be read, and why: {"dmesg": "needs CAP_SYSLOG"}."""
@@ -198,9 +202,10 @@ class Host(Facts):
     def sysctl_ints(self, name: str) -> tuple[int, ...]:
         """The values of a sysctl of whole numbers; empty if it was not read or is anything else."""
         try:
-            return tuple(int(word) for word in self.sysctl[name].split())
+            numbers = tuple(int(word) for word in self.sysctl[name].split())
         except (KeyError, ValueError):
             return ()
+        return numbers if all(abs(number) <= LARGEST for number in numbers) else ()
 
 
 class Role(Enum):
