@@ -75,6 +75,8 @@ class Cgroup(Facts):
     path: str = ""
     memory_max_bytes: Count | None = None
     memory_current_bytes: Count | None = None
+    memory_reclaimable_bytes: Count | None = None
+    """Of the current: page cache and reclaimable slab (memory.stat inactive_file + active_file + slab_reclaimable)."""
     memory_socket_bytes: Count | None = None
     pids_max: Count | None = None
     pids_current: Count | None = None
@@ -223,9 +225,9 @@ class Goal(Facts):
 
     role: Role
     connections: Count | None = None
-    sources: Annotated[int, Field(ge=1)] = 1
+    sources: Annotated[int, Field(ge=1, le=2**128)] = 1
     """Source addresses that the program uses (one, unless it binds; A18)."""
-    destinations: Annotated[int, Field(ge=1)] = 1
+    destinations: Annotated[int, Field(ge=1, le=2**144)] = 1
     """Distinct (address, port) pairs connected to; for a proxy, its backends."""
     bytes_queued: Count = 0
     """Unread or unsent bytes per connection that the kernel has to hold."""
@@ -233,9 +235,14 @@ class Goal(Facts):
     """Memory of the program itself per connection."""
     descriptors_per_connection: Count = 1
     """0 for io_uring direct descriptors."""
+    threads_per_connection: Count = 0
+    """0 for an event loop."""
+    ipv6: bool = False
     uses_epoll: bool = True
     accepts: bool = True
     """Server: whether the program accepts; if not, the accept queue is all there is (D1)."""
+    backlog: Count | None = None
+    """What the program passes to listen(); None is "at least somaxconn"."""
     binds_first: bool = False
     """Client: bind() before connect() without IP_BIND_ADDRESS_NO_PORT (A7)."""
     rate_per_s: Count = 0

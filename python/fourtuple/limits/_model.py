@@ -33,6 +33,11 @@ class Evidence(Enum):
     DOCUMENTED = "documented"
     ADVICE = "general knowledge, not verified"
 
+    @property
+    def gives_numbers(self) -> bool:
+        """Whether a diagnosis may rest on it."""
+        return self in (Evidence.MEASURED, Evidence.SOURCE)
+
 
 class Kind(Enum):
     """What the limit bounds."""
@@ -49,7 +54,8 @@ class Signature:
     """What is seen when the limit is hit.
 
     `call` and `errno` (a name such as EADDRNOTAVAIL) for an error, `log` for a kernel log line (a regular expression),
-    `counter` for a counter in /proc/net/netstat and its kin (`TcpExt.ListenOverflows`). One of the three is set.
+    `counter` for a counter in /proc/net/netstat and its kin (`TcpExt.ListenOverflows`). At most one of the three is set;
+    with none, `note` describes a symptom that has no message.
     """
 
     call: str = ""
@@ -57,6 +63,8 @@ class Signature:
     log: str = ""
     counter: str = ""
     note: str = ""
+    rank: int = 50
+    """Order among the limits that share the signature: the lower is the earlier suspect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,21 +81,50 @@ class Remedy:
 class Bound:
     """How many connections a limit allows in one role on one host.
 
-    `connections` is a whole number of connections at once (for `Kind.RATE` limits: per second); `arithmetic` is the
-    formula with this host's numbers in it, as a person would write it.
+    `connections` is a whole number: at once for `Kind.COUNT`, per second for `Kind.RATE`, and for `Kind.SPEED` the number
+    beyond which each one costs more. `arithmetic` is the formula with this host's numbers in it, as a person would write it.
     """
 
     connections: int
     arithmetic: str
+    kind: Kind = Kind.COUNT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unknown:
+    """The limit binds here, but its value cannot be read from here: never to be taken for "no limit"."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotApplicable:
+    """The limit does not bind this goal on this host, and why."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """How much of a limit is used now: `used` of `of`, both in `unit`."""
+    """How much of a limit is used now: `used` of `of`, both in `unit`; `subject` says whose, where there are several."""
 
     used: int
     of: int
     unit: str
+    subject: str = ""
+    breaks: bool = True
+    """Whether something fails when it is full; if not, being full is no more than a notice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A setting against the value it should have: `meaning` says what the value found does here."""
+
+    setting: str
+    found: str
+    wanted: str
+    holds: bool
+    meaning: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +153,44 @@ class Limit:
     since: str
     side_effects: str
     sources: tuple[str, ...]
-    bound: Callable[[Host, Goal], Bound | None] | None = field(default=None, repr=False)
-    """Connections allowed for a goal on a host; None where it does not apply or could not be read."""
-    usage: Callable[[Host], Usage | None] | None = field(default=None, repr=False)
-    """Use now against the limit; None where it could not be read."""
+    bound: Callable[[Host, Goal], Bound | Unknown | NotApplicable] | None = field(default=None, repr=False)
+    """Connections allowed for a goal on a host."""
+    usage: Callable[[Host], tuple[Usage, ...]] | None = field(default=None, repr=False)
+    """Use now against the limit, the fullest first; empty where it could not be read."""
+    check: Callable[[Host], Check | None] | None = field(default=None, repr=False)
+    """A setting that this limit wants otherwise or finds in order; None where it could not be read."""
+
+
+SYSCTL_FILE = "/etc/sysctl.d/60-fourtuple.conf, then sysctl --system"
+"""Where a sysctl is made to last."""
+
+
+def error(call: str, errno: str, note: str = "", rank: int = 50) -> Signature:
+    """A system call that fails."""
+    return Signature(call=call, errno=errno, note=note, rank=rank)
+
+
+def log(pattern: str, note: str = "", rank: int = 50) -> Signature:
+    """A line in the kernel log, as a regular expression."""
+    return Signature(log=pattern, note=note, rank=rank)
+
+
+def counter(name: str, note: str = "", rank: int = 50) -> Signature:
+    """A counter that rises."""
+    return Signature(counter=name, note=note, rank=rank)
+
+
+def symptom(note: str) -> Signature:
+    """Something seen that has neither errno, log line nor counter."""
+    return Signature(note=note)
+
+
+def set_sysctl(name: str, value: str, text: str, risk: str = "") -> Remedy:
+    """A remedy that is one sysctl."""
+    quoted = f'"{value}"' if " " in value else value
+    return Remedy(text=text, command=f"sysctl -w {name}={quoted}", persist=SYSCTL_FILE, risk=risk)
+
+
+def in_program(text: str, risk: str = "") -> Remedy:
+    """A remedy that lies in the program, or in how the network is laid out: no command of the host does it."""
+    return Remedy(text=text, risk=risk)
