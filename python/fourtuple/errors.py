@@ -1,6 +1,7 @@
 """The five exceptions of the package. What a peer does is never one of them: it is a counted reason in a `Snapshot`.
 
-Knows nothing of sockets, files or limits. Rust imports these classes, so that documentation and `isinstance` are normal.
+Knows nothing of sockets, files or limits. Rust imports these classes, so that documentation and `isinstance` are as
+usual.
 """
 
 
@@ -9,7 +10,7 @@ class FourtupleError(Exception):
 
 
 class LimitReached(FourtupleError):
-    """A limit stops the work: `limit` is its name in the catalogue, `have` what it allows, `need` what was asked for."""
+    """A limit stops the work: `limit` is its name in the catalogue, `have` what it allows, `need` what was wanted."""
 
     def __init__(self, limit: str, have: int | None = None, need: int | None = None, remedy: str = "") -> None:
         self.limit, self.have, self.need, self.remedy = limit, have, need, remedy
@@ -25,8 +26,11 @@ class MissingFeature(FourtupleError):
     """The kernel or the system lacks something; the message names it, and what is done without it."""
 
 
-class BadConfig(FourtupleError):
-    """An option, file or plan has a value that cannot be used: `path` says where, `why` what is allowed."""
+class BadConfig(FourtupleError, ValueError):
+    """An option, file or plan has a value that cannot be used: `path` says where, `why` what is allowed.
+
+    A ValueError too, so that a model that holds the value (`facts`) can say which of its fields it was.
+    """
 
     def __init__(self, path: str, why: str) -> None:
         self.path, self.why = path, why
