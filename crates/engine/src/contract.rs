@@ -231,6 +231,8 @@ pub enum Command {
         backlog: u32,
         /// SO_REUSEPORT, so that every worker has its own accept queue on the same port.
         reuse_port: bool,
+        /// If false, listen and never accept: what the kernel's accept queue alone holds (limits catalogue D1).
+        accept: bool,
     },
     /// Connect; answered by `Connected` or `ConnectFailed`.
     Connect {

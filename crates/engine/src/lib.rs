@@ -16,5 +16,6 @@ pub mod space;
 
 pub use buffers::{Buf, Buffers};
 pub use contract::{
-    Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Step, Until,
+    Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Step,
+    Until,
 };

@@ -2,6 +2,8 @@
 //!
 //! Decides the table of counters. Knows no core. `python/fourtuple/metrics.py` mirrors this table; a test holds them equal.
 
+use std::net::SocketAddr;
+
 use crate::contract::{Errno, Step};
 use crate::histogram::Histogram;
 
@@ -107,6 +109,8 @@ pub struct Report {
     pub fill_curve: Vec<(u64, u64)>,
     /// Connections up per listener, for engines with many (empty unless asked for): how many listeners have served one.
     pub listeners_served: u64,
+    /// Where the first listener accepts, with the port that the kernel gave if 0 was asked for.
+    pub listening_at: Option<SocketAddr>,
 }
 
 impl Report {
@@ -121,6 +125,7 @@ impl Report {
             echo_ns: Histogram::new(),
             fill_curve: Vec::new(),
             listeners_served: 0,
+            listening_at: None,
         }
     }
 

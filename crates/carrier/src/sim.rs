@@ -1,0 +1,1 @@
+//! sim: a seeded carrier with a virtual clock and a virtual network.
