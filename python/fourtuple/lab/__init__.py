@@ -1,0 +1,20 @@
+"""The private lab: network namespaces to prove things in, so that trying fourtuple never changes the host."""
+
+from fourtuple.lab.lab import Lab, LabHost, Link, RemoteEngine
+from fourtuple.lab.leftovers import Leftover, leftovers
+from fourtuple.lab.operations import Opened
+from fourtuple.lab.readings import Slab, UserMemory, kernel_memory_bytes, slabs
+
+__all__ = [
+    "Lab",
+    "LabHost",
+    "Leftover",
+    "Link",
+    "Opened",
+    "RemoteEngine",
+    "Slab",
+    "UserMemory",
+    "kernel_memory_bytes",
+    "leftovers",
+    "slabs",
+]

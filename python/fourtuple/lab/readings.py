@@ -1,0 +1,91 @@
+"""What is read of a process and of the kernel's memory while a lab runs.
+
+Decides which numbers count as user memory and as kernel memory. Knows nothing of labs or agents: each function reads
+/proc as the calling process sees it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fourtuple.errors import MissingPrivilege
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserMemory:
+    """Memory of one process, in bytes, none of it the kernel's own.
+
+    `rss_bytes` is all that is resident. `private_bytes` leaves out pages that other processes map too (the interpreter
+    and its libraries), and counts what was swapped out: the number to add up over several processes.
+    """
+
+    rss_bytes: int
+    private_bytes: int
+    page_table_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slab:
+    """One of the kernel's object caches."""
+
+    objects: int
+    object_bytes: int
+    cache_bytes: int
+    """Pages held, in bytes, free objects included."""
+
+
+def user_memory() -> UserMemory:
+    """Memory of this process."""
+    status = _kilobyte_fields(Path("/proc/self/status"))
+    rollup = _kilobyte_fields(Path("/proc/self/smaps_rollup"))
+    private = sum(rollup.get(name, 0) for name in ("Private_Clean", "Private_Dirty", "Private_Hugetlb", "Swap"))
+    return UserMemory(
+        rss_bytes=status.get("VmRSS", 0) + status.get("HugetlbPages", 0),
+        private_bytes=private,
+        page_table_bytes=status.get("VmPTE", 0),
+    )
+
+
+def descriptors_open() -> int:
+    """Descriptors of this process, without the one that the count itself needs."""
+    return len(os.listdir("/proc/self/fd")) - 1
+
+
+def kernel_memory_bytes() -> int:
+    """Memory that the kernel of this host has taken for itself: objects, page tables, stacks, per-CPU data.
+
+    Host-wide: the difference over a run is the run's only on a host that does nothing else.
+    """
+    fields = _kilobyte_fields(Path("/proc/meminfo"))
+    return sum(fields.get(name, 0) for name in ("Slab", "PageTables", "KernelStack", "Percpu", "VmallocUsed"))
+
+
+def slabs(root: Path = Path("/")) -> dict[str, Slab]:
+    """The kernel's object caches by name, host-wide; MissingPrivilege for anybody but root."""
+    path = root / "proc/slabinfo"
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise MissingPrivilege(f"{path} can be read by root alone ({error.strerror})") from None
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    found = {}
+    for line in lines:
+        # name active objects object-size per-slab pages-per-slab : tunables ... : slabdata active slabs shared
+        match = re.match(r"(\S+)\s+(\d+)\s+\d+\s+(\d+)\s+\d+\s+(\d+)\s.*slabdata\s+\d+\s+(\d+)", line)
+        if match:
+            objects, object_bytes, pages_per_slab, slab_count = (int(number) for number in match.groups()[1:])
+            cache_bytes = slab_count * pages_per_slab * page_bytes
+            found[match[1]] = Slab(objects=objects, object_bytes=object_bytes, cache_bytes=cache_bytes)
+    return found
+
+
+def _kilobyte_fields(path: Path) -> dict[str, int]:
+    """The "Name:  123 kB" lines of a file, in bytes; empty if the kernel has no such file."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}
+    return {name: int(number) * 1024 for name, number in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
