@@ -1,0 +1,570 @@
+//! The epoll carrier: plain descriptors, one epoll instance, edge-triggered. Serves where io_uring is absent or refused;
+//! RLIMIT_NOFILE then bounds the process (limits catalogue B1), and every connection costs an epitem (B7).
+//!
+//! Decides when to try a system call again. Knows no core and no ring.
+//!
+//! Edge-triggered, so a connection costs one epoll_ctl in its life: what an edge said is kept in flags, and work that
+//! could not be finished in a turn (a long read, no buffer, an accept queue) waits in a queue for the next one.
+
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use fourtuple_engine::{
+    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, Step, Until,
+};
+
+use crate::sys::{self, Clock, Poller, Wake};
+use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
+
+/// After accept() failed for want of something, it is left alone for so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Accepts per listener and turn.
+const ACCEPT_BATCH: usize = 64;
+/// Buffers read per connection and turn.
+const READ_BATCH: usize = 4;
+/// Connections read per turn.
+const READ_TURN: usize = 1024;
+
+/// What an edge may say about a connection.
+const EDGES: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+
+/// Connections on plain descriptors.
+pub struct Epoll {
+    capacity: u32,
+    clock: Clock,
+    poller: Poller,
+    wake: Wake,
+    counts: CarrierReport,
+    report: Rc<Cell<CarrierReport>>,
+    conns: Vec<Conn>,
+    free: Vec<u32>,
+    /// Attempts under way: ticket by place, and back.
+    tickets: HashMap<u32, u32>,
+    attempts: HashMap<u32, u32>,
+    /// Sends that the kernel has not wholly taken, with the bytes that it has.
+    sending: HashMap<u32, (Buf, usize)>,
+    listeners: HashMap<u32, Listening>,
+    /// Listeners whose queue may hold a connection.
+    acceptable: VecDeque<ListenerId>,
+    /// Not before this.
+    accept_at: Instant,
+    /// Places whose socket may hold bytes.
+    readable: VecDeque<u32>,
+    /// What happened while obeying commands: told after them.
+    happened: VecDeque<Event>,
+    outbox: Option<Outbox>,
+}
+
+struct Listening {
+    socket: OwnedFd,
+    queued: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Conn {
+    fd: RawFd,
+    generation: u16,
+    flags: u16,
+}
+
+const _: () = assert!(size_of::<Conn>() <= 8);
+
+/// Announced to the core and not yet told `Closed`.
+const OPEN: u16 = 1;
+/// An attempt under way.
+const CONNECTING: u16 = 1 << 1;
+/// In `readable`.
+const QUEUED: u16 = 1 << 2;
+/// The core does not want bytes.
+const PAUSED: u16 = 1 << 3;
+/// No more bytes will come: told `Finished` or `Failed`.
+const ENDED: u16 = 1 << 4;
+/// Told `Failed`.
+const FAILED: u16 = 1 << 5;
+/// Closed, `Closed` is in `happened`.
+const CLOSING: u16 = 1 << 6;
+/// An edge came while the core did not want bytes.
+const READABLE: u16 = 1 << 7;
+
+/// What an epoll item stands for: kind, generation, place or listener.
+const KIND_CONN: u64 = 0;
+const KIND_LISTENER: u64 = 1 << 48;
+const KIND_WAKE: u64 = 2 << 48;
+
+impl Epoll {
+    /// A carrier with nothing in it; `report` is where it counts.
+    pub(crate) fn new(
+        settings: CarrierSettings,
+        wake: &Wake,
+        report: &Rc<Cell<CarrierReport>>,
+    ) -> Result<Epoll, CarrierError> {
+        let poller = Poller::new()?;
+        poller
+            .add(wake.fd(), libc::EPOLLIN | libc::EPOLLET, KIND_WAKE)
+            .map_err(|error| CarrierError { what: "epoll_ctl", error })?;
+        let buffers = Buffers::new(settings.buffer_bytes, settings.buffers_per_ring, settings.send_chunks);
+        Ok(Epoll {
+            capacity: settings.most_connections,
+            clock: Clock::start(),
+            poller,
+            wake: wake.clone(),
+            counts: CarrierReport { rings: 1, ..CarrierReport::default() },
+            report: Rc::clone(report),
+            conns: Vec::new(),
+            free: Vec::new(),
+            tickets: HashMap::new(),
+            attempts: HashMap::new(),
+            sending: HashMap::new(),
+            listeners: HashMap::new(),
+            acceptable: VecDeque::new(),
+            accept_at: Instant(0),
+            readable: VecDeque::new(),
+            happened: VecDeque::new(),
+            outbox: Some(Outbox::new(buffers)),
+        })
+    }
+
+    fn turns(&mut self, core: &mut dyn Core, until: &mut dyn Until, outbox: &mut Outbox) -> Result<(), CarrierError> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 256];
+        core.start(self.clock.now(), outbox);
+        loop {
+            let now = self.clock.now();
+            self.count(outbox);
+            if !until.turn(core, now, outbox) || core.is_done() {
+                return Ok(());
+            }
+            if core.poll_timeout().is_some_and(|at| at <= now) {
+                core.handle_timeout(now, outbox);
+            }
+            self.obey(outbox);
+            // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
+            for _ in 0..self.happened.len() {
+                if let Some(event) = self.happened.pop_front() {
+                    self.tell(core, event, outbox);
+                }
+            }
+            self.read(core, outbox);
+            self.accept(core, outbox);
+            self.obey(outbox);
+            let nap = self.nap(core);
+            self.counts.enters += 1;
+            let count =
+                self.poller.wait(&mut events, nap).map_err(|error| CarrierError { what: "epoll_wait", error })?;
+            for event in &events[..count] {
+                self.edge(core, event.u64, event.events as i32, outbox);
+            }
+        }
+    }
+
+    /// How long to sleep if no edge comes.
+    fn nap(&self, core: &dyn Core) -> Duration {
+        if !self.happened.is_empty() || !self.readable.is_empty() {
+            return Duration::ZERO;
+        }
+        let now = self.clock.now();
+        let mut nap = PUBLISH_EVERY;
+        if let Some(at) = core.poll_timeout() {
+            nap = nap.min(at.since(now));
+        }
+        if !self.acceptable.is_empty() {
+            nap = nap.min(self.accept_at.since(now));
+        }
+        nap
+    }
+
+    fn count(&mut self, outbox: &Outbox) {
+        self.counts.slots = self.conns.len() as u32;
+        self.counts.slots_in_use = (self.conns.len() - self.free.len() + self.listeners.len()) as u32;
+        self.counts.buffers_in_use = outbox.buffers.in_use() as u64;
+        self.report.set(self.counts);
+    }
+
+    // What the core wants.
+
+    fn obey(&mut self, outbox: &mut Outbox) {
+        let mut commands = std::mem::take(&mut outbox.commands);
+        for command in commands.drain(..) {
+            match command {
+                Command::Listen { listener, local, backlog, reuse_port, accept } => {
+                    let event = match self.listen(listener, local, backlog, reuse_port, accept) {
+                        Ok(local) => Event::Listening { listener, local },
+                        Err((step, error)) => Event::ListenFailed { listener, step, error },
+                    };
+                    self.happened.push_back(event);
+                }
+                Command::Connect { ticket, source, destination, choice, range } => {
+                    let attempt = sys::outgoing(source, destination, choice, range, libc::SOCK_NONBLOCK)
+                        .and_then(|socket| self.connect(ticket, socket, destination));
+                    if let Err((step, error)) = attempt {
+                        self.happened.push_back(Event::ConnectFailed { ticket, step, error });
+                    }
+                }
+                Command::CancelConnect { ticket } => {
+                    if let Some(place) = self.attempts.get(&ticket).copied() {
+                        self.attempt_failed(place, Errno::ECANCELED);
+                    }
+                }
+                Command::Send { conn, buf } => {
+                    if self.is_open(conn) && !self.sending.contains_key(&conn.index) {
+                        self.send_on(conn.index, buf, 0, &mut outbox.buffers);
+                    } else {
+                        outbox.buffers.release(buf);
+                    }
+                }
+                Command::Pause { conn } => {
+                    if self.is_open(conn) {
+                        self.conns[conn.index as usize].flags |= PAUSED;
+                    }
+                }
+                Command::Resume { conn } => {
+                    if self.is_open(conn) {
+                        let entry = &mut self.conns[conn.index as usize];
+                        entry.flags &= !PAUSED;
+                        if entry.flags & READABLE != 0 {
+                            self.queue_read(conn.index);
+                        }
+                    }
+                }
+                Command::Close { conn, abort } => {
+                    if self.is_open(conn) {
+                        self.close(conn, abort, &mut outbox.buffers);
+                    }
+                }
+                Command::Unlisten { listener } => {
+                    self.listeners.remove(&listener.0);
+                }
+            }
+        }
+        outbox.commands = commands;
+    }
+
+    fn listen(
+        &mut self,
+        listener: ListenerId,
+        local: std::net::SocketAddr,
+        backlog: u32,
+        reuse_port: bool,
+        accept: bool,
+    ) -> Result<std::net::SocketAddr, (Step, Errno)> {
+        let (socket, local) = sys::listening(local, backlog, reuse_port, libc::SOCK_NONBLOCK)?;
+        if accept {
+            self.poller
+                .add(socket.as_raw_fd(), libc::EPOLLIN | libc::EPOLLET, KIND_LISTENER | u64::from(listener.0))
+                .map_err(|error| (Step::Accept, error))?;
+        }
+        self.listeners.insert(listener.0, Listening { socket, queued: false });
+        Ok(local)
+    }
+
+    fn connect(
+        &mut self,
+        ticket: u32,
+        socket: OwnedFd,
+        destination: std::net::SocketAddr,
+    ) -> Result<(), (Step, Errno)> {
+        match sys::connect(&socket, destination) {
+            Ok(()) | Err(Errno(libc::EINPROGRESS)) => {}
+            Err(error) => return Err((Step::Connect, error)),
+        }
+        // Connected at once or not, the first edge says so: epoll_ctl looks at the socket when it adds it.
+        let place = self.settle(socket, CONNECTING).map_err(|error| (Step::Connect, error))?;
+        self.tickets.insert(place, ticket);
+        self.attempts.insert(ticket, place);
+        Ok(())
+    }
+
+    /// Give a socket a place and have it watched.
+    fn settle(&mut self, socket: OwnedFd, flags: u16) -> Result<u32, Errno> {
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None if self.conns.len() as u32 == self.capacity => return Err(Errno::ENFILE),
+            None => {
+                self.conns.push(Conn { fd: -1, generation: 0, flags: 0 });
+                self.conns.len() as u32 - 1
+            }
+        };
+        let entry = &mut self.conns[place as usize];
+        let data = KIND_CONN | u64::from(entry.generation) << 32 | u64::from(place);
+        if let Err(error) = self.poller.add(socket.as_raw_fd(), EDGES, data) {
+            self.free.push(place);
+            return Err(error);
+        }
+        entry.fd = socket.into_raw_fd();
+        entry.flags = flags;
+        Ok(place)
+    }
+
+    fn close(&mut self, conn: ConnId, abort: bool, buffers: &mut Buffers) {
+        let fd = self.conns[conn.index as usize].fd;
+        if abort {
+            sys::reset_on_close(fd);
+        }
+        self.drop_socket(conn.index);
+        self.conns[conn.index as usize].flags |= CLOSING;
+        if let Some((buf, _)) = self.sending.remove(&conn.index) {
+            buffers.release(buf);
+        }
+        self.happened.push_back(Event::Closed { conn });
+    }
+
+    // What the kernel says.
+
+    fn edge(&mut self, core: &mut dyn Core, data: u64, edges: i32, outbox: &mut Outbox) {
+        if data == KIND_WAKE {
+            return self.wake.silence();
+        }
+        if data & KIND_LISTENER != 0 {
+            return self.queue_accept(ListenerId(data as u32));
+        }
+        let place = data as u32;
+        let entry = self.conns[place as usize];
+        if entry.generation != (data >> 32) as u16 || entry.flags & CLOSING != 0 {
+            return; // closed earlier in this turn
+        }
+        if entry.flags & CONNECTING != 0 {
+            match sys::pending_error(entry.fd) {
+                Errno(0) if edges & libc::EPOLLOUT != 0 => self.attempt_succeeded(core, place, outbox),
+                Errno(0) => return,
+                error => return self.attempt_failed(place, error),
+            }
+        }
+        if edges & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
+            self.conns[place as usize].flags |= READABLE;
+            self.queue_read(place);
+        }
+        if edges & (libc::EPOLLOUT | libc::EPOLLERR) != 0 {
+            if let Some((buf, taken)) = self.sending.remove(&place) {
+                self.send_on(place, buf, taken, &mut outbox.buffers);
+            }
+        }
+    }
+
+    fn attempt_succeeded(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) {
+        let entry = &mut self.conns[place as usize];
+        entry.flags = OPEN;
+        let conn = ConnId { index: place, generation: entry.generation };
+        if let Some(ticket) = self.tickets.remove(&place) {
+            self.attempts.remove(&ticket);
+            self.tell(core, Event::Connected { ticket, conn }, outbox);
+        }
+    }
+
+    fn attempt_failed(&mut self, place: u32, error: Errno) {
+        self.drop_socket(place);
+        self.retire(place);
+        if let Some(ticket) = self.tickets.remove(&place) {
+            self.attempts.remove(&ticket);
+            self.happened.push_back(Event::ConnectFailed { ticket, step: Step::Connect, error });
+        }
+    }
+
+    /// Send `buf` from `taken` on; what the kernel does not take now waits for an edge.
+    fn send_on(&mut self, place: u32, buf: Buf, mut taken: usize, buffers: &mut Buffers) {
+        let Conn { fd, generation, .. } = self.conns[place as usize];
+        let conn = ConnId { index: place, generation };
+        while taken < buf.len() {
+            match sys::send(fd, &buffers.bytes(&buf)[taken..]) {
+                Ok(count) => taken += count,
+                Err(Errno::EAGAIN) => {
+                    self.sending.insert(place, (buf, taken));
+                    return;
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) => {
+                    buffers.release(buf);
+                    return self.fail(conn, Step::Send, error);
+                }
+            }
+        }
+        buffers.release(buf);
+        self.happened.push_back(Event::Sent { conn });
+    }
+
+    fn read(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
+        for _ in 0..self.readable.len().min(READ_TURN) {
+            let Some(place) = self.readable.pop_front() else { return };
+            let entry = &mut self.conns[place as usize];
+            if entry.flags & QUEUED == 0 {
+                continue; // closed, and perhaps another's place since
+            }
+            entry.flags &= !QUEUED;
+            if entry.flags & (OPEN | PAUSED | ENDED | CLOSING) != OPEN {
+                continue;
+            }
+            if !self.read_one(core, place, outbox) {
+                // No buffer: the rest waits as well.
+                self.counts.receive_rearms += 1;
+                self.queue_read(place);
+                return;
+            }
+            // Only commands stop a connection, so they are obeyed before its next turn, and its next turn is after others'.
+            self.obey(outbox);
+        }
+    }
+
+    /// Read until nothing is left, or for this turn's share. Returns false if no buffer was free.
+    fn read_one(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) -> bool {
+        let Conn { fd, generation, .. } = self.conns[place as usize];
+        let conn = ConnId { index: place, generation };
+        for _ in 0..READ_BATCH {
+            let Some(mut buf) = outbox.buffers.take() else { return false };
+            match sys::receive(fd, outbox.buffers.memory(&buf)) {
+                Ok(0) => {
+                    outbox.buffers.release(buf);
+                    self.conns[place as usize].flags |= ENDED;
+                    self.tell(core, Event::Finished { conn }, outbox);
+                    return true;
+                }
+                Ok(count) => {
+                    outbox.buffers.set_len(&mut buf, count);
+                    self.tell(core, Event::Received { conn, buf }, outbox);
+                }
+                Err(error) => {
+                    outbox.buffers.release(buf);
+                    match error {
+                        Errno::EAGAIN => self.conns[place as usize].flags &= !READABLE,
+                        Errno::EINTR => self.queue_read(place),
+                        error => self.fail(conn, Step::Receive, error),
+                    }
+                    return true;
+                }
+            }
+        }
+        self.queue_read(place);
+        true
+    }
+
+    fn accept(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
+        let now = self.clock.now();
+        if now < self.accept_at {
+            return;
+        }
+        for _ in 0..self.acceptable.len() {
+            let Some(listener) = self.acceptable.pop_front() else { return };
+            let Some(entry) = self.listeners.get_mut(&listener.0) else { continue };
+            entry.queued = false;
+            match self.accept_some(core, listener, outbox) {
+                Ok(true) => self.queue_accept(listener),
+                Ok(false) => {}
+                Err(error) => {
+                    self.queue_accept(listener);
+                    self.accept_at = now.after(ACCEPT_PAUSE);
+                    return self.tell(core, Event::AcceptFailed { listener, error }, outbox);
+                }
+            }
+        }
+    }
+
+    /// Accept one turn's share; true if there may be more.
+    fn accept_some(&mut self, core: &mut dyn Core, listener: ListenerId, outbox: &mut Outbox) -> Result<bool, Errno> {
+        for _ in 0..ACCEPT_BATCH {
+            if self.free.is_empty() && self.conns.len() as u32 == self.capacity {
+                // As with a full descriptor table: the connection stays in the queue.
+                return Err(Errno::ENFILE);
+            }
+            let Some(entry) = self.listeners.get(&listener.0) else { return Ok(false) };
+            let socket = match sys::accept(&entry.socket) {
+                Ok(socket) => socket,
+                Err(Errno::EAGAIN) => return Ok(false),
+                // accept(2): these belong to one connection that is no more; the next one may be well.
+                Err(Errno::EINTR | Errno(libc::ECONNABORTED) | Errno(libc::EPROTO)) => continue,
+                Err(error) => return Err(error),
+            };
+            let place = self.settle(socket, OPEN).inspect_err(|_| self.counts.accept_lost += 1)?;
+            let conn = ConnId { index: place, generation: self.conns[place as usize].generation };
+            self.tell(core, Event::Accepted { listener, conn }, outbox);
+        }
+        Ok(true)
+    }
+
+    // Bookkeeping.
+
+    fn tell(&mut self, core: &mut dyn Core, event: Event, outbox: &mut Outbox) {
+        let closed = match &event {
+            Event::Closed { conn } => Some(conn.index),
+            _ => None,
+        };
+        core.handle(event, self.clock.now(), outbox);
+        if let Some(place) = closed {
+            self.retire(place);
+        }
+    }
+
+    fn fail(&mut self, conn: ConnId, step: Step, error: Errno) {
+        let entry = &mut self.conns[conn.index as usize];
+        if entry.flags & FAILED == 0 {
+            entry.flags |= FAILED | ENDED;
+            self.happened.push_back(Event::Failed { conn, step, error });
+        }
+    }
+
+    fn is_open(&self, conn: ConnId) -> bool {
+        self.conns
+            .get(conn.index as usize)
+            .is_some_and(|entry| entry.generation == conn.generation && entry.flags & (OPEN | CLOSING) == OPEN)
+    }
+
+    fn queue_read(&mut self, place: u32) {
+        let entry = &mut self.conns[place as usize];
+        if entry.flags & (QUEUED | PAUSED | ENDED) == 0 {
+            entry.flags |= QUEUED;
+            self.readable.push_back(place);
+        }
+    }
+
+    fn queue_accept(&mut self, listener: ListenerId) {
+        if let Some(entry) = self.listeners.get_mut(&listener.0) {
+            if !entry.queued {
+                entry.queued = true;
+                self.acceptable.push_back(listener);
+            }
+        }
+    }
+
+    fn drop_socket(&mut self, place: u32) {
+        let fd = std::mem::replace(&mut self.conns[place as usize].fd, -1);
+        sys::close(fd);
+    }
+
+    /// The place is free for another connection.
+    fn retire(&mut self, place: u32) {
+        let entry = &mut self.conns[place as usize];
+        entry.flags = 0;
+        entry.generation = entry.generation.wrapping_add(1);
+        self.free.push(place);
+    }
+}
+
+impl Carrier for Epoll {
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn run(&mut self, core: &mut dyn Core, until: &mut dyn Until) -> Result<(), CarrierError> {
+        let Some(mut outbox) = self.outbox.take() else { return Ok(()) };
+        let result = self.turns(core, until, &mut outbox);
+        self.close_all();
+        self.count(&outbox);
+        result
+    }
+}
+
+impl Epoll {
+    fn close_all(&mut self) {
+        for place in 0..self.conns.len() as u32 {
+            if self.conns[place as usize].fd >= 0 {
+                self.drop_socket(place);
+            }
+        }
+        self.listeners.clear();
+    }
+}
+
+impl Drop for Epoll {
+    fn drop(&mut self) {
+        self.close_all();
+    }
+}

@@ -1,0 +1,345 @@
+//! Thin safe wrappers over the system calls that both kernel carriers need: sockets with their options, epoll, eventfd.
+//!
+//! Decides which options a `SourceChoice` means. Knows no core, no ring and no connection.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fourtuple_engine::{CarrierError, Errno, Instant, SourceChoice, Step};
+
+/// linux/in.h, since 6.3; libc has no name for it yet.
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+/// linux/in6.h; libc has no name for it on every target.
+const IPV6_FREEBIND: libc::c_int = 78;
+
+/// The errno that the last failed call of this thread left.
+pub(crate) fn last_errno() -> Errno {
+    errno_of(&io::Error::last_os_error())
+}
+
+/// The errno inside an `io::Error`; those without one are none of the kernel's, and ours to explain as EINVAL.
+pub(crate) fn errno_of(error: &io::Error) -> Errno {
+    Errno(error.raw_os_error().unwrap_or(libc::EINVAL))
+}
+
+/// Monotonic time since the carrier's start.
+pub(crate) struct Clock(std::time::Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Clock {
+        Clock(std::time::Instant::now())
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        Instant(self.0.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64)
+    }
+}
+
+/// An eventfd that ends a worker's sleep; shared by the worker's thread and whoever orders it about.
+#[derive(Clone, Debug)]
+pub(crate) struct Wake(Arc<OwnedFd>);
+
+impl Wake {
+    pub(crate) fn new() -> Result<Wake, CarrierError> {
+        // SAFETY: no pointers; the result is checked before it is owned.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+        owned(fd).map(|fd| Wake(Arc::new(fd))).map_err(|error| CarrierError { what: "eventfd", error })
+    }
+
+    /// Wake the sleeper. A full counter (EAGAIN) wakes as well, so the result does not matter.
+    pub(crate) fn ring(&self) {
+        let one = 1u64;
+        // SAFETY: eight readable bytes, as eventfd_write() asks.
+        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// Take the ringing back.
+    pub(crate) fn silence(&self) {
+        let mut count = 0u64;
+        // SAFETY: eight writable bytes, as eventfd_read() asks.
+        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// An epoll instance.
+pub(crate) struct Poller(OwnedFd);
+
+impl Poller {
+    pub(crate) fn new() -> Result<Poller, CarrierError> {
+        // SAFETY: no pointers; the result is checked before it is owned.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        owned(fd).map(Poller).map_err(|error| CarrierError { what: "epoll_create1", error })
+    }
+
+    pub(crate) fn add(&self, fd: RawFd, events: i32, data: u64) -> Result<(), Errno> {
+        let mut event = libc::epoll_event { events: events as u32, u64: data };
+        // SAFETY: `event` lives through the call.
+        checked(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) }).map(drop)
+    }
+
+    /// Fill `events` from its start; returns how many. A signal, or task work of io_uring, makes it none.
+    pub(crate) fn wait(&self, events: &mut [libc::epoll_event], most: Duration) -> Result<usize, Errno> {
+        // Rounded up: waking a little late costs less than spinning through the last fraction of a millisecond.
+        let milliseconds = most.as_nanos().div_ceil(1_000_000).min(1_000_000) as libc::c_int;
+        // SAFETY: `events` is writable for its whole length.
+        let count = unsafe {
+            libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), events.len() as libc::c_int, milliseconds)
+        };
+        match checked(count) {
+            Err(Errno::EINTR) => Ok(0),
+            count => count.map(|count| count as usize),
+        }
+    }
+}
+
+/// A socket address in the kernel's form.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) union RawAddress {
+    family: libc::sa_family_t,
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+impl RawAddress {
+    /// AF_UNSPEC: connect() to it is tcp_disconnect().
+    pub(crate) fn unspecified() -> RawAddress {
+        // SAFETY: all of its members are plain integers, for which zero is a value; AF_UNSPEC is 0.
+        unsafe { std::mem::zeroed() }
+    }
+
+    pub(crate) fn new(address: SocketAddr) -> (RawAddress, libc::socklen_t) {
+        let mut raw = RawAddress::unspecified();
+        match address {
+            SocketAddr::V4(address) => {
+                raw.v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: address.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
+                    sin_zero: [0; 8],
+                };
+                (raw, size_of::<libc::sockaddr_in>() as libc::socklen_t)
+            }
+            SocketAddr::V6(address) => {
+                raw.v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: address.port().to_be(),
+                    sin6_flowinfo: address.flowinfo(),
+                    sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                    sin6_scope_id: address.scope_id(),
+                };
+                (raw, size_of::<libc::sockaddr_in6>() as libc::socklen_t)
+            }
+        }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const libc::sockaddr {
+        std::ptr::from_ref(self).cast()
+    }
+
+    fn socket_addr(&self) -> Option<SocketAddr> {
+        // SAFETY: every member begins with the family, and the kernel wrote the member that it names; all are integers.
+        unsafe {
+            match libc::c_int::from(self.family) {
+                libc::AF_INET => Some(SocketAddr::V4(SocketAddrV4::new(
+                    Ipv4Addr::from(u32::from_be(self.v4.sin_addr.s_addr)),
+                    u16::from_be(self.v4.sin_port),
+                ))),
+                libc::AF_INET6 => Some(SocketAddr::V6(SocketAddrV6::new(
+                    Ipv6Addr::from(self.v6.sin6_addr.s6_addr),
+                    u16::from_be(self.v6.sin6_port),
+                    self.v6.sin6_flowinfo,
+                    self.v6.sin6_scope_id,
+                ))),
+                _ => None,
+            }
+        }
+    }
+}
+
+/// A socket ready for connect(): its local endpoint chosen as `choice` says (limits catalogue A3, A4, A7, A8, A10).
+/// `nonblocking` is 0 or SOCK_NONBLOCK.
+pub(crate) fn outgoing(
+    source: SocketAddr,
+    destination: SocketAddr,
+    choice: SourceChoice,
+    range: (u16, u16),
+    nonblocking: libc::c_int,
+) -> Result<OwnedFd, (Step, Errno)> {
+    let socket = stream_socket(destination, nonblocking).map_err(|error| (Step::Socket, error))?;
+    bind_as_chosen(&socket, source, choice, range).map_err(|error| (Step::Bind, error))?;
+    Ok(socket)
+}
+
+fn bind_as_chosen(socket: &OwnedFd, source: SocketAddr, choice: SourceChoice, range: (u16, u16)) -> Result<(), Errno> {
+    let (ports, port) = match choice {
+        SourceChoice::Kernel => return Ok(()),
+        SourceChoice::KernelPort => (None, 0),
+        SourceChoice::KernelRange => (Some(range), 0),
+        SourceChoice::SinglePort => (Some((source.port(), source.port())), 0),
+        SourceChoice::Bind => (None, source.port()),
+    };
+    if choice == SourceChoice::Bind {
+        set_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    } else {
+        // Both options are of level IPPROTO_IP for IPv6 sockets as well (ip_setsockopt serves them).
+        set_option(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    }
+    if let Some((low, high)) = ports {
+        set_option(socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, u32::from(high) << 16 | u32::from(low))?;
+    }
+    if matches!(source.ip(), IpAddr::V6(address) if !address.is_unspecified()) {
+        // __inet6_bind() wants the address on an interface even where a local route covers it (AnyIP); IPv4 asks the
+        // routing table and needs nothing.
+        set_option(socket, libc::IPPROTO_IPV6, IPV6_FREEBIND, 1)?;
+    }
+    bind(socket, SocketAddr::new(source.ip(), port))
+}
+
+/// A socket that listens, and its bound endpoint.
+pub(crate) fn listening(
+    local: SocketAddr,
+    backlog: u32,
+    reuse_port: bool,
+    nonblocking: libc::c_int,
+) -> Result<(OwnedFd, SocketAddr), (Step, Errno)> {
+    let socket = stream_socket(local, nonblocking).map_err(|error| (Step::Socket, error))?;
+    let bound = || {
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        if reuse_port {
+            set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        }
+        bind(&socket, local)
+    };
+    bound().map_err(|error| (Step::Bind, error))?;
+    let backlog = backlog.min(libc::c_int::MAX as u32) as libc::c_int;
+    // SAFETY: no pointers.
+    checked(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map_err(|error| (Step::Listen, error))?;
+    let bound = local_endpoint(&socket).map_err(|error| (Step::Listen, error))?;
+    Ok((socket, bound))
+}
+
+/// connect() on a non-blocking socket; EINPROGRESS is the usual answer.
+pub(crate) fn connect(socket: &OwnedFd, destination: SocketAddr) -> Result<(), Errno> {
+    let (raw, len) = RawAddress::new(destination);
+    // SAFETY: `raw` holds `len` bytes.
+    checked(unsafe { libc::connect(socket.as_raw_fd(), raw.as_ptr(), len) }).map(drop)
+}
+
+/// A connection from the accept queue, non-blocking.
+pub(crate) fn accept(listener: &OwnedFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: null says that the peer's address is not wanted; the result is checked before it is owned.
+    owned(unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    })
+}
+
+/// recv() into `memory`; 0 is the peer's FIN.
+pub(crate) fn receive(socket: RawFd, memory: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: `memory` is writable for its whole length.
+    let count = unsafe { libc::recv(socket, memory.as_mut_ptr().cast(), memory.len(), libc::MSG_DONTWAIT) };
+    usize::try_from(count).map_err(|_| last_errno())
+}
+
+/// send() of what fits.
+pub(crate) fn send(socket: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: `bytes` is readable for its whole length.
+    let count =
+        unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    usize::try_from(count).map_err(|_| last_errno())
+}
+
+/// SO_ERROR: what became of a connect(), zero if it stands.
+pub(crate) fn pending_error(socket: RawFd) -> Errno {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `value` is `len` writable bytes.
+    let result =
+        unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut value).cast(), &raw mut len) };
+    if result < 0 { last_errno() } else { Errno(value) }
+}
+
+/// From now on close() sends RST instead of FIN.
+pub(crate) fn reset_on_close(socket: RawFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: `linger` is readable for the length given. It cannot fail on a socket of ours; if it did, close() sends FIN.
+    unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        )
+    };
+}
+
+/// Close a descriptor that is kept as a number (an `OwnedFd` per connection would have no room for "none").
+pub(crate) fn close(fd: RawFd) {
+    // SAFETY: the caller owns `fd` and forgets it. Linux frees the descriptor whatever close() answers.
+    unsafe { libc::close(fd) };
+}
+
+/// The soft RLIMIT_NOFILE.
+pub(crate) fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable. The call cannot fail for a resource that exists.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur
+}
+
+fn stream_socket(like: SocketAddr, nonblocking: libc::c_int) -> Result<OwnedFd, Errno> {
+    let family = if like.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no pointers; the result is checked before it is owned.
+    owned(unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | nonblocking, 0) })
+}
+
+fn set_option(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: u32) -> Result<(), Errno> {
+    // SAFETY: `value` is four readable bytes.
+    checked(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+fn bind(socket: &OwnedFd, local: SocketAddr) -> Result<(), Errno> {
+    let (raw, len) = RawAddress::new(local);
+    // SAFETY: `raw` holds `len` bytes.
+    checked(unsafe { libc::bind(socket.as_raw_fd(), raw.as_ptr(), len) }).map(drop)
+}
+
+fn local_endpoint(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
+    let mut raw = RawAddress::unspecified();
+    let mut len = size_of::<RawAddress>() as libc::socklen_t;
+    // SAFETY: `raw` is `len` writable bytes.
+    checked(unsafe { libc::getsockname(socket.as_raw_fd(), (&raw mut raw).cast(), &raw mut len) })?;
+    raw.socket_addr().ok_or(Errno(libc::EAFNOSUPPORT))
+}
+
+fn owned(fd: libc::c_int) -> Result<OwnedFd, Errno> {
+    let fd = checked(fd)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn checked(result: libc::c_int) -> Result<libc::c_int, Errno> {
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
