@@ -1,0 +1,273 @@
+//! What crosses into Rust: the frozen dataclasses of `fourtuple.engine`, read once, attribute by attribute.
+//!
+//! Decides how one engine's work is shared out to its workers. Values were checked in Python; here only their types are.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use fourtuple_carrier::{CarrierKind, CarrierSettings};
+use fourtuple_engine::echo::{EchoConfig, EchoCore};
+use fourtuple_engine::load::{LoadConfig, LoadCore};
+use fourtuple_engine::space::{Addresses, Ports, Space};
+use fourtuple_engine::{Core, Order, SourceChoice};
+use pyo3::prelude::*;
+
+use crate::failure::BadConfig;
+
+/// From this many listeners on, workers share them out instead of each listening on all.
+const MANY_LISTENERS: usize = 1_000;
+
+/// The work of one engine.
+#[derive(FromPyObject)]
+pub(crate) enum Request {
+    /// `fourtuple.engine.LoadConfig`
+    Load(LoadRequest),
+    /// `fourtuple.engine.EchoConfig`
+    Echo(EchoRequest),
+}
+
+/// `fourtuple.engine.LoadConfig`, as far as the core asks.
+#[derive(FromPyObject)]
+pub(crate) struct LoadRequest {
+    space: SpaceRequest,
+    connections: u64,
+    #[pyo3(from_py_with = choice)]
+    choice: SourceChoice,
+    window: u32,
+    rate_per_s: u32,
+    #[pyo3(from_py_with = seconds)]
+    connect_timeout_s: Duration,
+    #[pyo3(from_py_with = seconds)]
+    ping_timeout_s: Duration,
+    ping_window: u32,
+    token_bytes: u32,
+    seed: u64,
+    #[pyo3(from_py_with = seconds)]
+    ping_every_s: Duration,
+    give_up_after: u32,
+    abort_on_close: bool,
+    keep_fill_curve: bool,
+}
+
+/// `fourtuple.engine.EchoConfig`.
+#[derive(FromPyObject)]
+pub(crate) struct EchoRequest {
+    listen: Vec<EndpointRequest>,
+    backlog: u32,
+    reuse_port: bool,
+    most_connections: u64,
+    accept: bool,
+}
+
+/// `fourtuple.tuples.TupleSpace`, a product of four sets.
+#[derive(FromPyObject)]
+struct SpaceRequest {
+    sources: AddressesRequest,
+    source_ports: PortsRequest,
+    destinations: AddressesRequest,
+    destination_ports: PortsRequest,
+}
+
+/// `fourtuple.tuples.AddressSet`: first and last address of each run, as integers.
+#[derive(FromPyObject)]
+struct AddressesRequest {
+    version: u8,
+    runs: Vec<(u128, u128)>,
+}
+
+/// `fourtuple.tuples.PortSet`: first and last port of each run.
+#[derive(FromPyObject)]
+struct PortsRequest {
+    runs: Vec<(u16, u16)>,
+}
+
+/// `fourtuple.tuples.Endpoint`.
+#[derive(FromPyObject)]
+struct EndpointRequest {
+    address: IpAddr,
+    port: u16,
+}
+
+/// `fourtuple.engine.CarrierSettings`: what a carrier may use in each worker; None leaves the choice to the carrier.
+#[derive(FromPyObject)]
+pub(crate) struct SettingsRequest {
+    most_connections: Option<u32>,
+    slots_per_ring: Option<u32>,
+    buffer_bytes: Option<usize>,
+    buffers_per_ring: Option<u32>,
+    send_chunks: Option<u32>,
+}
+
+impl Request {
+    /// Most connections, attempts and listeners at once that the request speaks of.
+    fn places(&self) -> u32 {
+        let places = match self {
+            Request::Load(load) => load.connections + u64::from(load.window),
+            Request::Echo(echo) => echo.most_connections + echo.listen.len() as u64,
+        };
+        u32::try_from(places).unwrap_or(u32::MAX)
+    }
+
+    /// The cores of `workers` workers: their shares are disjoint, and together they are the whole.
+    pub(crate) fn cores(&self, workers: u32) -> Vec<Box<dyn Core>> {
+        (0..workers)
+            .map(|worker| match self {
+                Request::Load(load) => Box::new(LoadCore::new(load.share(worker, workers))) as Box<dyn Core>,
+                Request::Echo(echo) => Box::new(EchoCore::new(echo.share(worker, workers))),
+            })
+            .collect()
+    }
+}
+
+impl LoadRequest {
+    fn share(&self, worker: u32, workers: u32) -> LoadConfig {
+        LoadConfig {
+            space: self.space.space(),
+            first: worker.into(),
+            stride: workers.into(),
+            connections: part(self.connections, worker, workers),
+            choice: self.choice,
+            window: at_least_one(self.window, worker, workers),
+            rate_per_s: if self.rate_per_s == 0 { 0 } else { at_least_one(self.rate_per_s, worker, workers) },
+            connect_timeout: self.connect_timeout_s,
+            ping_timeout: self.ping_timeout_s,
+            ping_window: at_least_one(self.ping_window, worker, workers),
+            token_bytes: self.token_bytes,
+            seed: self.seed.wrapping_add(worker.into()),
+            ping_every: self.ping_every_s,
+            give_up_after: self.give_up_after,
+            abort_on_close: self.abort_on_close,
+            keep_fill_curve: self.keep_fill_curve,
+        }
+    }
+}
+
+impl EchoRequest {
+    fn share(&self, worker: u32, workers: u32) -> EchoConfig {
+        let endpoints = self.listen.iter().map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port));
+        let sharing_out = self.listen.len() >= MANY_LISTENERS;
+        EchoConfig {
+            listen: if sharing_out {
+                endpoints.skip(worker as usize).step_by(workers as usize).collect()
+            } else {
+                endpoints.collect()
+            },
+            backlog: self.backlog,
+            reuse_port: self.reuse_port || (workers > 1 && !sharing_out),
+            most_connections: match self.most_connections {
+                0 => 0,
+                most => part(most, worker, workers).max(1),
+            },
+            accept: self.accept,
+        }
+    }
+}
+
+impl SpaceRequest {
+    fn space(&self) -> Space {
+        Space {
+            sources: self.sources.ranges(),
+            source_ports: self.source_ports.ranges(),
+            destinations: self.destinations.ranges(),
+            destination_ports: self.destination_ports.ranges(),
+        }
+    }
+}
+
+impl AddressesRequest {
+    fn ranges(&self) -> Vec<Addresses> {
+        let row = |&(first, last): &(u128, u128)| Addresses {
+            first: if self.version == 4 {
+                IpAddr::V4(Ipv4Addr::from_bits(first as u32))
+            } else {
+                IpAddr::V6(Ipv6Addr::from_bits(first))
+            },
+            // A /64 has one address more than a u64 counts; nobody will miss it.
+            count: u64::try_from(last - first).unwrap_or(u64::MAX).saturating_add(1),
+        };
+        self.runs.iter().map(row).collect()
+    }
+}
+
+impl PortsRequest {
+    fn ranges(&self) -> Vec<Ports> {
+        self.runs.iter().map(|&(first, last)| Ports { first, last }).collect()
+    }
+}
+
+impl SettingsRequest {
+    /// The carrier's own defaults with what was asked for put in, and with room for the whole request in each worker: how
+    /// SO_REUSEPORT deals connections out is the kernel's choice.
+    pub(crate) fn settings(&self, request: &Request) -> CarrierSettings {
+        let usual = CarrierSettings::default();
+        CarrierSettings {
+            most_connections: self.most_connections.unwrap_or(usual.most_connections.max(request.places())),
+            slots_per_ring: self.slots_per_ring.unwrap_or(usual.slots_per_ring),
+            buffer_bytes: self.buffer_bytes.unwrap_or(usual.buffer_bytes),
+            buffers_per_ring: self.buffers_per_ring.unwrap_or(usual.buffers_per_ring),
+            send_chunks: self.send_chunks.unwrap_or(usual.send_chunks),
+        }
+    }
+}
+
+/// The carrier of that name.
+pub(crate) fn carrier(name: &str) -> PyResult<CarrierKind> {
+    match name {
+        "uring" => Ok(CarrierKind::Uring),
+        "epoll" => Ok(CarrierKind::Epoll),
+        _ => Err(BadConfig::new_err(("carrier", format!("{name:?} is not one of uring, epoll")))),
+    }
+}
+
+/// An order to the whole engine, as what one of its workers is told.
+pub(crate) fn order(kind: &str, value: u64, worker: u32, workers: u32) -> PyResult<Order> {
+    match kind {
+        "ping" => Ok(Order::Ping),
+        "rate" if value == 0 => Ok(Order::Rate(0)),
+        "rate" => Ok(Order::Rate(at_least_one(u32::try_from(value)?, worker, workers))),
+        "target" => Ok(Order::Target(part(value, worker, workers))),
+        "close" => Ok(Order::Close),
+        _ => Err(BadConfig::new_err(("order", format!("{kind:?} is not one of ping, rate, target, close")))),
+    }
+}
+
+/// This worker's part of `whole`; the first workers take what does not divide.
+fn part(whole: u64, worker: u32, workers: u32) -> u64 {
+    let (worker, workers) = (u64::from(worker), u64::from(workers));
+    whole / workers + u64::from(worker < whole % workers)
+}
+
+/// As `part`, for numbers whose zero would mean something else.
+fn at_least_one(whole: u32, worker: u32, workers: u32) -> u32 {
+    (part(whole.into(), worker, workers) as u32).max(1)
+}
+
+fn choice(name: &Bound<'_, PyAny>) -> PyResult<SourceChoice> {
+    match name.getattr("value")?.extract::<&str>()? {
+        "kernel" => Ok(SourceChoice::Kernel),
+        "kernel-port" => Ok(SourceChoice::KernelPort),
+        "kernel-range" => Ok(SourceChoice::KernelRange),
+        "single-port" => Ok(SourceChoice::SinglePort),
+        "bind" => Ok(SourceChoice::Bind),
+        other => Err(BadConfig::new_err(("choice", format!("{other:?} is not a source choice")))),
+    }
+}
+
+fn seconds(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value.extract()?).map_err(|error| BadConfig::new_err(("seconds", error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_whole() {
+        for whole in [0, 1, 2, 7, 28_232, u64::MAX] {
+            for workers in 1..=9 {
+                let parts = (0..workers).map(|worker| part(whole, worker, workers));
+                assert_eq!(parts.sum::<u64>(), whole, "{whole} over {workers}");
+            }
+        }
+    }
+}

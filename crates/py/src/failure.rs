@@ -1,0 +1,80 @@
+//! How Rust's failures become Python's: the one place that detaches, waits with signals checked, and maps errors.
+//!
+//! Knows no worker. The exception classes are Python's own (`fourtuple.errors`), imported here.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use fourtuple_carrier::WorkerError;
+use fourtuple_engine::{CarrierError, Errno};
+use pyo3::import_exception;
+use pyo3::prelude::*;
+
+import_exception!(fourtuple.errors, BadConfig);
+import_exception!(fourtuple.errors, EngineStopped);
+import_exception!(fourtuple.errors, LimitReached);
+import_exception!(fourtuple.errors, MissingFeature);
+import_exception!(fourtuple.errors, MissingPrivilege);
+
+/// How often a waiting Python thread looks up: Ctrl-C must be seen at once, and a worker's end soon.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// Run `work` with Python released, and give its carrier error Python's shape.
+pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, CarrierError> + Send) -> PyResult<T> {
+    py.detach(work).map_err(|error| refused(&error))
+}
+
+/// Wait until `ready` or until `timeout` has passed, with Python released and its signals checked; says which it was.
+pub(crate) fn wait(py: Python<'_>, timeout: Option<Duration>, ready: impl Fn() -> bool + Sync) -> PyResult<bool> {
+    #[allow(clippy::disallowed_methods, reason = "the binding waits in real time for Python")]
+    let started = Instant::now();
+    loop {
+        if ready() {
+            return Ok(true);
+        }
+        let left = timeout.map_or(GLANCE, |timeout| timeout.saturating_sub(started.elapsed()).min(GLANCE));
+        if left.is_zero() {
+            return Ok(false);
+        }
+        py.detach(|| std::thread::sleep(left));
+        py.check_signals()?;
+    }
+}
+
+/// Why a carrier could not start, as the exception that names the way out.
+pub(crate) fn refused(error: &CarrierError) -> PyErr {
+    let text = said(error);
+    match error.error {
+        Errno::EMFILE | Errno::ENFILE => limit("nofile", &text),
+        Errno::ENOMEM => limit("memory", &text),
+        // io_uring_setup(2): EPERM where seccomp or kernel.io_uring_disabled forbids it.
+        Errno(libc_errno::EPERM | libc_errno::EACCES) => MissingPrivilege::new_err(text),
+        Errno(libc_errno::ENOSYS | libc_errno::EOPNOTSUPP | libc_errno::EINVAL) => MissingFeature::new_err(text),
+        _ => EngineStopped::new_err(text),
+    }
+}
+
+/// Why a worker ended before its work did, in words.
+pub(crate) fn ended(error: &WorkerError) -> String {
+    match error {
+        WorkerError::Carrier(error) => said(error),
+        WorkerError::Panicked(message) => format!("a worker panicked: {message}"),
+    }
+}
+
+fn said(error: &CarrierError) -> String {
+    format!("{}: {}", error.what, io::Error::from_raw_os_error(error.error.0))
+}
+
+fn limit(name: &'static str, remedy: &str) -> PyErr {
+    LimitReached::new_err((name, None::<u64>, None::<u64>, remedy.to_owned()))
+}
+
+/// Error numbers that only the start of a carrier gives (asm-generic/errno.h); cores need no name for them.
+mod libc_errno {
+    pub(super) const EPERM: i32 = 1;
+    pub(super) const EACCES: i32 = 13;
+    pub(super) const EINVAL: i32 = 22;
+    pub(super) const ENOSYS: i32 = 38;
+    pub(super) const EOPNOTSUPP: i32 = 95;
+}

@@ -1,0 +1,30 @@
+//! fourtuple._core: the binding. Converts, detaches, maps errors; decides nothing.
+//!
+//! Configuration comes in once, as one frozen dataclass (`config`); workers run without Python (`workers`); numbers go
+//! out as one merged snapshot (`snapshot`). `python/fourtuple/engine.py` is the only module that imports this one.
+
+mod config;
+mod failure;
+mod snapshot;
+mod workers;
+
+use pyo3::prelude::*;
+
+/// The compiled half of fourtuple; use `fourtuple.engine`.
+#[pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use super::{counters, uring_abilities, workers::Workers};
+}
+
+/// One row per counter, in the order of `Snapshot.counters`: name, unit, meaning.
+#[pyfunction]
+fn counters() -> Vec<(&'static str, &'static str, &'static str)> {
+    fourtuple_engine::report::COUNTERS.iter().map(|(name, unit, meaning)| (*name, *unit, meaning.trim())).collect()
+}
+
+/// What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring.
+#[pyfunction]
+fn uring_abilities(py: Python<'_>) -> PyResult<snapshot::Abilities> {
+    failure::detached(py, fourtuple_carrier::probe_uring).map(snapshot::Abilities::from)
+}

@@ -1,0 +1,145 @@
+//! The threads of one engine: start, order, look, stop, join. Knows neither cores nor carriers, only their workers.
+//!
+//! A worker's end is noticed whenever somebody looks: its thread is joined, and its last numbers are kept.
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use fourtuple_carrier::{Published, Worker};
+use pyo3::prelude::*;
+
+use crate::config::{self, Request, SettingsRequest};
+use crate::failure::{self, EngineStopped};
+use crate::snapshot::{Row, Snapshot};
+
+/// One worker per core of an engine, until all have ended.
+#[pyclass(frozen, module = "fourtuple._core")]
+pub(crate) struct Workers {
+    states: Mutex<Vec<State>>,
+}
+
+enum State {
+    Running(Worker),
+    Ended { last: Box<Published>, error: Option<String> },
+}
+
+#[pymethods]
+impl Workers {
+    /// Share `config` out to `workers` threads on the carrier of that name, and start them.
+    #[staticmethod]
+    fn start(
+        py: Python<'_>,
+        config: Request,
+        carrier: &str,
+        workers: u32,
+        settings: SettingsRequest,
+    ) -> PyResult<Workers> {
+        let (kind, settings) = (config::carrier(carrier)?, settings.settings(&config));
+        failure::detached(py, move || {
+            let mut states = Vec::with_capacity(workers as usize);
+            for core in config.cores(workers) {
+                // Should one of them fail, those before it end here: dropping a worker stops it.
+                states.push(State::Running(Worker::start(kind, settings, core)?));
+            }
+            Ok(Workers { states: Mutex::new(states) })
+        })
+    }
+
+    /// Counters, failures and histograms of all workers together.
+    fn snapshot(&self, py: Python<'_>) -> Snapshot {
+        py.detach(|| {
+            let states = self.look();
+            let rows = states.iter().map(|state| match state {
+                State::Running(worker) => Row { published: worker.published(), running: true, error: None },
+                State::Ended { last, error } => {
+                    Row { published: last.as_ref().clone(), running: false, error: error.clone() }
+                }
+            });
+            Snapshot::merged(rows.collect())
+        })
+    }
+
+    /// Ask every running worker for something; `value` is the whole engine's and is shared out.
+    #[pyo3(signature = (kind, value = 0))]
+    fn order(&self, kind: &str, value: u64) -> PyResult<()> {
+        let states = self.states();
+        let workers = states.len() as u32;
+        for (worker, state) in (0..).zip(states.iter()) {
+            let order = config::order(kind, value, worker, workers)?;
+            if let State::Running(running) = state {
+                running.order(order);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any worker still works.
+    #[getter]
+    fn running(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.any_running())
+    }
+
+    /// How many workers there are, ended ones included.
+    #[getter]
+    fn count(&self) -> usize {
+        self.states().len()
+    }
+
+    /// Tell every worker to end now; connections still open are closed by their carriers.
+    fn stop(&self) {
+        for state in self.states().iter() {
+            if let State::Running(worker) = state {
+                worker.stop();
+            }
+        }
+    }
+
+    /// Wait until all workers have ended, at most `timeout_s` seconds; says whether they have.
+    #[pyo3(signature = (timeout_s = None))]
+    fn join(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<bool> {
+        let timeout = timeout_s.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+        let ended = failure::wait(py, timeout, || !self.any_running())?;
+        let states = self.states();
+        match states.iter().find_map(|state| match state {
+            State::Ended { error: Some(error), .. } => Some(error),
+            _ => None,
+        }) {
+            Some(error) => Err(EngineStopped::new_err(error.clone())),
+            None => Ok(ended),
+        }
+    }
+}
+
+impl Workers {
+    fn any_running(&self) -> bool {
+        self.look().iter().any(|state| matches!(state, State::Running(_)))
+    }
+
+    /// The states, after joining the workers that have ended since the last look.
+    fn look(&self) -> MutexGuard<'_, Vec<State>> {
+        let mut states = self.states();
+        let before = std::mem::take(&mut *states);
+        *states = before.into_iter().map(State::looked_at).collect();
+        states
+    }
+
+    fn states(&self) -> MutexGuard<'_, Vec<State>> {
+        // Nothing that can panic runs under this lock, so it cannot be poisoned; if it were, the states are still whole.
+        self.states.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    fn looked_at(self) -> State {
+        match self {
+            State::Running(worker) if !worker.is_running() => {
+                let before = worker.published();
+                match worker.join() {
+                    Ok(last) => State::Ended { last: Box::new(last), error: None },
+                    Err(error) => State::Ended { last: Box::new(before), error: Some(failure::ended(&error)) },
+                }
+            }
+            same => same,
+        }
+    }
+}

@@ -1,0 +1,416 @@
+"""The only door to the compiled half: what an engine is asked, and what it says.
+
+Decides which values an engine may be given, which carrier runs it, and how many workers. Knows nothing of how a
+connection is made (Rust's) or of which limit stops one (`fourtuple.limits`). Configuration crosses once, as one frozen
+dataclass; numbers come back as one `Snapshot`, as often as somebody asks. No Python runs per connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Self
+
+from fourtuple import _core
+from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
+from fourtuple.metrics import COUNTERS
+from fourtuple.tuples import Endpoint, Protocol, TupleSpace
+
+HIGHEST_COUNT = 2**32 - 1
+"""Connections are numbered by 32 bits in each worker."""
+CONNECTIONS_PER_WORKER = 1_000
+"""Below this many connections another worker costs more than it brings."""
+_GLANCE_S = 0.01
+
+
+class CarrierName(Enum):
+    """What moves the bytes: io_uring with descriptors of its own, epoll, or the first of the two that works here."""
+
+    AUTO = "auto"
+    URING = "uring"
+    EPOLL = "epoll"
+
+
+class SourceChoice(Enum):
+    """How the local endpoint of an outgoing connection comes about (limits catalogue A3, A4, A7, A8, A10)."""
+
+    KERNEL = "kernel"
+    """connect() alone: the kernel picks address and port."""
+    KERNEL_PORT = "kernel-port"
+    """Our address, bound with IP_BIND_ADDRESS_NO_PORT; the kernel searches a port, even ones first."""
+    KERNEL_RANGE = "kernel-range"
+    """As KERNEL_PORT, with IP_LOCAL_PORT_RANGE: one pass over every port (flat since Linux 6.8)."""
+    SINGLE_PORT = "single-port"
+    """Our address and port, by IP_LOCAL_PORT_RANGE [p, p]: poisons nobody, but p must lie in the sysctl's range (A4)."""
+    BIND = "bind"
+    """Our address and port, by bind() with SO_REUSEADDR: any port, cheapest, and poisons it for automatic choice (A8)."""
+
+
+class Phase(Enum):
+    """Where an engine stands; of several workers, the one with most left to do speaks."""
+
+    RAMPING = "ramping"
+    CLOSING = "closing"
+    PINGING = "pinging"
+    HOLDING = "holding"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadConfig:
+    """What a load engine is to do: connect over `space`, hold, ping on request, close. Numbers are the whole engine's."""
+
+    space: TupleSpace
+    """The tuples that it may use, each once at a time. For the kernel's choices the source ports only bound KERNEL_RANGE."""
+    connections: int
+    choice: SourceChoice = SourceChoice.BIND
+    window: int = 256
+    """Attempts under way at once, at most."""
+    rate_per_s: int = 0
+    """New connections per second; 0 is as fast as possible."""
+    connect_timeout_s: float = 10.0
+    ping_timeout_s: float = 10.0
+    """After this a token that has not come back is missing."""
+    ping_window: int = 256
+    """Tokens under way at once, at most."""
+    token_bytes: int = 16
+    seed: int = 0
+    """Makes this run's tokens differ from any other's."""
+    ping_every_s: float = 0.0
+    """Ping every connection at this interval while holding; 0 is never."""
+    give_up_after: int = 64
+    """Stop making connections after this many failures in a row that say that a limit is reached."""
+    abort_on_close: bool = False
+    """Close with RST: no TIME_WAIT, unsent bytes dropped."""
+    keep_fill_curve: bool = False
+    """Keep the connect time by fill (`Snapshot.fill_curves`)."""
+
+    def __post_init__(self) -> None:
+        _instance("space", self.space, TupleSpace)
+        for side in ("sources", "source_ports", "destinations", "destination_ports"):
+            if not getattr(self.space, side):
+                raise BadConfig(f"space.{side}", "is empty; at least one is needed")
+        if self.space.protocol is not Protocol.TCP:
+            raise BadConfig("space.protocol", f"is {self.space.protocol.value}; the engine connects over tcp")
+        _instance("choice", self.choice, SourceChoice)
+        _whole("connections", self.connections, 0, HIGHEST_COUNT)
+        _whole("window", self.window, 1, 65_535)
+        _whole("rate_per_s", self.rate_per_s, 0, HIGHEST_COUNT)
+        _seconds("connect_timeout_s", self.connect_timeout_s, 0.001)
+        _seconds("ping_timeout_s", self.ping_timeout_s, 0.001)
+        _whole("ping_window", self.ping_window, 1, 65_535)
+        _whole("token_bytes", self.token_bytes, 16, 2_048)
+        _whole("seed", self.seed, 0, 2**64 - 1)
+        _seconds("ping_every_s", self.ping_every_s, 0)
+        _whole("give_up_after", self.give_up_after, 1, HIGHEST_COUNT)
+        _instance("abort_on_close", self.abort_on_close, bool)
+        _instance("keep_fill_curve", self.keep_fill_curve, bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EchoConfig:
+    """What an echo engine is to do: listen, accept, send back what comes."""
+
+    listen: tuple[Endpoint, ...]
+    backlog: int = 4_096
+    """As for listen(2); bounded by net.core.somaxconn."""
+    reuse_port: bool = False
+    """SO_REUSEPORT: other engines listen on the same endpoints. Set by itself where several workers do."""
+    most_connections: int = 0
+    """Accept no more than this many at once; 0 is no bound of its own."""
+    accept: bool = True
+    """If false, listen and never accept: what the accept queue alone holds (catalogue D1)."""
+
+    def __post_init__(self) -> None:
+        _instance("listen", self.listen, tuple)
+        if not self.listen:
+            raise BadConfig("listen", "is empty; at least one endpoint is needed")
+        for place, endpoint in enumerate(self.listen):
+            _instance(f"listen[{place}]", endpoint, Endpoint)
+        if len(set(self.listen)) < len(self.listen):
+            raise BadConfig("listen", "names an endpoint twice; each may be named once")
+        _whole("backlog", self.backlog, 1, 2**31 - 1)
+        _instance("reuse_port", self.reuse_port, bool)
+        _whole("most_connections", self.most_connections, 0, HIGHEST_COUNT)
+        _instance("accept", self.accept, bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarrierSettings:
+    """What a carrier may use in each worker; None leaves the choice to the carrier."""
+
+    most_connections: int | None = None
+    slots_per_ring: int | None = None
+    """uring: direct descriptors per ring, at most RLIMIT_NOFILE; small values make many rings."""
+    buffer_bytes: int | None = None
+    buffers_per_ring: int | None = None
+    send_chunks: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole_or_none("most_connections", self.most_connections, 1, HIGHEST_COUNT)
+        _whole_or_none("slots_per_ring", self.slots_per_ring, 1, 32_768)
+        _whole_or_none("buffer_bytes", self.buffer_bytes, 64, 65_536)
+        _whole_or_none("buffers_per_ring", self.buffers_per_ring, 1, 32_768)
+        _whole_or_none("send_chunks", self.send_chunks, 1, 65_535)
+        if self.buffers_per_ring is not None and self.buffers_per_ring.bit_count() != 1:
+            raise BadConfig("buffers_per_ring", f"is {self.buffers_per_ring}; a ring of buffers holds a power of two")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Failures of one kind: at which step (socket, bind, connect, ...), which errno, how many."""
+
+    step: str
+    errno: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """The errno's name, such as EADDRNOTAVAIL."""
+        return errno.errorcode.get(self.errno, str(self.errno))
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.step} x {self.count:,}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiles:
+    """A histogram in eight numbers: nanoseconds, but for `count`. All zero when nothing was measured."""
+
+    count: int
+    least: int
+    mean: int
+    p50: int
+    p90: int
+    p99: int
+    p999: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarrierNumbers:
+    """What the carriers of an engine's workers use, added up."""
+
+    rings: int
+    slots: int
+    slots_in_use: int
+    enters: int
+    """io_uring_enter or epoll_wait calls."""
+    receive_rearms: int
+    cq_overflows: int
+    buffers_in_use: int
+    accept_lost: int
+    """Connections that the kernel closed because a ring was full; a bug of ours if not zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that an engine has counted, all workers together. The counters' meanings are in `fourtuple.metrics`."""
+
+    connects_attempted: int
+    connects_succeeded: int
+    connects_failed: int
+    tuples_busy: int
+    accepts_succeeded: int
+    accepts_failed: int
+    open_now: int
+    open_peak: int
+    closed_by_us: int
+    closed_by_peer: int
+    broken: int
+    listening_now: int
+    listens_failed: int
+    pings_sent: int
+    pings_right: int
+    pings_wrong: int
+    pings_missing: int
+    bytes_in: int
+    bytes_out: int
+    buffer_waits: int
+    pauses: int
+    taken_s: float
+    """Seconds since the engine started."""
+    phase: Phase
+    running: bool
+    failures: tuple[Failure, ...]
+    stopped_by: Failure | None
+    """The failure that made it stop making connections, if one did."""
+    connect_ns: Quantiles
+    echo_ns: Quantiles
+    fill_curves: tuple[tuple[tuple[int, int], ...], ...]
+    """Per worker: (median connect time in ns, count) per hundredth of its share of the space."""
+    listeners_served: int
+    carrier: CarrierNumbers
+    errors: tuple[str, ...]
+    """Why workers ended before their work did; empty if none has."""
+
+    @property
+    def pings_answered(self) -> int:
+        """Tokens whose fate is known: right, wrong or missing."""
+        return self.pings_right + self.pings_wrong + self.pings_missing
+
+
+class Engine:
+    """One core on a carrier, in one or more workers. A context manager: leaving it stops the workers and waits for them."""
+
+    def __init__(self, workers: _core.Workers, carrier: CarrierName, fallback_reason: str) -> None:
+        """For `start`; not called otherwise."""
+        self._workers = workers
+        self._started_s = time.monotonic()
+        self.carrier = carrier
+        """Which carrier runs: URING or EPOLL."""
+        self.fallback_reason = fallback_reason
+        """Why AUTO did not take uring; empty if it did, or was not asked."""
+
+    @classmethod
+    def start(
+        cls,
+        config: LoadConfig | EchoConfig,
+        carrier: CarrierName = CarrierName.AUTO,
+        workers: int | None = None,
+        settings: CarrierSettings | None = None,
+    ) -> Engine:
+        """Start the workers; by default one per usable CPU, as far as the work is worth it."""
+        _instance("config", config, (LoadConfig, EchoConfig))
+        _instance("carrier", carrier, CarrierName)
+        _whole_or_none("workers", workers, 1, 1_024)
+        count = workers or _worth_while(config)
+        chosen = settings or CarrierSettings()
+        if carrier is not CarrierName.AUTO:
+            return cls(_core.Workers.start(config, carrier.value, count, chosen), carrier, "")
+        try:
+            return cls(_core.Workers.start(config, CarrierName.URING.value, count, chosen), CarrierName.URING, "")
+        except (MissingFeature, MissingPrivilege, LimitReached) as refusal:
+            reason = str(refusal)
+        return cls(_core.Workers.start(config, CarrierName.EPOLL.value, count, chosen), CarrierName.EPOLL, reason)
+
+    @property
+    def workers(self) -> int:
+        """How many workers it was started with."""
+        return self._workers.count
+
+    @property
+    def running(self) -> bool:
+        """Whether any worker still works."""
+        return self._workers.running
+
+    def snapshot(self) -> Snapshot:
+        """The numbers now; workers publish theirs every 50 ms and when they end. Never raises for what went wrong."""
+        raw = self._workers.snapshot()
+        stopped_by = raw["stopped_by"]
+        failures = tuple(Failure(step=step, errno=error, count=count) for step, error, count in raw["failures"])
+        return Snapshot(
+            **{row.name: value for row, value in zip(COUNTERS, raw["counters"], strict=True)},
+            taken_s=time.monotonic() - self._started_s,
+            phase=Phase(raw["phase"]),
+            running=raw["running"],
+            failures=failures,
+            stopped_by=next((row for row in failures if (row.step, row.errno) == stopped_by), None),
+            connect_ns=Quantiles(**raw["connect_ns"]),
+            echo_ns=Quantiles(**raw["echo_ns"]),
+            fill_curves=tuple(tuple(curve) for curve in raw["fill_curves"]),
+            listeners_served=raw["listeners_served"],
+            carrier=CarrierNumbers(**raw["carrier"]),
+            errors=tuple(raw["errors"]),
+        )
+
+    def ping(self) -> None:
+        """Send the token on every connection once and check what comes back."""
+        self._workers.order("ping")
+
+    def set_rate(self, rate_per_s: int) -> None:
+        """New connections per second from now on; 0 is as fast as possible."""
+        _whole("rate_per_s", rate_per_s, 0, HIGHEST_COUNT)
+        self._workers.order("rate", rate_per_s)
+
+    def set_target(self, connections: int) -> None:
+        """Raise (or lower, never below what is open) the number of connections to hold."""
+        _whole("connections", connections, 0, HIGHEST_COUNT)
+        self._workers.order("target", connections)
+
+    def close(self) -> None:
+        """Make no new connections and close all; the engine ends when they are closed."""
+        self._workers.order("close")
+
+    def stop(self) -> None:
+        """End now, whatever is open."""
+        self._workers.stop()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end; says whether it came in time. Raises EngineStopped if a worker ended before its work did."""
+        if timeout_s is not None:
+            _seconds("timeout_s", timeout_s, 0)
+        return self._workers.join(timeout_s)
+
+    def wait_for(self, predicate: Callable[[Snapshot], bool], timeout_s: float) -> Snapshot:
+        """The first snapshot of which `predicate` is true; TimeoutError or EngineStopped if there will be none."""
+        _seconds("timeout_s", timeout_s, 0)
+        deadline_s = time.monotonic() + timeout_s
+        while not predicate(now := self.snapshot()):
+            if not now.running:
+                raise EngineStopped("; ".join(now.errors) or f"the engine was done before ({_in_short(now)})")
+            if time.monotonic() >= deadline_s:
+                raise TimeoutError(f"not within {timeout_s:g} s ({_in_short(now)})")
+            time.sleep(_GLANCE_S)
+        return now
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        if kind is None:
+            self.join()
+            return
+        try:
+            self.join()
+        except EngineStopped as stopped:  # the error on its way out is the one to see
+            if error is not None:
+                error.add_note(f"the engine: {stopped}")
+
+
+def uring_abilities() -> dict[str, bool]:
+    """What io_uring can do for this process, each ability tried; raises, naming the reason, where there is none."""
+    return dict(_core.uring_abilities())
+
+
+def _worth_while(config: LoadConfig | EchoConfig) -> int:
+    cpus = len(os.sched_getaffinity(0))
+    match config:
+        case LoadConfig(connections=connections, rate_per_s=rate_per_s):
+            return max(1, min(cpus, connections // CONNECTIONS_PER_WORKER, rate_per_s or cpus))
+        case EchoConfig(most_connections=most) if most:
+            return max(1, min(cpus, most // CONNECTIONS_PER_WORKER))
+        case _:
+            return cpus
+
+
+def _in_short(now: Snapshot) -> str:
+    failures = ", ".join(str(failure) for failure in now.failures)
+    return f"{now.phase.value}, {now.open_now:,} open" + (f", {failures}" if failures else "")
+
+
+def _instance(path: str, value: object, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind):
+        names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise BadConfig(path, f"is {value!r}; a {names} is needed")
+
+
+def _whole(path: str, value: int, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadConfig(path, f"is {value!r}; a whole number from {least} to {most} is needed")
+
+
+def _whole_or_none(path: str, value: int | None, least: int, most: int) -> None:
+    if value is not None:
+        _whole(path, value, least, most)
+
+
+def _seconds(path: str, value: float, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= HIGHEST_COUNT:
+        raise BadConfig(path, f"is {value!r}; a number of seconds from {least:g} to {HIGHEST_COUNT} is needed")

@@ -1,0 +1,23 @@
+"""The tables of counters in Rust and in Python are one table, and a snapshot has a field for each row."""
+
+from dataclasses import fields
+
+from fourtuple import _core  # noqa: TID251  # the table as Rust has it
+from fourtuple.engine import Snapshot
+from fourtuple.metrics import COUNTERS
+
+
+def test_the_table_is_that_of_rust() -> None:
+    assert [(row.name, row.unit, row.meaning) for row in COUNTERS] == _core.counters()
+
+
+def test_names_are_unique() -> None:
+    assert len({row.name for row in COUNTERS}) == len(COUNTERS)
+
+
+def test_a_snapshot_has_a_field_for_each_counter() -> None:
+    assert [field.name for field in fields(Snapshot)][: len(COUNTERS)] == [row.name for row in COUNTERS]
+
+
+def test_only_the_numbers_of_now_are_gauges() -> None:
+    assert [row.name for row in COUNTERS if row.is_gauge] == ["open_now", "listening_now"]
