@@ -11,8 +11,12 @@ pub mod contract;
 pub mod echo;
 pub mod histogram;
 pub mod load;
+mod pages;
 pub mod report;
 pub mod space;
+pub mod token;
+mod walk;
+mod window;
 
 pub use buffers::{Buf, Buffers};
 pub use contract::{

@@ -1,9 +1,20 @@
-//! The load core: connect, hold, ping, close. Chooses tuples and checks tokens; knows no socket.
+//! The load core: connect, hold, ping, close. Checks tokens; knows no socket, and leaves tuples to the walk.
+//!
+//! Decides when to try, when to stop, and whether what came back is right. Connections that end are not replaced (a peer
+//! that closes at once would keep us busy for ever) until `Order::Target` asks again. States and transitions are in
+//! LIFECYCLE.md. Per event the work is bounded; walks over all connections go on turn by turn.
 
 use std::time::Duration;
 
-use crate::contract::SourceChoice;
+use crate::buffers::Buf;
+use crate::contract::{Command, ConnId, Core, Errno, Event, Instant, Order, Outbox, SourceChoice, Step};
+use crate::histogram::Histogram;
+use crate::pages::Pages;
+use crate::report::{Counter, Phase, Report};
 use crate::space::Space;
+use crate::token::{TOKEN_BYTES_MIN, Token};
+use crate::walk::{Meaning, Next, Walk};
+use crate::window::Window;
 
 /// What a load core is to do.
 #[derive(Clone, Debug)]
@@ -42,4 +53,609 @@ pub struct LoadConfig {
     pub abort_on_close: bool,
     /// Keep `Report::fill_curve`.
     pub keep_fill_curve: bool,
+}
+
+/// Commands of one kind per turn when all ends: bursts are bounded whatever the number of connections.
+const BURST: u32 = 256;
+/// Records looked at per turn of a walk over all connections.
+const SCAN: u32 = 4096;
+/// How long to wait when no buffer is free to send with.
+const BUFFER_PAUSE: Duration = Duration::from_millis(1);
+/// After a resource ran out: the first pause, and the longest.
+const RESOURCE_PAUSE: Duration = Duration::from_millis(1);
+const RESOURCE_PAUSE_MOST: Duration = Duration::from_millis(20);
+/// What a core that fell behind its rate may catch up at once.
+const RATE_SLACK_NS: u64 = 10_000_000;
+
+/// Where a connection stands; the table of transitions is in LIFECYCLE.md.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(u8)]
+enum State {
+    /// No connection.
+    #[default]
+    Free,
+    /// Open, owed nothing.
+    Idle,
+    /// The token is out.
+    Awaiting,
+    /// The token is back and right, but `Sent` has not come yet.
+    Answered,
+    /// The token did not come back in time; what still comes of it is no surprise.
+    Late,
+    /// Other bytes than ours came; nothing more is asked of it.
+    Spoiled,
+    /// `Close` is given.
+    Closing,
+}
+
+/// One connection. A record of zeros is no connection.
+#[derive(Clone, Copy, Default, Debug)]
+struct Hold {
+    /// Which connection of this core it is; with `first` and `stride` the serial of its token.
+    serial: u32,
+    /// Ticket in the window of tokens, while `Awaiting` or `Answered`.
+    ping: u32,
+    /// Bytes of the token that have come back.
+    received: u16,
+    generation: u16,
+    state: State,
+    /// A `Send` is outstanding.
+    sending: bool,
+}
+
+const _: () = assert!(size_of::<Hold>() <= 16, "a connection costs 16 bytes here");
+
+/// A walk over all connections that sends each its token.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    next: u32,
+    end: u32,
+}
+
+/// Connects, holds, pings and closes.
+#[derive(Debug)]
+pub struct LoadCore {
+    config: LoadConfig,
+    report: Report,
+    holds: Pages<Hold>,
+    walk: Walk,
+    attempts: Window<()>,
+    /// Attempts allowed under way now; at most `config.window`, less after a resource ran out.
+    width: u32,
+    /// Connections to make in all, those included that ended since.
+    goal: u64,
+    /// False when a limit made us stop.
+    making: bool,
+    /// The last failure that says that a tuple or a pair is used up.
+    used_up: Option<(Step, Errno)>,
+    failures_in_row: u32,
+    /// When a resource ran out last: attempts begun before say nothing new.
+    ran_out_at: Option<Instant>,
+    paused_until: Instant,
+    /// When the rate allows the next attempt.
+    rate_next: Instant,
+    pings: Window<ConnId>,
+    round: Option<Round>,
+    rounds_waiting: u32,
+    /// When no buffer was free: when to try again.
+    starved_until: Option<Instant>,
+    next_round_at: Option<Instant>,
+    /// When closing: the next connection to look at.
+    closing: Option<u32>,
+    /// Connections that are gone again.
+    ended: u64,
+    /// Tokens that were out when their connection ended.
+    pings_ended: u64,
+    /// Wrong bytes on connections that awaited none: counted as wrong, never sent.
+    pings_unasked: u64,
+    /// For the fill curve: times of the hundredth in progress.
+    fill: Option<Histogram>,
+}
+
+impl LoadCore {
+    /// A core that has done nothing yet.
+    pub fn new(config: LoadConfig) -> LoadCore {
+        let attempts = Window::new(config.window);
+        LoadCore {
+            report: Report::new(),
+            holds: Pages::new(),
+            walk: Walk::new(config.space.clone(), config.choice, config.first, config.stride),
+            width: attempts.most(),
+            attempts,
+            goal: config.connections,
+            making: true,
+            used_up: None,
+            failures_in_row: 0,
+            ran_out_at: None,
+            paused_until: Instant(0),
+            rate_next: Instant(0),
+            pings: Window::new(config.ping_window),
+            round: None,
+            rounds_waiting: 0,
+            starved_until: None,
+            next_round_at: None,
+            closing: None,
+            ended: 0,
+            pings_ended: 0,
+            pings_unasked: 0,
+            fill: config.keep_fill_curve.then(Histogram::new),
+            config,
+        }
+    }
+
+    // ---- connecting -------------------------------------------------------------------------------------------------
+
+    fn wants_more(&self) -> bool {
+        let on_the_way = self.report.count(Counter::Connected) + u64::from(self.attempts.under_way());
+        self.making && self.closing.is_none() && on_the_way < self.goal
+    }
+
+    fn connect_some(&mut self, now: Instant, outbox: &mut Outbox) {
+        while self.wants_more()
+            && self.attempts.under_way() < self.width
+            && now >= self.paused_until
+            && now >= self.rate_next
+        {
+            let (source, destination, range) = match self.walk.next(self.attempts.under_way()) {
+                Next::Tuple { source, destination, range } => (source, destination, range),
+                Next::Wait => break,
+                Next::End => {
+                    self.making = false;
+                    break;
+                }
+            };
+            self.spend_rate(now);
+            let ticket = self.attempts.begin((), now);
+            self.report.add(Counter::Attempted, 1);
+            outbox.push(Command::Connect { ticket, source, destination, choice: self.config.choice, range });
+        }
+    }
+
+    fn spend_rate(&mut self, now: Instant) {
+        if self.config.rate_per_s > 0 {
+            let earliest = Instant(now.0.saturating_sub(RATE_SLACK_NS));
+            let step = Duration::from_nanos(1_000_000_000 / u64::from(self.config.rate_per_s));
+            self.rate_next = self.rate_next.max(earliest).after(step);
+        }
+    }
+
+    fn connected(&mut self, ticket: u32, conn: ConnId, now: Instant, outbox: &mut Outbox) {
+        let Some(attempt) = self.attempts.end(ticket) else {
+            // Not a ticket of ours: nothing may stay open that nobody counts.
+            return outbox.push(Command::Close { conn, abort: true });
+        };
+        let serial = self.report.count(Counter::Connected) as u32;
+        self.report.add(Counter::Connected, 1);
+        self.report.opened();
+        self.walk.connected();
+        self.failures_in_row = 0;
+        self.width = (self.width + 1).min(self.attempts.most());
+        let connect_ns = now.0.saturating_sub(attempt.began.0);
+        self.report.connect_ns.record(connect_ns);
+        self.record_fill(connect_ns);
+        let hold = Hold { serial, generation: conn.generation, state: State::Idle, ..Hold::default() };
+        self.holds.write(conn.index, hold);
+        if self.closing.is_some() {
+            self.close(conn, hold, Some(Counter::ClosedByUs), self.config.abort_on_close, outbox);
+        }
+    }
+
+    fn connect_failed(&mut self, ticket: u32, step: Step, error: Errno, now: Instant) {
+        let Some(attempt) = self.attempts.end(ticket) else { return };
+        let timed_out = attempt.expired && error == Errno::ECANCELED && self.closing.is_none();
+        let error = if timed_out { Errno::ETIMEDOUT } else { error };
+        self.report.add(Counter::ConnectFailed, 1);
+        self.report.failed(step, error);
+        match self.walk.failed(step, error) {
+            Meaning::TupleBusy => {
+                self.report.add(Counter::TupleBusy, 1);
+                self.used_up = Some((step, error));
+            }
+            Meaning::PairRefused => self.used_up = Some((step, error)),
+            Meaning::Other => self.set_back(step, error, attempt.began, now),
+        }
+    }
+
+    /// A failure that says nothing about tuples: slow down if a resource ran out, stop after too many in a row.
+    fn set_back(&mut self, step: Step, error: Errno, began: Instant, now: Instant) {
+        if matches!(error, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) {
+            if self.ran_out_at.is_some_and(|ran_out_at| began <= ran_out_at) {
+                return;
+            }
+            let pause = RESOURCE_PAUSE * (1 << self.failures_in_row.min(8));
+            self.ran_out_at = Some(now);
+            self.paused_until = now.after(pause.min(RESOURCE_PAUSE_MOST));
+            self.width = (self.width / 2).max(1);
+        }
+        self.failures_in_row += 1;
+        if self.making && self.closing.is_none() && self.failures_in_row >= self.config.give_up_after.max(1) {
+            self.making = false;
+            self.report.stopped_by = Some((step, error));
+        }
+    }
+
+    /// The curve's rows follow each other, so one histogram at a time is enough.
+    fn record_fill(&mut self, connect_ns: u64) {
+        let Some(fill) = &mut self.fill else { return };
+        let done = u128::from(self.report.count(Counter::Connected) - 1);
+        let hundredth = (done.saturating_mul(100) / self.walk.share().max(1)).min(99) as usize;
+        if hundredth > self.report.fill_curve.len() {
+            self.report.fill_curve.push((fill.quantile(0.5), fill.count()));
+            self.report.fill_curve.resize(hundredth, (0, 0));
+            fill.clear();
+        }
+        fill.record(connect_ns);
+    }
+
+    fn end_fill(&mut self) {
+        if let Some(fill) = self.fill.as_mut().filter(|fill| fill.count() > 0)
+            && self.report.fill_curve.len() < 100
+        {
+            self.report.fill_curve.push((fill.quantile(0.5), fill.count()));
+            fill.clear();
+        }
+    }
+
+    fn expire_attempts(&mut self, now: Instant, outbox: &mut Outbox) {
+        let mut burst = if self.closing.is_some() { BURST } else { self.attempts.most() };
+        while burst > 0
+            && let Some((ticket, began)) = self.attempts.oldest()
+            && (self.closing.is_some() || began.after(self.config.connect_timeout) <= now)
+        {
+            self.attempts.expire(ticket);
+            outbox.push(Command::CancelConnect { ticket });
+            burst -= 1;
+        }
+    }
+
+    // ---- holding and pinging ----------------------------------------------------------------------------------------
+
+    fn ping_some(&mut self, now: Instant, outbox: &mut Outbox) {
+        if self.round.is_none() && self.rounds_waiting > 0 {
+            self.rounds_waiting -= 1;
+            self.round = Some(Round { next: 0, end: self.holds.end() });
+        }
+        let Some(mut round) = self.round else { return };
+        self.starved_until = None;
+        let mut scan = SCAN;
+        round.next = self.holds.skip_untouched(round.next);
+        while scan > 0 && round.next < round.end && !self.pings.is_full() {
+            let hold = self.holds.read(round.next);
+            if hold.state == State::Idle && !hold.sending && !self.ping(round.next, hold, now, outbox) {
+                self.report.add(Counter::BufferWaits, 1);
+                self.starved_until = Some(now.after(BUFFER_PAUSE));
+                break;
+            }
+            (round.next, scan) = (round.next + 1, scan - 1);
+        }
+        self.round = (round.next < round.end || self.pings.under_way() > 0).then_some(round);
+        if self.round.is_none() {
+            self.next_round_at = (!self.config.ping_every.is_zero()).then(|| now.after(self.config.ping_every));
+        }
+    }
+
+    /// Send the token; false if there is no buffer to send it in.
+    fn ping(&mut self, index: u32, mut hold: Hold, now: Instant, outbox: &mut Outbox) -> bool {
+        let Some(mut buf) = outbox.buffers.take() else { return false };
+        let length = self.token_bytes();
+        self.token(hold).fill(&mut outbox.buffers.memory(&buf)[..length]);
+        outbox.buffers.set_len(&mut buf, length);
+        let conn = ConnId { index, generation: hold.generation };
+        hold.ping = self.pings.begin(conn, now);
+        (hold.state, hold.received, hold.sending) = (State::Awaiting, 0, true);
+        self.holds.write(index, hold);
+        self.report.add(Counter::PingsSent, 1);
+        outbox.push(Command::Send { conn, buf });
+        true
+    }
+
+    fn received(&mut self, conn: ConnId, buf: Buf, now: Instant, outbox: &mut Outbox) {
+        if let Some(mut hold) = self.open_hold(conn) {
+            let bytes = outbox.buffers.bytes(&buf);
+            self.report.add(Counter::BytesIn, bytes.len() as u64);
+            if !bytes.is_empty() {
+                self.check_bytes(&mut hold, bytes, now);
+                self.holds.write(conn.index, hold);
+            }
+        }
+        outbox.buffers.release(buf);
+    }
+
+    fn check_bytes(&mut self, hold: &mut Hold, bytes: &[u8], now: Instant) {
+        let owed = matches!(hold.state, State::Awaiting | State::Late);
+        let received = usize::from(hold.received);
+        let right = owed && bytes.len() <= self.token_bytes() - received && self.token(*hold).matches(received, bytes);
+        if hold.state == State::Spoiled {
+            return;
+        }
+        if !right {
+            match hold.state {
+                State::Awaiting => self.report.add(Counter::PingsWrong, 1),
+                State::Late => {}
+                _ => {
+                    self.report.add(Counter::PingsWrong, 1);
+                    self.pings_unasked += 1;
+                }
+            }
+            self.end_ping(hold);
+            hold.state = State::Spoiled;
+            return;
+        }
+        hold.received += bytes.len() as u16;
+        if usize::from(hold.received) < self.token_bytes() {
+            return;
+        }
+        if hold.state == State::Late {
+            hold.state = State::Idle;
+            return;
+        }
+        self.report.add(Counter::PingsRight, 1);
+        if hold.sending {
+            // An echo may overtake the news that we have sent. The slot stays ours until both are in.
+            hold.state = State::Answered;
+            self.report.echo_ns.record(self.pings.age_ns(hold.ping, now));
+        } else {
+            self.report.echo_ns.record(self.pings.age_ns(hold.ping, now));
+            self.end_ping(hold);
+            hold.state = State::Idle;
+        }
+    }
+
+    fn sent(&mut self, conn: ConnId) {
+        let Some(mut hold) = self.open_hold(conn) else { return };
+        if !hold.sending {
+            return;
+        }
+        hold.sending = false;
+        self.report.add(Counter::BytesOut, self.token_bytes() as u64);
+        if hold.state == State::Answered {
+            self.end_ping(&mut hold);
+            hold.state = State::Idle;
+        }
+        self.holds.write(conn.index, hold);
+    }
+
+    fn expire_pings(&mut self, now: Instant) {
+        while let Some((ticket, began)) = self.pings.oldest()
+            && began.after(self.config.ping_timeout) <= now
+        {
+            let Some(ended) = self.pings.end(ticket) else { break };
+            let mut hold = self.holds.read(ended.value.index);
+            hold.state = match hold.state {
+                State::Answered => State::Idle,
+                _ => {
+                    self.report.add(Counter::PingsMissing, 1);
+                    State::Late
+                }
+            };
+            self.holds.write(ended.value.index, hold);
+        }
+    }
+
+    fn end_ping(&mut self, hold: &mut Hold) {
+        if matches!(hold.state, State::Awaiting | State::Answered) {
+            self.pings.end(hold.ping);
+        }
+    }
+
+    fn token(&self, hold: Hold) -> Token {
+        let serial = u64::from(hold.serial).wrapping_mul(self.config.stride.max(1)).wrapping_add(self.config.first);
+        Token { seed: self.config.seed, serial }
+    }
+
+    fn token_bytes(&self) -> usize {
+        self.config.token_bytes as usize
+    }
+
+    // ---- ending -----------------------------------------------------------------------------------------------------
+
+    fn failed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
+        let Some(hold) = self.open_hold(conn) else { return };
+        self.report.failed(step, error);
+        self.close(conn, hold, Some(Counter::Broken), true, outbox);
+    }
+
+    fn finished(&mut self, conn: ConnId, outbox: &mut Outbox) {
+        let Some(hold) = self.open_hold(conn) else { return };
+        self.close(conn, hold, Some(Counter::ClosedByPeer), self.config.abort_on_close, outbox);
+    }
+
+    fn close(&mut self, conn: ConnId, mut hold: Hold, why: Option<Counter>, abort: bool, outbox: &mut Outbox) {
+        if hold.state == State::Awaiting {
+            self.pings_ended += 1;
+        }
+        self.end_ping(&mut hold);
+        hold.state = State::Closing;
+        self.holds.write(conn.index, hold);
+        if let Some(why) = why {
+            self.report.add(why, 1);
+        }
+        outbox.push(Command::Close { conn, abort });
+    }
+
+    fn closed(&mut self, conn: ConnId) {
+        let mut hold = self.holds.read(conn.index);
+        if hold.state == State::Free || hold.generation != conn.generation {
+            return;
+        }
+        if hold.state == State::Awaiting {
+            self.pings_ended += 1;
+        }
+        self.end_ping(&mut hold);
+        self.holds.write(conn.index, Hold::default());
+        self.report.less(Counter::Open);
+        self.ended += 1;
+    }
+
+    fn close_some(&mut self, outbox: &mut Outbox) {
+        let Some(mut index) = self.closing else { return };
+        let (mut burst, mut scan) = (BURST, SCAN);
+        index = self.holds.skip_untouched(index);
+        while burst > 0 && scan > 0 && index < self.holds.end() {
+            let hold = self.holds.read(index);
+            if !matches!(hold.state, State::Free | State::Closing) {
+                let conn = ConnId { index, generation: hold.generation };
+                self.close(conn, hold, Some(Counter::ClosedByUs), self.config.abort_on_close, outbox);
+                burst -= 1;
+            }
+            (index, scan) = (index + 1, scan - 1);
+        }
+        self.closing = Some(index);
+    }
+
+    // ---- all together -----------------------------------------------------------------------------------------------
+
+    fn ordered(&mut self, order: Order) {
+        match order {
+            Order::Ping => self.rounds_waiting = self.rounds_waiting.saturating_add(1),
+            Order::Rate(rate_per_s) => {
+                self.config.rate_per_s = rate_per_s;
+                self.rate_next = Instant(0);
+            }
+            Order::Target(connections) => {
+                let made = self.report.count(Counter::Connected);
+                let open = self.report.count(Counter::Open);
+                self.goal = connections.max(open).saturating_add(made - open);
+                if !self.walk.is_at_end() {
+                    (self.making, self.failures_in_row, self.report.stopped_by) = (true, 0, None);
+                }
+            }
+            Order::Close if self.closing.is_none() => {
+                self.closing = Some(0);
+                (self.round, self.rounds_waiting) = (None, 0);
+            }
+            Order::Close => {}
+        }
+    }
+
+    /// Do what can be done now, and say where we stand.
+    fn go_on(&mut self, now: Instant, outbox: &mut Outbox) {
+        if self.closing.is_some() {
+            self.expire_attempts(now, outbox);
+            self.close_some(outbox);
+        } else {
+            self.connect_some(now, outbox);
+            self.ping_some(now, outbox);
+        }
+        let ramping = self.wants_more() || self.attempts.under_way() > 0;
+        if !ramping && self.report.phase == Phase::Ramping {
+            self.end_fill();
+            if self.report.count(Counter::Connected) < self.goal && self.walk.is_at_end() {
+                self.report.stopped_by = self.report.stopped_by.or(self.used_up);
+            }
+        }
+        let phase = match self.closing {
+            Some(index) if index < self.holds.end() || self.attempts.under_way() > 0 => Phase::Closing,
+            Some(_) if self.report.count(Counter::Open) > 0 => Phase::Closing,
+            Some(_) => Phase::Done,
+            None if ramping => Phase::Ramping,
+            None if self.round.is_some() => Phase::Pinging,
+            None => Phase::Holding,
+        };
+        if phase == Phase::Holding && self.next_round_at.is_none() && !self.config.ping_every.is_zero() {
+            self.next_round_at = Some(now.after(self.config.ping_every));
+        }
+        self.report.phase = phase;
+    }
+
+    /// The record of a connection that is open and not being closed.
+    fn open_hold(&self, conn: ConnId) -> Option<Hold> {
+        let hold = self.holds.read(conn.index);
+        let open = !matches!(hold.state, State::Free | State::Closing) && hold.generation == conn.generation;
+        open.then_some(hold)
+    }
+}
+
+impl Core for LoadCore {
+    fn start(&mut self, now: Instant, outbox: &mut Outbox) {
+        let most = outbox.buffers.buffer_bytes().min(usize::from(u16::MAX)) as u32;
+        self.config.token_bytes = self.config.token_bytes.max(TOKEN_BYTES_MIN).min(most);
+        self.go_on(now, outbox);
+    }
+
+    fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
+        match event {
+            Event::Connected { ticket, conn } => self.connected(ticket, conn, now, outbox),
+            Event::ConnectFailed { ticket, step, error } => self.connect_failed(ticket, step, error, now),
+            Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
+            Event::Sent { conn } => self.sent(conn),
+            Event::Finished { conn } => self.finished(conn, outbox),
+            Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
+            Event::Closed { conn } => self.closed(conn),
+            Event::Ordered(order) => self.ordered(order),
+            // A load core listens nowhere.
+            Event::Listening { .. }
+            | Event::ListenFailed { .. }
+            | Event::Accepted { .. }
+            | Event::AcceptFailed { .. } => {}
+        }
+        self.go_on(now, outbox);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.expire_attempts(now, outbox);
+        self.expire_pings(now);
+        if self.next_round_at.is_some_and(|at| at <= now) && self.report.phase == Phase::Holding {
+            (self.next_round_at, self.rounds_waiting) = (None, self.rounds_waiting + 1);
+        }
+        self.go_on(now, outbox);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let at_once = Some(Instant(0));
+        if let Some(index) = self.closing {
+            return (index < self.holds.end() || self.attempts.oldest().is_some()).then_some(Instant(0));
+        }
+        let has_room = self.wants_more() && self.attempts.under_way() < self.width;
+        let blocked_by_time = has_room.then(|| self.paused_until.max(self.rate_next)).filter(|&at| at > Instant(0));
+        let round = self.round.filter(|round| round.next < round.end && !self.pings.is_full());
+        [
+            self.attempts.oldest().map(|(_, began)| began.after(self.config.connect_timeout)),
+            self.pings.oldest().map(|(_, began)| began.after(self.config.ping_timeout)),
+            blocked_by_time.filter(|_| !self.walk.waits(self.attempts.under_way())),
+            round.and(self.starved_until.or(at_once)),
+            self.next_round_at.filter(|_| self.report.phase == Phase::Holding),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn is_done(&self) -> bool {
+        self.report.phase == Phase::Done
+    }
+
+    fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn check_invariants(&self) -> Result<(), String> {
+        self.attempts.check()?;
+        self.pings.check()?;
+        let count = |counter| self.report.count(counter);
+        let in_state = |state| self.holds.iter().filter(|hold| hold.state == state).count() as u64;
+        let open = self.holds.iter().filter(|hold| hold.state != State::Free).count() as u64;
+        let (attempts, pings) = (u64::from(self.attempts.under_way()), u64::from(self.pings.under_way()));
+        let settled = count(Counter::PingsRight) + count(Counter::PingsWrong) + count(Counter::PingsMissing);
+        let out = in_state(State::Awaiting);
+        let ends = count(Counter::ClosedByUs) + count(Counter::ClosedByPeer) + count(Counter::Broken);
+        let connected = count(Counter::Connected);
+        let rules = [
+            (
+                "attempted = connected + failed + under way",
+                count(Counter::Attempted) == connected + count(Counter::ConnectFailed) + attempts,
+            ),
+            ("open_now is the number of open records", count(Counter::Open) == open),
+            ("connected = open + ended", connected == open + self.ended),
+            ("each end has one cause", ends == self.ended + in_state(State::Closing)),
+            (
+                "pings sent + unasked = right + wrong + missing + out + ended",
+                count(Counter::PingsSent) + self.pings_unasked == settled + out + self.pings_ended,
+            ),
+            ("every token out has its slot", pings == out + in_state(State::Answered)),
+            ("no more connections than asked for", self.closing.is_some() || connected + attempts <= self.goal),
+            ("nothing is out when done", !self.is_done() || attempts + pings + open == 0),
+        ];
+        rules.iter().find(|(_, holds)| !holds).map_or(Ok(()), |(rule, _)| Err(format!("load: {rule}")))
+    }
 }
