@@ -4,6 +4,8 @@ from typing import TypedDict, final
 
 from fourtuple.engine import CarrierSettings, EchoConfig, LoadConfig
 
+__all__ = ["Workers", "counters", "uring_abilities"]
+
 class _Quantiles(TypedDict):
     count: int
     least: int

@@ -46,9 +46,9 @@ class SourceChoice(Enum):
     KERNEL_RANGE = "kernel-range"
     """As KERNEL_PORT, with IP_LOCAL_PORT_RANGE: one pass over every port (flat since Linux 6.8)."""
     SINGLE_PORT = "single-port"
-    """Our address and port, by IP_LOCAL_PORT_RANGE [p, p]: poisons nobody, but p must lie in the sysctl's range (A4)."""
+    """Our address and port, by IP_LOCAL_PORT_RANGE [p, p]: poisons nobody; p must lie in the sysctl's range (A4)."""
     BIND = "bind"
-    """Our address and port, by bind() with SO_REUSEADDR: any port, cheapest, and poisons it for automatic choice (A8)."""
+    """Our address and port, by bind() with SO_REUSEADDR: any port, cheapest; poisons it for automatic choice (A8)."""
 
 
 class Phase(Enum):
@@ -63,10 +63,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadConfig:
-    """What a load engine is to do: connect over `space`, hold, ping on request, close. Numbers are the whole engine's."""
+    """What a load engine is to do: connect over `space`, hold, ping on request, close. Numbers are the engine's."""
 
     space: TupleSpace
-    """The tuples that it may use, each once at a time. For the kernel's choices the source ports only bound KERNEL_RANGE."""
+    """Tuples that it may use, each once at a time. Of the kernel's choices only KERNEL_RANGE uses its source ports."""
     connections: int
     choice: SourceChoice = SourceChoice.BIND
     window: int = 256
@@ -210,7 +210,7 @@ class CarrierNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything that an engine has counted, all workers together. The counters' meanings are in `fourtuple.metrics`."""
+    """Everything that an engine has counted, all workers together. What a counter means is in `fourtuple.metrics`."""
 
     connects_attempted: int
     connects_succeeded: int
@@ -256,7 +256,7 @@ class Snapshot:
 
 
 class Engine:
-    """One core on a carrier, in one or more workers. A context manager: leaving it stops the workers and waits for them."""
+    """One core on a carrier, in one or more workers. A context manager: leaving it stops and joins the workers."""
 
     def __init__(self, workers: _core.Workers, carrier: CarrierName, fallback_reason: str) -> None:
         """For `start`; not called otherwise."""
@@ -342,7 +342,7 @@ class Engine:
         self._workers.stop()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end; says whether it came in time. Raises EngineStopped if a worker ended before its work did."""
+        """Wait for the end; says whether it came in time. Raises EngineStopped if a worker ended before its work."""
         if timeout_s is not None:
             _seconds("timeout_s", timeout_s, 0)
         return self._workers.join(timeout_s)
@@ -362,7 +362,9 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
         if kind is None:
             self.join()
@@ -401,16 +403,16 @@ def _instance(path: str, value: object, kind: type | tuple[type, ...]) -> None:
         raise BadConfig(path, f"is {value!r}; a {names} is needed")
 
 
-def _whole(path: str, value: int, least: int, most: int) -> None:
+def _whole(path: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise BadConfig(path, f"is {value!r}; a whole number from {least} to {most} is needed")
 
 
-def _whole_or_none(path: str, value: int | None, least: int, most: int) -> None:
+def _whole_or_none(path: str, value: object, least: int, most: int) -> None:
     if value is not None:
         _whole(path, value, least, most)
 
 
-def _seconds(path: str, value: float, least: float) -> None:
+def _seconds(path: str, value: object, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= HIGHEST_COUNT:
         raise BadConfig(path, f"is {value!r}; a number of seconds from {least:g} to {HIGHEST_COUNT} is needed")

@@ -1,7 +1,7 @@
 """The names, units and meanings of every number that an engine counts: `COUNTERS`, one row each.
 
-Decides what a counter is called in Python. Knows no engine. It mirrors the table of `crates/engine/src/report.rs`; a test
-holds the two equal.
+Decides what a counter is called in Python. Knows no engine. It mirrors the table of `crates/engine/src/report.rs`; a
+test holds the two equal.
 """
 
 from __future__ import annotations
