@@ -1,20 +1,67 @@
-"""fourtuple takes a Linux host past 65,535 connections. Public names, re-exported; this file defines nothing."""
+"""fourtuple takes a Linux host past 65,535 connections. The public names, re-exported; nothing is defined here.
+
+Counting tuples costs only the standard library: names that need pydantic or the compiled engine load when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from fourtuple.errors import BadConfig, EngineStopped, FourtupleError, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.tuples import AddressSet, Endpoint, FourTuple, PortSet, Protocol, TupleSpace, TupleSpaces
 
+if TYPE_CHECKING:
+    from fourtuple.doctor import Diagnosis, diagnose
+    from fourtuple.engine import CarrierName, EchoConfig, Engine, LoadConfig, Snapshot
+    from fourtuple.facts import Goal, Host, Role
+    from fourtuple.host import read_host
+    from fourtuple.limits import LIMITS
+
 __all__ = [
+    "LIMITS",
     "AddressSet",
     "BadConfig",
+    "CarrierName",
+    "Diagnosis",
+    "EchoConfig",
     "Endpoint",
+    "Engine",
     "EngineStopped",
     "FourTuple",
     "FourtupleError",
+    "Goal",
+    "Host",
     "LimitReached",
+    "LoadConfig",
     "MissingFeature",
     "MissingPrivilege",
     "PortSet",
     "Protocol",
+    "Role",
+    "Snapshot",
     "TupleSpace",
     "TupleSpaces",
+    "diagnose",
+    "read_host",
 ]
+
+_LATER = {
+    "CarrierName": "fourtuple.engine",
+    "Diagnosis": "fourtuple.doctor",
+    "EchoConfig": "fourtuple.engine",
+    "Engine": "fourtuple.engine",
+    "Goal": "fourtuple.facts",
+    "Host": "fourtuple.facts",
+    "LIMITS": "fourtuple.limits",
+    "LoadConfig": "fourtuple.engine",
+    "Role": "fourtuple.facts",
+    "Snapshot": "fourtuple.engine",
+    "diagnose": "fourtuple.doctor",
+    "read_host": "fourtuple.host",
+}
+
+if not TYPE_CHECKING:  # a type checker that saw it would believe that every name exists
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module 'fourtuple' has no attribute {name!r}")
+        return getattr(import_module(_LATER[name]), name)
