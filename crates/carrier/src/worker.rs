@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fourtuple_engine::report::Report;
+use fourtuple_engine::report::{Phase, Report};
 use fourtuple_engine::{Carrier, CarrierError, Core, Errno, Event, Instant, Order, Outbox, Until};
 
 use crate::epoll::Epoll;
@@ -133,7 +133,7 @@ impl Worker {
         self.shared.wake.ring();
     }
 
-    /// The newest numbers: at most 50 ms old while it runs, final once it has ended.
+    /// The newest numbers: at most 50 ms old while it runs, new at each change of phase, final once it has ended.
     pub fn published(&self) -> Published {
         lock(&self.shared.published).clone()
     }
@@ -191,7 +191,7 @@ fn run(
         return Ok(());
     }
     let Ok(mut carrier) = carrier else { return Ok(()) };
-    let mut outside = Outside { shared, carrier_report, next_publish: Instant(0) };
+    let mut outside = Outside { shared, carrier_report, next_publish: Instant(0), phase: core.report().phase };
     let ended = catch_unwind(AssertUnwindSafe(|| carrier.run(core.as_mut(), &mut outside)));
     outside.publish(core.as_ref());
     match ended {
@@ -205,6 +205,8 @@ struct Outside<'a> {
     shared: &'a Shared,
     carrier_report: Rc<Cell<CarrierReport>>,
     next_publish: Instant,
+    /// As last published.
+    phase: Phase,
 }
 
 impl Outside<'_> {
@@ -223,8 +225,11 @@ impl Until for Outside<'_> {
                 core.handle(Event::Ordered(order), now, outbox);
             }
         }
-        if now >= self.next_publish {
+        // A change of phase is what others wait for, and rare.
+        let phase = core.report().phase;
+        if now >= self.next_publish || phase != self.phase {
             self.publish(core);
+            self.phase = phase;
             self.next_publish = now.after(PUBLISH_EVERY);
         }
         !self.shared.stop.load(Ordering::Acquire)
