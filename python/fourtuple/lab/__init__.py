@@ -1,9 +1,10 @@
 """The private lab: network namespaces to prove things in, so that trying fourtuple never changes the host."""
 
-from fourtuple.lab.lab import Lab, LabHost, Link, RemoteEngine
+from fourtuple.lab.lab import Lab, LabHost, Link
 from fourtuple.lab.leftovers import Leftover, leftovers
 from fourtuple.lab.operations import Opened
 from fourtuple.lab.readings import Slab, UserMemory, kernel_memory_bytes, slabs
+from fourtuple.lab.remote import RemoteEngine
 
 __all__ = [
     "Lab",

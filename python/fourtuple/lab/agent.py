@@ -1,8 +1,8 @@
 """An agent: the process that is one host of a lab. `python -m fourtuple.lab.agent NAME PARENT DESCRIPTOR`.
 
-Decides how such a process is born into its namespaces, answers, and dies. Nothing but agents holds the namespaces, which
-have neither a name nor a file, so that no agent left means nothing left. An agent ends when its parent ends, however that
-happens: the kernel kills it (PR_SET_PDEATHSIG), and a thread of its own watches for the other end of the channel to go.
+Decides how such a process is born into its namespaces, answers, and dies. Nothing but agents holds the namespaces,
+which have neither a name nor a file, so that no agent left means nothing left. An agent ends when its parent ends,
+however that happens: the kernel kills it (PR_SET_PDEATHSIG), and a thread watches for the channel's other end to go.
 Ctrl-C is the parent's affair and ignored here. What can be asked is the table in `operations`.
 """
 
@@ -56,6 +56,7 @@ def main(arguments: list[str]) -> NoReturn:
 
 def _be_born(birth: Birth, held: Held) -> bool:
     """Take on namespaces and limits; says whether a user namespace was needed."""
+    namespaces.be_killed_first()
     in_user_namespace = namespaces.enter(birth.membership)
     if birth.die_with_thread:
         namespaces.die_with(birth.parent_pid)

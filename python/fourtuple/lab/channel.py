@@ -24,8 +24,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An exception on its way to the other process. Taken apart, because exceptions with an __init__ of their own do not
-    survive pickle: it would call that with `args`, which are those of the base class."""
+    """An exception on its way to the other process.
+
+    Taken apart, because exceptions with an __init__ of their own do not survive pickle: it would call that with `args`,
+    which are those of the base class.
+    """
 
     kind: type[BaseException]
     arguments: tuple[Any, ...]
@@ -46,8 +49,10 @@ class Failure:
 
     def exception(self) -> BaseException:
         """The exception again: same class, arguments and attributes; where it happened is in its notes."""
-        error = self.kind.__new__(self.kind, *self.arguments)
-        error.args = self.arguments if not isinstance(error, OSError) else error.args
+        if self.kind.__module__ == "builtins":
+            error = self.kind(*self.arguments)
+        else:
+            error = self.kind.__new__(self.kind, *self.arguments)
         for name, value in self.attributes.items():
             if name != "__notes__":
                 setattr(error, name, value)
@@ -73,20 +78,20 @@ class Asker:
         self._connection = connection
         self._serial = 0
 
-    def begin(self, birth: object, timeout_s: float) -> Any:
+    def begin(self, birth: object, timeout_s: float) -> object:
         """Send what the other end waits for first; its answer comes as to any request."""
         self._connection.send(birth)
         return self._await("its birth", timeout_s)
 
-    def ask(self, operation: str, positional: tuple[Any, ...], named: dict[str, Any], timeout_s: float) -> Any:
+    def ask(self, operation: str, positional: tuple[Any, ...], named: dict[str, Any], timeout_s: float) -> object:
         """Call and wait. EOFError or OSError if the other end is gone, TimeoutError if it does not answer in time."""
         self._serial += 1
         request = Request(serial=self._serial, operation=operation, positional=positional, named=named)
         self._connection.send(request)
         return self._await(operation, timeout_s)
 
-    def _await(self, operation: str, timeout_s: float) -> Any:
-        answer = None
+    def _await(self, operation: str, timeout_s: float) -> object:
+        answer: Answer | None = None
         # An answer to an earlier question that was given up (Ctrl-C, a timeout) may still be on its way.
         while answer is None or answer.serial != self._serial:
             if not self._connection.poll(timeout_s):

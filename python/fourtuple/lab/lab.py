@@ -5,8 +5,9 @@
         lab["client"].set_sysctl("net.ipv4.ip_local_port_range", "40000 40099")
         engine = lab["server"].start_engine(EchoConfig(...))
 
-Decides which namespaces and links there are and what their addresses are. Knows nothing of what is proved in it. Namespaces
-have no name and no file and live only as long as the agents in them, which end when this process does, even by kill -9.
+Decides which namespaces and links there are and what their addresses are. Knows nothing of what is proved in it.
+Namespaces have no name and no file; they live as long as the agents in them, which end when this process does, even by
+kill -9.
 
 How long a lab takes to vanish is in `Lab.close`.
 """
@@ -14,24 +15,24 @@ How long a lab takes to vanish is in `Lab.close`.
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network, summarize_address_range
 from itertools import combinations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fourtuple.errors import BadConfig, EngineStopped
+from fourtuple.errors import BadConfig
 from fourtuple.lab import operations
 from fourtuple.lab.namespaces import Membership
 from fourtuple.lab.operations import Opened
 from fourtuple.lab.process import Agent, end_all
 from fourtuple.lab.readings import UserMemory
+from fourtuple.lab.remote import RemoteEngine
 from fourtuple.tuples import AddressSet, Endpoint, IPAddress
 
 if TYPE_CHECKING:
-    from fourtuple.engine import CarrierName, EchoConfig, LoadConfig, Snapshot
+    from fourtuple.engine import CarrierName, CarrierSettings, EchoConfig, LoadConfig
     from fourtuple.facts import Host
     from fourtuple.lab.wiring import IPNetwork
 
@@ -58,8 +59,8 @@ class Link:
 class Lab:
     """Some hosts, each joined to every other by a link of its own; one host alone has its loopback.
 
-    Starts the agents at once; use it with `with`. `user_namespaces` makes user namespaces even as root. Without root they
-    are made because nothing else would do, and MissingPrivilege says what forbids even that.
+    Starts the agents at once; use it with `with`. `user_namespaces` makes a user namespace even as root. Without root
+    it is made because nothing else would do, and MissingPrivilege says what forbids even that.
     """
 
     def __init__(
@@ -77,15 +78,15 @@ class Lab:
         self._hosts: dict[str, LabHost] = {}
         try:
             first = self._start(names[0], Membership(new_user=user_namespaces))
-            # A veth pair needs CAP_NET_ADMIN on both sides (rtnl_link_get_net_capable): all hosts share a user namespace.
+            # A veth pair needs CAP_NET_ADMIN on both sides (rtnl_link_get_net_capable): one user namespace for all.
             self._user_of = first.pid if first.await_birth() else None
             others = [self._start(name, Membership(user_of=self._user_of)) for name in names[1:]]
             for agent in others:
                 agent.await_birth()
             self._hosts = {agent.name: LabHost(self, agent) for agent in (first, *others)}
-            has_ipv6 = all([agent.ask(operations.raise_loopback) for agent in self._agents])
+            with_ipv6 = [agent.ask(operations.raise_loopback) for agent in self._agents]
             for number, (one, other) in enumerate(combinations(self._hosts.values(), 2)):
-                _join(one, other, number, has_ipv6)
+                _join(one, other, number, all(with_ipv6))
         except BaseException:
             self.close(QUICK_END_S)
             raise
@@ -118,13 +119,11 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After Ctrl-C nobody wants to watch the kernel close a million sockets; otherwise the next lab wants their memory.
+        # After Ctrl-C nobody waits for the kernel to close a million sockets; else the next lab wants their memory.
         self.close(PATIENT_END_S if kind is None else QUICK_END_S)
 
     def _start(self, name: str, membership: Membership) -> Agent:
-        agent = Agent(
-            name, membership=membership, refuse_io_uring=self._refuse_io_uring, descriptors=self._descriptors
-        )
+        agent = Agent(name, membership=membership, refuse_io_uring=self._refuse_io_uring, descriptors=self._descriptors)
         self._agents.append(agent)
         return agent
 
@@ -138,8 +137,8 @@ class Lab:
 class LabHost:
     """A host of a lab, through one process in it. Made by `Lab`.
 
-    What an operation raises in the agent is raised here, same class, with the agent's trace in its notes. If the agent is
-    dead, EngineStopped names the host, its process and the signal.
+    What an operation raises in the agent is raised here, same class, with the agent's trace in its notes. If the agent
+    is dead, EngineStopped names the host, its process and the signal.
     """
 
     def __init__(self, lab: Lab, agent: Agent, links: dict[str, Link] | None = None) -> None:
@@ -236,7 +235,7 @@ class LabHost:
         timeout_s: float = 2.0,
         keep: bool = False,
     ) -> str:
-        """One plain connect(): "ok" or the errno's name. The kernel chooses what is None or 0; `keep` holds the socket."""
+        """One plain connect(): "ok" or the errno's name. The kernel chooses what is None or 0; `keep` holds it."""
         patience_s = timeout_s + 10.0
         return self._agent.ask_within(
             patience_s, operations.connect_once, destination, source, source_port, timeout_s, keep
@@ -251,10 +250,11 @@ class LabHost:
         config: LoadConfig | EchoConfig,
         carrier: CarrierName | None = None,
         workers: int | None = None,
+        settings: CarrierSettings | None = None,
     ) -> RemoteEngine:
-        """Start an engine in this process; `carrier` None takes the best that works here."""
-        number, chosen, reason = self._agent.ask(operations.start_engine, config, carrier, workers)
-        return RemoteEngine(self._agent, number, chosen, reason)
+        """Start an engine in this process; `carrier` None is AUTO: the best that works here."""
+        started = self._agent.ask(operations.start_engine, config, carrier, workers, settings)
+        return RemoteEngine(self._agent, started)
 
     def _have_peers_route(self, prefix: IPNetwork) -> None:
         for host in self._lab.hosts:
@@ -262,79 +262,6 @@ class LabHost:
             via = None if link is None else link.peer_address(prefix.version)
             if via is not None:
                 host.route(prefix, via)
-
-
-class RemoteEngine:
-    """An `Engine` that runs in an agent: the same methods, one exchange each; nothing per connection crosses."""
-
-    def __init__(self, agent: Agent, number: int, carrier: CarrierName, fallback_reason: str) -> None:
-        self._agent = agent
-        self._number = number
-        self.carrier = carrier
-        self.fallback_reason = fallback_reason
-
-    def snapshot(self) -> Snapshot:
-        """What it counts now."""
-        return self._agent.ask(operations.engine_snapshot, self._number)
-
-    def ping(self) -> None:
-        """Send a token on every connection."""
-        self._order("ping")
-
-    def close(self) -> None:
-        """Close every connection."""
-        self._order("close")
-
-    def stop(self) -> None:
-        """End the engine, whatever it is doing."""
-        self._order("stop")
-
-    def set_rate(self, rate_per_s: int) -> None:
-        """New connections per second; 0 is as fast as possible."""
-        self._order("set_rate", rate_per_s)
-
-    def set_target(self, connections: int) -> None:
-        """Connections to hold."""
-        self._order("set_target", connections)
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for its end; False if it has not come by then."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            left_s = deadline - time.monotonic()
-            # Short waits, so that another thread can take a snapshot in between.
-            if self._agent.ask(operations.engine_join, self._number, max(0.0, min(left_s, 0.1))):
-                return True
-            if left_s <= 0:
-                return False
-
-    def wait_for(self, predicate: Callable[[Snapshot], bool], timeout_s: float, every_s: float = 0.05) -> Snapshot:
-        """Look until a snapshot satisfies the predicate; the last snapshot, satisfying or not, when time is up."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            snapshot = self.snapshot()
-            if predicate(snapshot) or time.monotonic() >= deadline:
-                return snapshot
-            time.sleep(every_s)
-
-    def forget(self) -> None:
-        """Stop it if it runs and give its memory back; it is not to be used again."""
-        self._agent.ask(operations.engine_forget, self._number)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.forget()
-        except EngineStopped:
-            if kind is None:
-                raise
-
-    def _order(self, order: str, value: int | None = None) -> None:
-        self._agent.ask(operations.engine_order, self._number, order, value)
 
 
 def _checked_names(hosts: Iterable[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Membership:
 
 
 def enter(membership: Membership) -> bool:
-    """Move this process, while it has one thread, into its namespaces; True if it is in a user namespace of the lab's."""
+    """Move this process, while it has one thread, into its namespaces; True if one is a user namespace."""
     in_user_namespace = membership.new_user or membership.user_of is not None
     if membership.user_of is not None:
         _join(membership.user_of, "user", CLONE_NEWUSER)
@@ -76,12 +77,22 @@ def enter(membership: Membership) -> bool:
 def die_with(parent_pid: int) -> None:
     """Have the kernel kill this process when the thread that started it ends.
 
-    After `enter`, because changed credentials clear the setting (commit_creds). A parent that died before the call sends
-    no signal any more, so look whether it is still there.
+    After `enter`, because changed credentials clear the setting (commit_creds). A parent that died before the call
+    sends no signal any more, so look whether it is still there.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def be_killed_first() -> None:
+    """Have the out-of-memory killer take this process before any other of the host's.
+
+    It judges by user memory (oom_badness), of which an agent has little, while its sockets fill the kernel's: it would
+    kill the innocent one after the other.
+    """
+    with suppress(OSError):  # /proc may be read-only: then the host keeps its own order
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def refuse_io_uring() -> None:

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourtuple.errors import BadConfig, MissingFeature, MissingPrivilege
@@ -22,7 +23,7 @@ from fourtuple.lab import readings
 from fourtuple.tuples import AddressSet, Endpoint, IPAddress
 
 if TYPE_CHECKING:
-    from fourtuple.engine import CarrierName, EchoConfig, Engine, LoadConfig, Snapshot
+    from fourtuple.engine import CarrierName, CarrierSettings, EchoConfig, Engine, LoadConfig, Snapshot
     from fourtuple.facts import Host
     from fourtuple.lab.wiring import IPInterface, IPNetwork
 
@@ -33,7 +34,7 @@ class Held:
 
     sockets: list[socket.socket] = field(default_factory=list)
     engines: dict[int, Engine] = field(default_factory=dict)
-    next_engine: int = 1
+    last_engine: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,16 @@ class Opened:
     error: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """An engine that was started: its number in the agent, and what its `Engine` says once."""
+
+    number: int
+    carrier: CarrierName
+    fallback_reason: str
+    workers: int
+
+
 # Settings
 
 
@@ -51,8 +62,7 @@ def sysctl(held: Held, name: str) -> str:
     """The value of a sysctl as this namespace sees it, whitespace folded to one blank."""
     path = _sysctl_path(name)
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return " ".join(file.read().split())
+        return " ".join(path.read_text(encoding="ascii", errors="replace").split())
     except FileNotFoundError:
         raise MissingFeature(_no_such_sysctl(name)) from None
     except OSError as error:
@@ -231,16 +241,25 @@ def release(held: Held) -> int:
 
 
 def start_engine(
-    held: Held, config: LoadConfig | EchoConfig, carrier: CarrierName | None, workers: int | None
-) -> tuple[int, CarrierName, str]:
-    """Start an engine; its number here, the carrier that it came to run on, and why not a better one."""
+    held: Held,
+    config: LoadConfig | EchoConfig,
+    carrier: CarrierName | None,
+    workers: int | None,
+    settings: CarrierSettings | None,
+) -> Started:
+    """Start an engine and hold it."""
     from fourtuple.engine import CarrierName, Engine
 
-    engine = Engine.start(config, carrier=CarrierName.AUTO if carrier is None else carrier, workers=workers)
-    number = held.next_engine
-    held.next_engine += 1
-    held.engines[number] = engine
-    return number, engine.carrier, engine.fallback_reason
+    wanted = CarrierName.AUTO if carrier is None else carrier
+    engine = Engine.start(config, carrier=wanted, workers=workers, settings=settings)
+    held.last_engine += 1
+    held.engines[held.last_engine] = engine
+    return Started(
+        number=held.last_engine,
+        carrier=engine.carrier,
+        fallback_reason=engine.fallback_reason,
+        workers=engine.workers,
+    )
 
 
 def engine_snapshot(held: Held, number: int) -> Snapshot:
@@ -263,11 +282,11 @@ def engine_join(held: Held, number: int, timeout_s: float) -> bool:
 
 
 def engine_forget(held: Held, number: int) -> None:
-    """Stop an engine if it runs and let go of it and its memory."""
+    """Stop an engine if it runs and let go of it and its memory; EngineStopped if it had failed."""
     engine = held.engines.pop(number, None)
     if engine is not None:
         engine.stop()
-        engine.join(5.0)
+        engine.join()
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -298,12 +317,12 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _sysctl_path(name: str) -> str:
+def _sysctl_path(name: str) -> Path:
     # As sysctl(8): where there are slashes they separate, so that an interface's name may have a dot in it.
     parts = name.split("/" if "/" in name else ".")
     if any(re.fullmatch(r"\.*", part) or "\0" in part for part in parts):
         raise BadConfig("sysctl", f"{name!r} is not a name such as net.ipv4.ip_local_port_range")
-    return "/".join(("/proc/sys", *parts))
+    return Path("/proc/sys", *parts)
 
 
 def _no_such_sysctl(name: str) -> str:

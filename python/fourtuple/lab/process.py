@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from fourtuple.errors import EngineStopped
 from fourtuple.lab.agent import Birth
@@ -81,7 +81,7 @@ class Agent:
 
     def ask(self, operation: Callable[Concatenate[Held, P], R], *positional: P.args, **named: P.kwargs) -> R:
         """Run an operation in the agent and return what it returns, or raise what it raises."""
-        return cast(R, self.ask_within(ANSWER_TIMEOUT_S, operation, *positional, **named))
+        return self.ask_within(ANSWER_TIMEOUT_S, operation, *positional, **named)
 
     def ask_within(
         self, timeout_s: float, operation: Callable[Concatenate[Held, P], R], *positional: P.args, **named: P.kwargs
@@ -110,7 +110,7 @@ class Agent:
                 self._asker = None
                 os.close(self._words)
 
-    def _exchange(self, name: str, talk: Callable[[Asker], Any]) -> Any:
+    def _exchange(self, name: str, talk: Callable[[Asker], object]) -> object:
         with self._lock:
             if self._asker is None:
                 raise EngineStopped(f"lab host {self.name!r} is closed")

@@ -25,6 +25,9 @@ LOOPBACK_INDEX = 1
 """lo is the first link of every network namespace (loopback_net_init)."""
 RTN_LOCAL, RT_TABLE_LOCAL, RT_SCOPE_HOST = "local", 255, 254
 IFA_F_NODAD = 0x02
+FIRST_VETH_INDEX = 1_000
+"""Where both ends of a pair have the same index, the kernel takes up to a second to tell IPv6 that the link is up: it
+knows a link that depends on another by their indexes (linkwatch_urgent_event). So one end gets a high one."""
 
 
 def has_ipv6() -> bool:
@@ -45,7 +48,9 @@ def raise_loopback() -> None:
 def join_by_veth(interface: str, peer_interface: str, peer_pid: int) -> None:
     """Make a veth pair between this namespace and that of `peer_pid`; both ends are down at first."""
     with _routes(f"make the link {interface} to process {peer_pid}") as routes:
-        routes.link("add", ifname=interface, kind="veth", peer={"ifname": peer_interface, "net_ns_pid": peer_pid})
+        index = FIRST_VETH_INDEX + len(routes.get_links())
+        peer = {"ifname": peer_interface, "net_ns_pid": peer_pid}
+        routes.link("add", index=index, ifname=interface, kind="veth", peer=peer)
 
 
 def raise_link(interface: str, addresses: tuple[IPInterface, ...]) -> None:
