@@ -1,0 +1,158 @@
+"""python -m bench: ours and the peers side by side in one run; a table for people, one JSON file for the rest.
+
+Decides the order of the runs (interleaved), and how results are shown and kept. What is measured is in `bench.rates`
+and `bench.cliff`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import cliff, rates
+from fourtuple.errors import FourtupleError
+
+RESULTS = Path(__file__).parent / "results"
+MOST_CONNECTIONS = 60_000
+"""Inside the range 1024-65535 of one source address, which is what the peers have."""
+WIDTH = 132
+"""Of a table in a file or a pipe."""
+Row = TypeVar("Row", rates.Contender, cliff.Chooser)
+
+
+def main(arguments: list[str]) -> int:
+    """Run what was asked for; 1 if a row that can run here failed."""
+    options = _options(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    results: dict[str, Any] = {"machine": _machine(), "rounds": options.runs, "connections": options.connections}
+    failed: dict[str, str] = {}
+    try:
+        if options.only != "cliff":
+            skipped = {row.name: reason for row in rates.CONTENDERS if (reason := rates.absent(row))}
+            rows = [row for row in rates.CONTENDERS if row.name not in skipped]
+            measured = _interleaved(
+                rows, lambda row: rates.run(row, options.connections), options.runs, console, failed
+            )
+            results["rates"] = {name: rates.medians(runs) for name, runs in measured.items()}
+            results["skipped"] = skipped
+            console.print(_rates_table(results["rates"], options))
+            for name, reason in skipped.items():
+                console.print(f"skipped {name}: {reason}")
+        if options.only != "rates":
+            no_uring = bool(rates.absent(rates.CONTENDERS[0]))
+            choosers = [row for row in cliff.CHOOSERS if not (no_uring and "uring" in row.arguments)]
+            curves = _interleaved(choosers, cliff.run, options.runs, console, failed)
+            results["cliff"] = {name: cliff.medians(runs) for name, runs in curves.items()}
+            console.print(_cliff_table(results["cliff"], options))
+    except FourtupleError as problem:
+        console.print(f"bench: {problem}", style="red")
+        return 1
+    results["failed"] = failed
+    results["machine"]["load_after"] = os.getloadavg()[0]
+    for name, reason in failed.items():
+        console.print(f"failed {name}: {reason}", style="red")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    console.print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return 1 if failed else 0
+
+
+def _interleaved(
+    rows: list[Row], run: Callable[[Row], dict[str, Any]], rounds: int, console: Console, failed: dict[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Each row once per round; a row that fails is named and left out from then on."""
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for number in range(rounds):
+        for row in rows:
+            if row.name in failed:
+                continue
+            started_s = time.monotonic()
+            try:
+                measured.setdefault(row.name, []).append(run(row))
+            except RuntimeError as problem:
+                failed[row.name] = str(problem)
+            took_s = time.monotonic() - started_s
+            console.print(f"round {number + 1}/{rounds}  {row.name}  {took_s:.1f} s", style="dim", highlight=False)
+    return {name: runs for name, runs in measured.items() if name not in failed}
+
+
+def _rates_table(measured: dict[str, dict[str, Any]], options: argparse.Namespace) -> Table:
+    table = Table(title=f"{options.connections:,} connections to one port, both ends held; medians of {options.runs}")
+    for heading in (
+        "client",
+        "connections/s",
+        "CPU us/conn",
+        "bytes/conn",
+        "after echo",
+        "echoes/s",
+        "speed vs asyncio",
+    ):
+        table.add_column(heading, justify="left" if heading == "client" else "right")
+    base = measured.get("asyncio protocol", {}).get("connections_per_s")
+    for name, row in measured.items():
+        table.add_row(
+            name,
+            f"{row['connections_per_s']:,.0f}",
+            f"{row['cpu_us_per_connection']:,.1f}",
+            f"{row['bytes_per_connection']:,.0f}",
+            f"{row['bytes_per_connection_after_echo']:,.0f}",
+            f"{row['echoes_per_s']:,.0f}",
+            f"{row['connections_per_s'] / base:.2f} x" if base else "",
+        )
+    return table
+
+
+def _cliff_table(measured: dict[str, dict[str, Any]], options: argparse.Namespace) -> Table:
+    table = Table(title=f"the cost of one connect() by fill of {cliff.COUNT} ports, us; medians of {options.runs}")
+    for heading in ("who chooses the port", "reached", "1 %", "50 %", "90 %", "99 %", "99 % : 1 %"):
+        table.add_column(heading, justify="left" if heading.startswith("who") else "right")
+    for name, row in measured.items():
+        costs = (f"{row[f'us_at_{percent}_percent']:,.1f}" for percent in (1, 50, 90, 99))
+        table.add_row(name, f"{row['connected']:,.0f}", *costs, f"{row['ratio_99_to_1']:.2f} x")
+    return table
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=("rates", "cliff"), help="one comparison instead of both")
+    parser.add_argument(
+        "--connections", type=_whole(1, MOST_CONNECTIONS), default=15_000, help="per client; default 15000"
+    )
+    parser.add_argument("--runs", type=_whole(1, 100), default=3, help="rounds, all clients in each; default 3")
+    return parser.parse_args(arguments)
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}; a whole number from {least} to {most} is needed")
+        return int(text)
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
