@@ -29,10 +29,12 @@ def read_addresses() -> tuple[tuple[Address, ...], bool]:
     known = {address.address for address in own}
     routes, routes_complete = _local_routes(names)
     bits = {4: 32, 6: 128}
+    # Every host has 127.0.0.0/8, which widens nothing beyond itself; a route to one own address is that address again.
     any_ip = [
         route
         for route in routes
-        if route.prefix_length < bits[ip_address(route.address).version] or route.address not in known
+        if not ip_address(route.address).is_loopback
+        and (route.prefix_length < bits[ip_address(route.address).version] or route.address not in known)
     ]
     found = (*own, *any_ip)
     return found[:MOST_ADDRESSES], complete and routes_complete and len(found) <= MOST_ADDRESSES

@@ -56,7 +56,7 @@ def read_rules(tree: Tree, net: str) -> Ruleset:
         tree.miss("iptables", f"rules of legacy iptables are not read; tables in use: {folded(' '.join(tables))}")
     program = which("nft") or which("nft", path="/usr/sbin:/sbin")
     if program is None:
-        tree.miss("nftables", "nft is not installed, so rules cannot be listed")
+        tree.miss("nft", "nft is not installed, so rules cannot be listed")
         return Ruleset()
     try:
         listing = subprocess.run(
@@ -67,20 +67,20 @@ def read_rules(tree: Tree, net: str) -> Ruleset:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        tree.miss("nftables", f"nft did not list the rules within {_PATIENCE_S} s")
+        tree.miss("nft", f"nft did not list the rules within {_PATIENCE_S} s")
         return Ruleset()
     except OSError as error:
-        tree.miss("nftables", f"nft does not run: {error.strerror}")
+        tree.miss("nft", f"nft does not run: {error.strerror}")
         return Ruleset()
     if listing.returncode != 0:
         complaint = folded(listing.stderr.decode("utf-8", "replace"))
         hint = "needs CAP_NET_ADMIN" if "not permitted" in complaint else complaint[:120]
-        tree.miss("nftables", f"nft cannot list the rules: {hint}")
+        tree.miss("nft", f"nft cannot list the rules: {hint}")
         return Ruleset()
     try:
         ruleset = parse_ruleset(listing.stdout)
     except ValueError as error:
-        tree.miss("nftables", f"the answer of nft cannot be understood: {error}")
+        tree.miss("nft", f"the answer of nft cannot be understood: {error}")
         return Ruleset()
     # A legacy rule may ask for tracking unseen.
     return ruleset._replace(tracks=None) if tables and not ruleset.tracks else ruleset

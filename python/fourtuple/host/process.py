@@ -93,7 +93,7 @@ def _natural(text: str | None) -> int | None:
 
 def _rlimits(tree: Tree, home: str) -> dict[str, RLimit]:
     found = {}
-    for line in (tree.text(f"{home}/limits", "process.rlimits") or "").splitlines():
+    for line in (tree.text(f"{home}/limits", "rlimits") or "").splitlines():
         # Columns of fixed width in the kernel, but names grow: two or more blanks part them.
         columns = re.split(r"\s{2,}", line.strip())
         name = _LIMIT_NAMES.get(columns[0])
@@ -106,11 +106,11 @@ def _rlimits(tree: Tree, home: str) -> dict[str, RLimit]:
             if value is None and text != "unlimited"
         ]
         if bad:
-            tree.miss(f"process.rlimits.{name}", f"neither a number nor unlimited: {bad[0]!r}")
+            tree.miss(f"rlimits.{name}", f"neither a number nor unlimited: {bad[0]!r}")
         else:
             found[name] = RLimit(soft=soft, hard=hard)
-    if not found and "process.rlimits" not in tree.unread:
-        tree.miss("process.rlimits", f"no limit found in /{home}/limits")
+    if not found and "rlimits" not in tree.unread:
+        tree.miss("rlimits", f"no limit found in /{home}/limits")
     return found
 
 

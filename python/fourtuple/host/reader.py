@@ -119,7 +119,7 @@ def _read_network(tree: Tree, net: str, *, probe_ports: bool, most_sockets: int)
     sysctl = read_sysctls(tree)
     counters = read_counters(tree, net)
     if not tree.live:
-        for fact in ("addresses", "listeners", "flows", "poisoned_ports", "features", "nftables"):
+        for fact in ("addresses", "listeners", "flows", "poisoned_ports", "features", "nft"):
             tree.miss(fact, _ANOTHER_MACHINE)
         conntrack = read_conntrack(tree, tracks=None, established=0)
         return _Network(sysctl, counters, _sockets(tree, net, Census()), conntrack=conntrack)
@@ -151,14 +151,14 @@ def _kernel(tree: Tree) -> Kernel:
 
 def _machine(tree: Tree, home: str) -> Machine:
     fields = {}
-    for line in (tree.text("proc/meminfo", "machine.memory") or "").splitlines():
+    for line in (tree.text("proc/meminfo", "meminfo") or "").splitlines():
         name, _, rest = line.partition(":")
         number = whole(rest.removesuffix("kB").strip())
         if number is not None and 0 <= number < 1 << 50:
             fields[name] = number * 1024
     for name in ("MemTotal", "MemAvailable"):
-        if name not in fields and "machine.memory" not in tree.unread:
-            tree.miss(f"machine.memory.{name}", "/proc/meminfo does not say")
+        if name not in fields and "meminfo" not in tree.unread:
+            tree.miss(f"meminfo.{name}", "/proc/meminfo does not say")
     return Machine(
         cpus=usable_processors(tree, home),
         memory_total_bytes=fields.get("MemTotal"),
