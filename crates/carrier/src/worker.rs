@@ -50,7 +50,7 @@ impl Default for CarrierSettings {
             slots_per_ring: 0,
             buffer_bytes: 2048,
             buffers_per_ring: 64,
-            send_chunks: 16,
+            send_chunks: 4,
         }
     }
 }
