@@ -1,0 +1,41 @@
+"""The documents do not promise what is not there: examples give what they show, targets and links exist."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = ("README.md", "ARCHITECTURE.md")
+
+
+def test_python_examples() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        example = doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0)
+        assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_make_targets() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert (
+        set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"`[^`]+`|^make .*", README, re.MULTILINE))))
+        <= targets
+    )
+
+
+def test_the_first_screen_names_the_two_commands() -> None:
+    first_screen = README.splitlines()[:25]
+    assert any(line.startswith("make prove") for line in first_screen)
+    assert any(line.startswith("make test") for line in first_screen)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links(document: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / document).read_text()):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
