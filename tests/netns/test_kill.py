@@ -1,7 +1,7 @@
 """Killing whatever holds a lab, at any moment, leaves the host as it was.
 
-`kill_somewhere` starts a command, kills one process of its tree at a random moment and compares the host before
-and after. A process belongs to the command's tree if it carries a mark in its environment, which survives any change of parent.
+`kill_somewhere` starts a command, kills one process of its tree at a random moment and compares the host before and
+after. A process belongs to the tree if it carries a mark in its environment, which survives any change of parent.
 """
 
 from __future__ import annotations

@@ -20,11 +20,12 @@ from pathlib import Path
 import pytest
 
 import fourtuple
+from fourtuple.engine import CarrierName, EchoConfig, LoadConfig
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.lab import Lab, kernel_memory_bytes, leftovers, slabs
 from fourtuple.lab.channel import Failure
 from fourtuple.lab.namespaces import IO_URING_SETUP, refuse_io_uring
-from fourtuple.tuples import AddressSet, Endpoint
+from fourtuple.tuples import AddressSet, Endpoint, PortSet, Protocol, TupleSpace
 
 PORT_RANGE = "net.ipv4.ip_local_port_range"
 SOURCE_TREE = Path(fourtuple.__file__ or "").parents[2]
@@ -227,6 +228,69 @@ class TestLimits:
         if os.waitstatus_to_exitcode(status) == 2:
             pytest.skip("io_uring is refused here already")
         assert os.waitstatus_to_exitcode(status) == 0
+
+
+class TestEngines:
+    def test_two_hosts_talk_through_their_engines(self, lab: Lab) -> None:
+        lab["server"].add_any_ip("10.82.0.0/16")
+        with (
+            lab["server"].start_engine(ECHO, CarrierName.EPOLL, workers=1) as echo,
+            lab["client"].start_engine(load(connections=500), CarrierName.EPOLL, workers=1) as engine,
+        ):
+            engine.wait_for(lambda now: now.open_now == 500, 20)
+            engine.ping()
+            now = engine.wait_for(lambda now: now.pings_right == 500, 20)
+            assert (now.pings_wrong, now.pings_missing) == (0, 0)
+            assert echo.snapshot().accepts_succeeded == 500
+            engine.close()
+            assert engine.join(20)
+            assert not engine.running
+            assert engine.snapshot().closed_by_us == 500
+            assert not echo.join(0.1)
+
+    def test_an_engine_that_is_refused_io_uring_runs_on_epoll_and_says_so(self) -> None:
+        with Lab(("client",), refuse_io_uring=True) as lab:
+            with lab["client"].start_engine(ECHO) as engine:
+                assert engine.carrier is CarrierName.EPOLL
+                assert engine.fallback_reason
+            with pytest.raises((MissingFeature, MissingPrivilege)):
+                lab["client"].start_engine(ECHO, CarrierName.URING)
+
+    def test_a_host_is_examined_from_inside(self, lab: Lab) -> None:
+        lab["client"].set_sysctl(PORT_RANGE, "44000 44009")
+        lab["client"].limit_descriptors(321)
+        facts = lab["client"].facts()
+        assert facts.process.pid == lab["client"].pid
+        assert facts.sysctl[PORT_RANGE] == "44000 44009"
+        assert facts.process.rlimits["NOFILE"].soft == 321
+
+    def test_a_dead_lab_frees_its_namespaces_though_sockets_outlive_processes(self) -> None:
+        """A link ends with the namespace at its other end, so that a third host sees the end of the first two."""
+        with Lab(("client", "server", "watch")) as lab:
+            lab["server"].add_any_ip("10.82.0.0/16")
+            lab["server"].start_engine(ECHO, CarrierName.EPOLL)
+            engine = lab["client"].start_engine(load(connections=5_000), CarrierName.EPOLL)
+            engine.wait_for(lambda now: now.open_now == 5_000, 30)
+            os.kill(lab["client"].pid, signal.SIGKILL)
+            os.kill(lab["server"].pid, signal.SIGKILL)
+            begun = time.monotonic()
+            while "to-" in Path(f"/proc/{lab['watch'].pid}/net/dev").read_text():
+                assert time.monotonic() - begun < 20
+                time.sleep(0.05)
+
+
+ECHO = EchoConfig(listen=(Endpoint(ip_address("0.0.0.0"), 7000),))
+
+
+def load(*, connections: int) -> LoadConfig:
+    space = TupleSpace(
+        protocol=Protocol.TCP,
+        sources=AddressSet.parse("10.77.0.1"),
+        source_ports=PortSet.parse("20000-29999"),
+        destinations=AddressSet.parse("10.82.0.1"),
+        destination_ports=PortSet.of(7000),
+    )
+    return LoadConfig(space=space, connections=connections)
 
 
 class TestErrors:

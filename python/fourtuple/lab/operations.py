@@ -108,10 +108,15 @@ def limit_descriptors(held: Held, soft: int, hard: int | None) -> tuple[int, int
 # Wiring
 
 
-def raise_loopback(held: Held) -> bool:
-    """Set lo up; says whether the kernel has IPv6."""
+def prepare_network(held: Held) -> bool:
+    """Make a new namespace ready: lo is up, and it can vanish; says whether the kernel has IPv6.
+
+    A socket whose process is gone keeps its namespace alive until its FIN is acknowledged, and once the other host of a
+    dead lab has gone nobody does: 100 s of eight retries (tcp_orphan_retries). One retry makes it less than a second.
+    """
     from fourtuple.lab import wiring
 
+    set_sysctl(held, "net.ipv4.tcp_orphan_retries", "1")
     wiring.raise_loopback()
     return wiring.has_ipv6()
 
@@ -295,7 +300,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         sysctl,
         set_sysctl,
         limit_descriptors,
-        raise_loopback,
+        prepare_network,
         join_by_veth,
         raise_link,
         add_addresses,
