@@ -1,7 +1,7 @@
 //! A table of small records by index, in pages made when first touched: a million records cost what they weigh, and
 //! growing never copies. Decides where a record lies. Knows nothing of what a record means.
 
-const PER_PAGE: usize = 4096;
+const PER_PAGE: usize = 256;
 
 /// Records of `T`; one never touched reads as `T::default()`.
 #[derive(Debug)]
