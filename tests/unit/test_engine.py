@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -170,33 +172,62 @@ def test_a_thousand_listeners_are_shared_out(carrier: CarrierName) -> None:
 
 
 def test_a_full_descriptor_table_is_a_counted_failure(endpoint: Endpoint) -> None:
-    """In a process of its own: the soft limit is the process's."""
-    import subprocess
-    import sys
-
-    script = (
-        "import resource, sys\n"
-        "from fourtuple.engine import *\n"
-        "from fourtuple.tuples import *\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
-        "here = Endpoint.parse(sys.argv[1])\n"
-        "space = TupleSpace(sources=AddressSet.parse(sys.argv[2]), source_ports=PortSet.parse('20000-20999'),\n"
-        "    destinations=AddressSet.of(here.address), destination_ports=PortSet.of(here.port))\n"
-        "config = LoadConfig(space=space, connections=100)\n"
-        "with Engine.start(config, CarrierName.EPOLL, workers=1) as engine:\n"
-        "    now = engine.wait_for(lambda now: now.stopped_by is not None, 20)\n"
-        "    print(now.stopped_by.name, now.stopped_by.step, 0 < now.open_now < 60)\n"
-    )
     with Engine.start(EchoConfig(listen=(endpoint,)), CarrierName.EPOLL, workers=1) as server:
         server.wait_for(lambda now: now.listening_now == 1, TIMEOUT_S)
-        answer = subprocess.run(
-            [sys.executable, "-c", script, str(endpoint), next(_sources)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
+        answer = _with_few_descriptors(
+            "here = Endpoint.parse(sys.argv[1])\n"
+            "space = TupleSpace(sources=AddressSet.parse(sys.argv[2]), source_ports=PortSet.parse('20000-20999'),\n"
+            "    destinations=AddressSet.of(here.address), destination_ports=PortSet.of(here.port))\n"
+            "config = LoadConfig(space=space, connections=100)\n"
+            "with Engine.start(config, CarrierName.EPOLL, workers=1) as engine:\n"
+            "    now = engine.wait_for(lambda now: now.stopped_by is not None, 20)\n"
+            "    print(now.stopped_by.name, now.stopped_by.step, 0 < now.open_now < 60)\n",
+            str(endpoint),
+            next(_sources),
         )
-    assert answer.stdout.split() == ["EMFILE", "socket", "True"]
+    assert answer.split() == ["EMFILE", "socket", "True"]
+
+
+def test_no_descriptor_for_the_carrier_itself_is_a_limit_reached(endpoint: Endpoint) -> None:
+    answer = _with_few_descriptors(
+        "from contextlib import suppress\n"
+        "import os\n"
+        "with suppress(OSError):\n"
+        "    while True:\n"
+        "        os.dup(0)\n"
+        "for carrier in CarrierName:\n"
+        "    try:\n"
+        "        Engine.start(EchoConfig(listen=(Endpoint.parse(sys.argv[1]),)), carrier, workers=1)\n"
+        "    except FourtupleError as error:\n"
+        "        print(type(error).__name__, error.limit)\n",
+        str(endpoint),
+    )
+    assert answer.splitlines() == ["LimitReached descriptors-soft"] * 3
+
+
+def _with_few_descriptors(script: str, *arguments: str) -> str:
+    """What the script prints in a process of its own with RLIMIT_NOFILE 60: the limit is a process's."""
+    before = (
+        "import resource, sys\n"
+        "from fourtuple.engine import CarrierName, EchoConfig, Engine, LoadConfig\n"
+        "from fourtuple.errors import FourtupleError\n"
+        "from fourtuple.tuples import AddressSet, Endpoint, PortSet, TupleSpace\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", before + script, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_an_engine_that_only_listens_leaves_connections_in_the_queue(carrier: CarrierName, endpoint: Endpoint) -> None:
+    with Engine.start(EchoConfig(listen=(endpoint,), backlog=8, accept=False), carrier, workers=1) as server:
+        server.wait_for(lambda now: now.listening_now == 1, TIMEOUT_S)
+        # The queue holds backlog + 1 (sk_acceptq_is_full); the rest get no answer to their SYN's last step.
+        with Engine.start(_load(endpoint, 9), carrier, workers=1) as client:
+            client.wait_for(_held(9), TIMEOUT_S)
+        assert server.snapshot().accepts_succeeded == 0
 
 
 def test_waiting_ends_with_a_reason(carrier: CarrierName, endpoint: Endpoint) -> None:

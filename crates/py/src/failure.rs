@@ -41,12 +41,13 @@ pub(crate) fn wait(py: Python<'_>, timeout: Option<Duration>, ready: impl Fn() -
     }
 }
 
-/// Why a carrier could not start, as the exception that names the way out.
+/// Why a carrier could not start, as the exception that names the way out; limits by their names in the catalogue.
 pub(crate) fn refused(error: &CarrierError) -> PyErr {
     let text = said(error);
     match error.error {
-        Errno::EMFILE | Errno::ENFILE => limit("nofile", &text),
-        Errno::ENOMEM => limit("memory", &text),
+        Errno::EMFILE => limit("descriptors-soft", &text),
+        Errno::ENFILE => limit("files-on-host", &text),
+        Errno::ENOMEM => limit("kernel-memory", &text),
         // io_uring_setup(2): EPERM where seccomp or kernel.io_uring_disabled forbids it.
         Errno(libc_errno::EPERM | libc_errno::EACCES) => MissingPrivilege::new_err(text),
         Errno(libc_errno::ENOSYS | libc_errno::EOPNOTSUPP | libc_errno::EINVAL) => MissingFeature::new_err(text),

@@ -143,3 +143,49 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fourtuple_carrier::{CarrierKind, CarrierSettings};
+    use fourtuple_engine::report::Report;
+    use fourtuple_engine::{Core, Event, Instant, Outbox};
+
+    use super::*;
+
+    /// A core with a bug.
+    struct Buggy(Report);
+
+    impl Core for Buggy {
+        fn start(&mut self, _now: Instant, _outbox: &mut Outbox) {
+            panic!("a bug of ours");
+        }
+        fn handle(&mut self, _event: Event, _now: Instant, _outbox: &mut Outbox) {}
+        fn handle_timeout(&mut self, _now: Instant, _outbox: &mut Outbox) {}
+        fn poll_timeout(&self) -> Option<Instant> {
+            None
+        }
+        fn is_done(&self) -> bool {
+            false
+        }
+        fn report(&self) -> &Report {
+            &self.0
+        }
+        fn check_invariants(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_one_worker_and_is_told() {
+        let core = Box::new(Buggy(Report::new()));
+        let worker =
+            Worker::start(CarrierKind::Epoll, CarrierSettings::default(), core).expect("epoll runs everywhere");
+        let workers = Workers { states: Mutex::new(vec![State::Running(worker)]) };
+        while workers.any_running() {
+            std::thread::yield_now();
+        }
+        let states = workers.look();
+        let State::Ended { error: Some(error), .. } = &states[0] else { panic!("it ended with an error") };
+        assert_eq!(error, "a worker panicked: a bug of ours");
+    }
+}
