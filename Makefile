@@ -53,8 +53,8 @@ check: setup $(CARGO_DENY) ## ruff, mypy, stubtest, lint-imports, rustfmt, clipp
 bench: setup ## measure ours beside asyncio, uvloop and plain connect()
 	$(PYTHON) -m bench $(BENCH_ARGS)
 
-sim: setup ## the load and echo cores in the seeded simulator
-	cargo test --release --locked -p fourtuple-carrier sim
+sim: ## the load and echo cores in the seeded simulator (FOURTUPLE_SEEDS=100000 for more worlds)
+	cargo test --release --locked -p fourtuple-carrier --test simulation -- --nocapture
 
 netns: setup ## the tests that use the real kernel, in network namespaces of their own
 	$(PYTHON) -m pytest tests/netns
