@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fourtuple.cli import Exit, doctor, limits
+from fourtuple.cli import Exit, doctor, limits, prove
 from fourtuple.errors import BadConfig, FourtupleError
 
 EPILOG = (
@@ -53,6 +53,7 @@ def _options(
 # The table of commands. Nouns read, verbs change.
 app.command("doctor")(doctor.doctor)
 app.add_typer(limits.app, name="limits")
+app.command("prove")(prove.prove)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
