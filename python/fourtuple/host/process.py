@@ -57,15 +57,14 @@ def read_process(tree: Tree, home: str) -> Process:
     )
 
 
-def read_isolation(tree: Tree, home: str) -> Isolation:
-    """Where the process stands. The network namespace is the first one if it shows the host-wide TCP settings."""
+def read_isolation(tree: Tree, home: str, *, initial_network: bool | None) -> Isolation:
+    """Where the process stands; its network namespace is judged by whoever reads inside it."""
     status = _fields(tree.text(f"{home}/status") or "")
     user_map = (tree.text(f"{home}/uid_map") or "").split()
-    network_settings = tree.exists("proc/sys/net/ipv4")
     seccomp = status.get("Seccomp")
     return Isolation(
         container=_container(tree, home),
-        initial_network_namespace=tree.exists("proc/sys/net/ipv4/tcp_mem") if network_settings else None,
+        initial_network_namespace=initial_network,
         initial_user_namespace=user_map == ["0", "0", "4294967295"] if user_map else None,
         seccomp=seccomp != "0" if seccomp else None,
     )

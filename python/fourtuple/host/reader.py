@@ -62,7 +62,7 @@ def read_host(
         kernel=_kernel(tree),
         machine=_machine(tree, home),
         process=read_process(tree, home),
-        isolation=read_isolation(tree, home),
+        isolation=read_isolation(tree, home, initial_network=network.initial),
         cgroup=cgroup,
         sysctl=network.sysctl,
         sockets=network.sockets,
@@ -92,6 +92,7 @@ class _Network(NamedTuple):
     features: Mapping[str, bool] = MappingProxyType({})
     conntrack: Conntrack = Conntrack(loaded=False)
     rules: Ruleset = Ruleset()
+    initial: bool | None = None
 
 
 def _network_of(tree: Tree, home: str, *, own: bool, read: Callable[[], _Network]) -> _Network:
@@ -118,11 +119,13 @@ def _network_of(tree: Tree, home: str, *, own: bool, read: Callable[[], _Network
 def _read_network(tree: Tree, net: str, *, probe_ports: bool, most_sockets: int) -> _Network:
     sysctl = read_sysctls(tree)
     counters = read_counters(tree, net)
+    # A child network namespace does not show the host-wide settings of TCP (catalogue section 5).
+    initial = "net.ipv4.tcp_mem" in sysctl if sysctl else None
     if not tree.live:
         for fact in ("addresses", "listeners", "flows", "poisoned_ports", "features", "nft"):
             tree.miss(fact, _ANOTHER_MACHINE)
         conntrack = read_conntrack(tree, tracks=None, established=0)
-        return _Network(sysctl, counters, _sockets(tree, net, Census()), conntrack=conntrack)
+        return _Network(sysctl, counters, _sockets(tree, net, Census()), conntrack=conntrack, initial=initial)
     found = _census(tree, most_sockets)
     sockets = _sockets(tree, net, found)
     addresses = _addresses(tree)
@@ -134,7 +137,7 @@ def _read_network(tree: Tree, net: str, *, probe_ports: bool, most_sockets: int)
     established = found.by_state.get("ESTABLISHED", 0)
     conntrack = read_conntrack(tree, tracks=rules.tracks, established=established)
     runs = None if poisoned is None else tuple(_runs(sorted(poisoned)))
-    return _Network(sysctl, counters, sockets, found, addresses, runs, features, conntrack, rules)
+    return _Network(sysctl, counters, sockets, found, addresses, runs, features, conntrack, rules, initial)
 
 
 def _kernel(tree: Tree) -> Kernel:
