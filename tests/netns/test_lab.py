@@ -37,6 +37,13 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lab]:
+    """For tests that leave a lab as they found it."""
+    with Lab(("client", "server")) as made:
+        yield made
+
+
 def endpoint(text: str) -> Endpoint:
     return Endpoint.parse(text)
 
@@ -84,9 +91,9 @@ class TestIsolation:
             ("net.core.rmem_max", "1000000", MissingPrivilege),
         ],
     )
-    def test_what_cannot_be_set_is_named(self, lab: Lab, name: str, value: str, error: type[Exception]) -> None:
+    def test_what_cannot_be_set_is_named(self, shared: Lab, name: str, value: str, error: type[Exception]) -> None:
         with pytest.raises(error) as caught:
-            lab["client"].set_sysctl(name, value)
+            shared["client"].set_sysctl(name, value)
         assert name in str(caught.value) or repr(name) in str(caught.value)
 
 
@@ -159,13 +166,13 @@ class TestWiring:
         assert client.release() == 1
 
     @pytest.mark.parametrize("prefix", ["", "10.0.0.0/33", "10.0.0.1/8", "fd81::/200", "nonsense", "10.0.0.0/8\n"])
-    def test_a_wrong_prefix_is_named(self, lab: Lab, prefix: str) -> None:
+    def test_a_wrong_prefix_is_named(self, shared: Lab, prefix: str) -> None:
         with pytest.raises(BadConfig, match="prefix"):
-            lab["client"].add_any_ip(prefix)
+            shared["client"].add_any_ip(prefix)
 
-    def test_what_the_kernel_refuses_says_what_was_wanted(self, lab: Lab) -> None:
+    def test_what_the_kernel_refuses_says_what_was_wanted(self, shared: Lab) -> None:
         with pytest.raises(OSError, match=r"10\.99\.0\.0/16 via 192\.0\.2\.1") as caught:
-            lab["client"].route("10.99.0.0/16", "192.0.2.1")
+            shared["client"].route("10.99.0.0/16", "192.0.2.1")
         assert caught.value.errno == errno.ENETUNREACH
 
     @pytest.mark.parametrize(
@@ -196,10 +203,10 @@ class TestLimits:
         with pytest.raises(MissingPrivilege, match="CAP_SYS_RESOURCE"):
             lab["client"].limit_descriptors(1_000, 10**12)
 
-    def test_memory_is_read(self, lab: Lab) -> None:
-        memory = lab["client"].memory()
+    def test_memory_is_read(self, shared: Lab) -> None:
+        memory = shared["client"].memory()
         assert 4 * 2**20 < memory.private_bytes < memory.rss_bytes < 2**30
-        assert lab["client"].rss_bytes() > 0
+        assert shared["client"].rss_bytes() > 0
         assert kernel_memory_bytes() > 2**20
         if os.geteuid() == 0:
             assert slabs()["TCP"].object_bytes > 1_000
@@ -361,8 +368,8 @@ class TestDeath:
         with made[0] as lab:
             assert lab["client"].descriptors_open() > 0
 
-    def test_an_agent_is_no_leftover_while_its_lab_lives(self, lab: Lab) -> None:
-        assert not {left.pid for left in leftovers()} & {host.pid for host in lab.hosts}
+    def test_an_agent_is_no_leftover_while_its_lab_lives(self, shared: Lab) -> None:
+        assert not {left.pid for left in leftovers()} & {host.pid for host in shared.hosts}
 
     def test_a_leftover_would_be_seen(self, tmp_path: Path) -> None:
         process = tmp_path / "4711"
