@@ -25,11 +25,8 @@ fn main() {
     let workers = number(2, 2);
     let connections = number(3, 1000);
     let listeners = if word(0) == "server" { number(4, 1) } else { 1 };
-    let settings = CarrierSettings {
-        most_connections: (connections + 3 * listeners) as u32 + 256,
-        buffers_per_ring: std::env::var("BUFFERS").map_or(64, |text| text.parse().unwrap_or(64)),
-        ..CarrierSettings::default()
-    };
+    let settings =
+        CarrierSettings { most_connections: (connections + 3 * listeners) as u32 + 256, ..CarrierSettings::default() };
     let rss_before = rss_kilobytes();
     let started = Instant::now();
     let start = |core: Box<dyn Core>| Worker::start(kind, settings, core).expect("a carrier");

@@ -105,7 +105,7 @@ impl Epoll {
         poller
             .add(wake.fd(), libc::EPOLLIN | libc::EPOLLET, KIND_WAKE)
             .map_err(|error| CarrierError { what: "epoll_ctl", error })?;
-        let buffers = Buffers::new(settings.buffer_bytes, settings.buffers_per_ring, settings.send_chunks);
+        let buffers = Buffers::new(settings.buffer_bytes, settings.buffers_per_chunk, settings.buffer_chunks);
         Ok(Epoll {
             capacity: settings.most_connections,
             clock: Clock::start(),

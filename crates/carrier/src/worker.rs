@@ -37,10 +37,10 @@ pub struct CarrierSettings {
     pub slots_per_ring: u32,
     /// Bytes in each buffer.
     pub buffer_bytes: usize,
-    /// Buffers in each chunk: what one ring receives into. A power of two.
-    pub buffers_per_ring: u32,
-    /// Chunks of buffers for sending (and, with epoll, for receiving).
-    pub send_chunks: u32,
+    /// Buffers in each chunk of the pool.
+    pub buffers_per_chunk: u32,
+    /// Most chunks in the pool. One is made, and its pages touched, only when all buffers of the others are in use.
+    pub buffer_chunks: u32,
 }
 
 impl Default for CarrierSettings {
@@ -49,8 +49,8 @@ impl Default for CarrierSettings {
             most_connections: 1 << 20,
             slots_per_ring: 0,
             buffer_bytes: 2048,
-            buffers_per_ring: 64,
-            send_chunks: 4,
+            buffers_per_chunk: 64,
+            buffer_chunks: 64,
         }
     }
 }

@@ -7,8 +7,9 @@
 //!
 //! * *Readiness repeats, receives do not.* An armed multishot receive keeps a request, an io_async_msghdr and an async_poll
 //!   in the kernel for every idle connection; a multishot poll keeps its request alone (256 bytes). So each connection has a
-//!   multishot poll, and a receive that never waits is sent when the poll speaks. It also makes `Pause` free: nothing has
-//!   to be cancelled.
+//!   multishot poll, and a receive that never waits is sent when the poll speaks. It makes `Pause` free (nothing has to be
+//!   cancelled), and since it completes while it is submitted, one small pool of warm buffers serves all rings: provided
+//!   buffers would be a hundred pools, each of which the kernel walks through from end to end.
 //! * *An accept has its slot in hand.* A multishot accept that finds the table full closes the connection that it has just
 //!   accepted (ENFILE), and a burst may be as long as the backlog. So single accepts wait, each with a slot of its own, and a
 //!   ring is filled to its last slot before the next one is used: nothing to cancel, nothing to lose.
@@ -32,7 +33,7 @@ use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
 use io_uring::{cqueue, opcode};
 
 pub use self::probe::{UringAbilities, probe_uring};
-use self::ring::{BUFFER_GROUP, Completion, Conn, Operation, Ring, user_data};
+use self::ring::{Completion, Operation, Ring, user_data};
 use crate::sys::{self, Clock, Poller, RawAddress, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
@@ -48,6 +49,8 @@ const PLAIN_LISTENERS: usize = 64;
 const SLOTS_PER_LISTENER: u32 = 3;
 /// After accept() failed for want of something, the listener is left alone for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Receives under way at once, and so buffers taken before the core has seen them.
+const READS: u32 = 256;
 /// Completions taken from one ring in one turn.
 const REAP_BATCH: usize = 1024;
 
@@ -78,8 +81,8 @@ const HUNG_UP: u16 = 1 << 8;
 const ENDED: u16 = 1 << 9;
 /// `Failed` was told.
 const FAILED: u16 = 1 << 10;
-/// In its ring's `starved` queue.
-const STARVED: u16 = 1 << 11;
+/// In `thirsty`.
+const THIRSTY: u16 = 1 << 11;
 const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING;
 
 /// Connections on direct descriptors.
@@ -96,8 +99,8 @@ impl Uring {
         wake: &Wake,
         report: &Rc<Cell<CarrierReport>>,
     ) -> Result<Uring, CarrierError> {
-        let buffers = Buffers::new(settings.buffer_bytes, settings.buffers_per_ring, settings.send_chunks);
-        let mut outbox = Outbox::new(buffers);
+        let buffers = Buffers::new(settings.buffer_bytes, settings.buffers_per_chunk, settings.buffer_chunks);
+        let outbox = Outbox::new(buffers);
         let poller = Poller::new()?;
         poller
             .add(wake.fd(), libc::EPOLLIN | libc::EPOLLET, WAKE)
@@ -116,16 +119,17 @@ impl Uring {
             report: Rc::clone(report),
             rings: Vec::new(),
             roomy_from: 0,
-            ring_of_chunk: Vec::new(),
             attempts: HashMap::new(),
             requests: Vec::with_capacity(CONNECT_BATCH),
-            sends: Sends::default(),
+            transfers: Transfers::default(),
+            reads: 0,
+            thirsty: VecDeque::new(),
             listeners: Vec::new(),
             acceptless: VecDeque::new(),
             accept_at: Instant(0),
             happened: VecDeque::new(),
         };
-        machine.add_ring(&mut outbox.buffers)?;
+        machine.add_ring()?;
         Ok(Uring { machine, outbox })
     }
 }
@@ -159,13 +163,16 @@ struct Machine {
     rings: Vec<Ring>,
     /// No ring before this one has a free slot.
     roomy_from: usize,
-    /// Which ring a chunk of the pool was set apart for.
-    ring_of_chunk: Vec<u32>,
     /// Connects under way: place by ticket.
     attempts: HashMap<u32, u32>,
     /// Connects gathered from one batch of commands.
     requests: Vec<Request>,
-    sends: Sends,
+    /// Sends and receives under way.
+    transfers: Transfers,
+    /// Receives among them.
+    reads: u32,
+    /// Places whose socket holds bytes, and no buffer was free for them.
+    thirsty: VecDeque<u32>,
     listeners: Vec<Listening>,
     /// Listeners that want to accept and could not: no slot, or a pause.
     acceptless: VecDeque<u32>,
@@ -219,8 +226,8 @@ impl Machine {
                 }
             }
             self.obey(outbox)?;
-            self.feed(&mut outbox.buffers)?;
-            self.accept_waiting(now, &mut outbox.buffers)?;
+            self.quench(&mut outbox.buffers)?;
+            self.accept_waiting(now)?;
             let reaped = self.submit_and_reap(core, outbox, &mut completions)?;
             if reaped == 0 && self.happened.is_empty() && outbox.commands.is_empty() {
                 self.counts.enters += 1;
@@ -301,18 +308,18 @@ impl Machine {
                 Command::Connect { ticket, source, destination, choice, range } => {
                     self.requests.push(Request { ticket, source, destination, choice, range });
                     if self.requests.len() == CONNECT_BATCH {
-                        self.connect(buffers)?;
+                        self.connect()?;
                     }
                 }
                 Command::CancelConnect { ticket } => {
-                    self.connect(buffers)?;
+                    self.connect()?;
                     if let Some(place) = self.attempts.get(&ticket).copied() {
                         let (ring, slot) = self.locate(place);
                         self.cancel(ring, user_data(Operation::Connect, slot, ticket))?;
                     }
                 }
                 Command::Listen { listener, local, backlog, reuse_port, accept } => {
-                    let event = match self.listen(listener, local, backlog, reuse_port, accept, buffers)? {
+                    let event = match self.listen(listener, local, backlog, reuse_port, accept)? {
                         Ok(local) => Event::Listening { listener, local },
                         Err((step, error)) => Event::ListenFailed { listener, step, error },
                     };
@@ -321,7 +328,7 @@ impl Machine {
                 Command::Unlisten { listener } => self.unlisten(listener)?,
                 Command::Send { conn, buf } => match self.open(conn) {
                     Some((ring, slot)) if self.flags(ring, slot) & SENDING == 0 => {
-                        let place = self.sends.put(Sending { buf, taken: 0, conn });
+                        let place = self.transfers.put(Transfer { buf, conn, way: Way::Out(0) });
                         self.send(ring, slot, place, buffers)?;
                     }
                     _ => buffers.release(buf),
@@ -336,7 +343,7 @@ impl Machine {
                         let flags = self.flags_mut(ring, slot);
                         *flags &= !PAUSED;
                         if *flags & AGAIN != 0 {
-                            self.receive(ring, slot)?;
+                            self.receive(ring, slot, buffers)?;
                         }
                     }
                 }
@@ -347,13 +354,13 @@ impl Machine {
                 }
             }
         }
-        self.connect(buffers)?;
+        self.connect()?;
         outbox.commands = commands;
         Ok(())
     }
 
     /// Make the gathered connects' sockets, put them into slots, and connect them.
-    fn connect(&mut self, buffers: &mut Buffers) -> Result<(), CarrierError> {
+    fn connect(&mut self) -> Result<(), CarrierError> {
         let mut made: Vec<(OwnedFd, Request)> = Vec::with_capacity(self.requests.len());
         for request in std::mem::take(&mut self.requests) {
             match sys::outgoing(request.source, request.destination, request.choice, request.range, 0) {
@@ -363,7 +370,7 @@ impl Machine {
         }
         let mut made = &made[..];
         while !made.is_empty() {
-            let ring = match self.roomy_ring(buffers) {
+            let ring = match self.roomy_ring() {
                 Ok(ring) => ring,
                 Err(error) => {
                     for (_, request) in made {
@@ -412,7 +419,6 @@ impl Machine {
         backlog: u32,
         reuse_port: bool,
         accept: bool,
-        buffers: &mut Buffers,
     ) -> Result<Result<SocketAddr, (Step, Errno)>, CarrierError> {
         let (socket, local) = match sys::listening(local, backlog, reuse_port, 0) {
             Ok(made) => made,
@@ -422,7 +428,7 @@ impl Machine {
         let socket = if plain {
             ListenerSocket::Plain(socket)
         } else {
-            match self.settle_listener(&socket, buffers) {
+            match self.settle_listener(&socket) {
                 Ok(direct) => direct,
                 Err(error) => return Ok(Err((Step::Socket, error))),
             }
@@ -435,12 +441,12 @@ impl Machine {
     }
 
     /// A listener's slot, in the first ring that has room for it and for what it will accept.
-    fn settle_listener(&mut self, socket: &OwnedFd, buffers: &mut Buffers) -> Result<ListenerSocket, Errno> {
+    fn settle_listener(&mut self, socket: &OwnedFd) -> Result<ListenerSocket, Errno> {
         let most = self.slots_per_ring / SLOTS_PER_LISTENER;
         let roomy = |ring: &Ring| ring.listeners < most && ring.free.count() >= SLOTS_PER_LISTENER;
         let number = match self.rings.iter().rposition(roomy) {
             Some(number) => number,
-            None => self.add_ring(buffers).map_err(|why| why.error)?,
+            None => self.add_ring().map_err(|why| why.error)?,
         };
         let ring = &mut self.rings[number];
         let slot = ring.free.take().ok_or(Errno::ENFILE)?;
@@ -482,8 +488,9 @@ impl Machine {
     }
 
     fn send(&mut self, ring: usize, slot: u16, place: u32, buffers: &mut Buffers) -> Result<(), CarrierError> {
-        let sending = self.sends.at(place);
-        let bytes = &buffers.bytes(&sending.buf)[sending.taken..];
+        let transfer = self.transfers.at(place);
+        let Way::Out(taken) = transfer.way else { unreachable!("a receive is not sent") };
+        let bytes = &buffers.bytes(&transfer.buf)[taken..];
         // MSG_WAITALL: io_send() goes on after a short write by itself.
         let entry = opcode::Send::new(Fixed(u32::from(slot)), bytes.as_ptr(), bytes.len() as u32)
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
@@ -493,31 +500,32 @@ impl Machine {
     }
 
     /// Receive what is there, without waiting for more; or wait for a buffer.
-    fn receive(&mut self, number: usize, slot: u16) -> Result<(), CarrierError> {
-        let ring = &mut self.rings[number];
-        let flags = &mut ring.conns[usize::from(slot)].flags;
-        if *flags & (CLOSING | ENDED) != 0 {
+    fn receive(&mut self, ring: usize, slot: u16, buffers: &mut Buffers) -> Result<(), CarrierError> {
+        let index = self.place(ring, slot);
+        let entry = &mut self.rings[ring].conns[usize::from(slot)];
+        if entry.flags & (CLOSING | ENDED) != 0 {
             return Ok(());
         }
-        *flags |= AGAIN;
-        if *flags & (RECEIVING | PAUSED | STARVED) != 0 {
+        entry.flags |= AGAIN;
+        if entry.flags & (RECEIVING | PAUSED | THIRSTY) != 0 {
             return Ok(());
         }
-        if ring.unpromised == 0 {
-            *flags |= STARVED;
+        let buf = if self.reads < READS { buffers.take() } else { None };
+        let Some(buf) = buf else {
+            entry.flags |= THIRSTY;
+            self.thirsty.push_back(index);
             self.counts.receive_rearms += 1;
-            ring.starved.push_back(slot);
             return Ok(());
-        }
-        ring.unpromised -= 1;
-        *flags = *flags & !AGAIN | RECEIVING;
-        // A length of zero: as much as the buffer that is picked has room for.
-        let entry = opcode::Recv::new(Fixed(u32::from(slot)), std::ptr::null_mut(), 0)
-            .buf_group(BUFFER_GROUP)
+        };
+        entry.flags = entry.flags & !AGAIN | RECEIVING;
+        let conn = ConnId { index, generation: entry.generation };
+        let memory = buffers.memory(&buf);
+        let entry = opcode::Recv::new(Fixed(u32::from(slot)), memory.as_mut_ptr(), memory.len() as u32)
             .flags(libc::MSG_DONTWAIT)
-            .build()
-            .flags(io_uring::squeue::Flags::BUFFER_SELECT);
-        ring.push(&entry.user_data(user_data(Operation::Receive, slot, 0)))
+            .build();
+        self.reads += 1;
+        let place = self.transfers.put(Transfer { buf, conn, way: Way::In });
+        self.rings[ring].push(&entry.user_data(user_data(Operation::Receive, slot, place)))
     }
 
     fn watch(&mut self, ring: usize, slot: u16) -> Result<(), CarrierError> {
@@ -544,7 +552,7 @@ impl Machine {
                 index: self.place(ring, slot),
                 generation: self.rings[ring].conns[usize::from(slot)].generation,
             };
-            if let Some(place) = self.sends.find(conn) {
+            if let Some(place) = self.transfers.find_send(conn) {
                 self.cancel(ring, user_data(Operation::Send, slot, place))?;
             }
         }
@@ -591,7 +599,7 @@ impl Machine {
                 return Ok(());
             }
             Operation::Accept => return self.accepted(ring, completion, core, now, outbox),
-            Operation::Poll => self.polled(ring, completion)?,
+            Operation::Poll => self.polled(ring, completion, &mut outbox.buffers)?,
             Operation::Receive => self.received(ring, completion, core, now, outbox)?,
             Operation::Send => self.sent(ring, completion, core, now, outbox)?,
             Operation::Close => *self.flags_mut(ring, slot) &= !UNSLOTTING,
@@ -646,7 +654,7 @@ impl Machine {
         Ok(())
     }
 
-    fn polled(&mut self, ring: usize, completion: &Completion) -> Result<(), CarrierError> {
+    fn polled(&mut self, ring: usize, completion: &Completion, buffers: &mut Buffers) -> Result<(), CarrierError> {
         let slot = completion.slot;
         let flags = self.flags_mut(ring, slot);
         if !completion.more() {
@@ -664,62 +672,51 @@ impl Machine {
             self.counts.receive_rearms += 1;
             self.watch(ring, slot)?;
         }
-        self.receive(ring, slot)
+        self.receive(ring, slot, buffers)
     }
 
     fn received(
         &mut self,
-        number: usize,
+        ring: usize,
         completion: &Completion,
         core: &mut dyn Core,
         now: Instant,
         outbox: &mut Outbox,
     ) -> Result<(), CarrierError> {
         let slot = completion.slot;
-        let index = self.place(number, slot);
-        let ring = &mut self.rings[number];
-        let entry = &mut ring.conns[usize::from(slot)];
-        entry.flags &= !RECEIVING;
-        let Conn { flags, generation } = *entry;
-        let conn = ConnId { index, generation };
-        let buf = ring.received(completion, &mut outbox.buffers);
-        if buf.is_none() {
-            ring.unpromised += 1;
-        }
-        if flags & CLOSING != 0 {
-            if let Some(buf) = buf {
-                outbox.buffers.release(buf);
+        self.reads -= 1;
+        let Transfer { mut buf, conn, .. } = self.transfers.take(completion.detail);
+        let flags = self.flags_mut(ring, slot);
+        *flags &= !RECEIVING;
+        let flags = *flags;
+        let outcome = completion.outcome();
+        if let (Ok(count @ 1..), false) = (outcome, flags & CLOSING != 0) {
+            let count = count as usize;
+            // The buffer full, more behind it, or an end to be read: the poll will not speak again for those.
+            let more = cqueue::sock_nonempty(completion.flags) || count == outbox.buffers.buffer_bytes();
+            outbox.buffers.set_len(&mut buf, count);
+            core.handle(Event::Received { conn, buf }, now, outbox);
+            if more || flags & (AGAIN | HUNG_UP) != 0 {
+                // The core may have asked for a pause or the end: that goes first.
+                self.obey(outbox)?;
+                if self.open(conn).is_some() {
+                    self.receive(ring, slot, &mut outbox.buffers)?;
+                }
             }
             return Ok(());
         }
-        match (completion.outcome(), buf) {
-            (Ok(count @ 1..), Some(buf)) => {
-                // The buffer full, more behind it, or an end to be read: the poll will not speak again for those.
-                let more = cqueue::sock_nonempty(completion.flags) || count as usize == outbox.buffers.buffer_bytes();
-                core.handle(Event::Received { conn, buf }, now, outbox);
-                if more || flags & (AGAIN | HUNG_UP) != 0 {
-                    // The core may have asked for a pause or the end; that is obeyed first.
-                    self.obey(outbox)?;
-                    if self.open(conn).is_some() {
-                        self.receive(number, slot)?;
-                    }
-                }
-            }
-            (Err(Errno::EAGAIN | Errno::EINTR), _) => {
-                if flags & AGAIN != 0 {
-                    self.receive(number, slot)?;
-                }
-            }
-            // Not seen while buffers are promised one by one; asking again is right whatever the reason.
-            (Err(Errno::ENOBUFS), _) => self.receive(number, slot)?,
-            (Err(error), _) => self.fail(conn, Step::Receive, error, core, now, outbox),
-            (Ok(_), buf) => {
-                if let Some(buf) = buf {
-                    outbox.buffers.release(buf);
-                }
-                *self.flags_mut(number, slot) |= ENDED;
+        outbox.buffers.release(buf);
+        if flags & CLOSING != 0 {
+            return Ok(());
+        }
+        match outcome {
+            Ok(_) => {
+                *self.flags_mut(ring, slot) |= ENDED;
                 core.handle(Event::Finished { conn }, now, outbox);
             }
+            Err(Errno::EAGAIN | Errno::EINTR) if flags & AGAIN == 0 => {}
+            Err(Errno::EAGAIN | Errno::EINTR) => self.receive(ring, slot, &mut outbox.buffers)?,
+            Err(error) => self.fail(conn, Step::Receive, error, core, now, outbox),
         }
         Ok(())
     }
@@ -736,15 +733,16 @@ impl Machine {
         let flags = self.flags_mut(ring, completion.slot);
         *flags &= !SENDING;
         let closing = *flags & CLOSING != 0;
-        let sending = self.sends.at(place);
-        let conn = sending.conn;
+        let transfer = self.transfers.at(place);
+        let conn = transfer.conn;
         let outcome = completion.outcome();
-        sending.taken += outcome.map_or(0, |count| count as usize);
-        let left = sending.buf.len() - sending.taken;
-        if left > 0 && outcome.is_ok_and(|count| count > 0) && !closing {
-            return self.send(ring, completion.slot, place, &mut outbox.buffers);
+        if let (Way::Out(taken), Ok(count @ 1..), false) = (&mut transfer.way, outcome, closing) {
+            *taken += count as usize;
+            if *taken < transfer.buf.len() {
+                return self.send(ring, completion.slot, place, &mut outbox.buffers);
+            }
         }
-        outbox.buffers.release(self.sends.take(place).buf);
+        outbox.buffers.release(self.transfers.take(place).buf);
         if closing {
             return Ok(());
         }
@@ -771,24 +769,23 @@ impl Machine {
         }
     }
 
-    // Buffers, accepts and slots that come back.
+    // What waits for a buffer or a slot.
 
-    /// Give released buffers to their rings again, and what waited for them its turn.
-    fn feed(&mut self, buffers: &mut Buffers) -> Result<(), CarrierError> {
-        let per_chunk = buffers.per_chunk();
-        let back: Vec<u32> = buffers.drain_reclaimed().collect();
-        for id in back {
-            let ring = self.ring_of_chunk[(id / per_chunk) as usize];
-            self.rings[ring as usize].supply_buffer(id, buffers);
-        }
-        for number in 0..self.rings.len() {
-            while self.rings[number].unpromised > 0 {
-                let Some(slot) = self.rings[number].starved.pop_front() else { break };
-                let flags = self.flags_mut(number, slot);
-                // Without the flag the slot was closed, and perhaps another's since.
-                if *flags & STARVED != 0 {
-                    *flags &= !STARVED;
-                    self.receive(number, slot)?;
+    /// Let what waited for a buffer receive, as far as buffers are free again.
+    fn quench(&mut self, buffers: &mut Buffers) -> Result<(), CarrierError> {
+        for _ in 0..self.thirsty.len() {
+            if self.reads >= READS {
+                break;
+            }
+            let Some(place) = self.thirsty.pop_front() else { break };
+            let (ring, slot) = self.locate(place);
+            let flags = self.flags_mut(ring, slot);
+            // Without the flag the slot was closed, and is perhaps another's since.
+            if *flags & THIRSTY != 0 {
+                *flags &= !THIRSTY;
+                self.receive(ring, slot, buffers)?;
+                if self.flags(ring, slot) & THIRSTY != 0 {
+                    break;
                 }
             }
         }
@@ -804,7 +801,7 @@ impl Machine {
     }
 
     /// Let every listener that may accept wait with as many accepts as it should, each with a slot in hand.
-    fn accept_waiting(&mut self, now: Instant, buffers: &mut Buffers) -> Result<(), CarrierError> {
+    fn accept_waiting(&mut self, now: Instant) -> Result<(), CarrierError> {
         if now < self.accept_at {
             return Ok(());
         }
@@ -824,7 +821,7 @@ impl Machine {
                 }
                 let found = match home {
                     Some((ring, _)) => Ok(ring),
-                    None => self.roomy_ring(buffers),
+                    None => self.roomy_ring(),
                 };
                 let Some((ring, slot)) = found.ok().and_then(|ring| Some((ring, self.rings[ring].free.take()?))) else {
                     // No slot anywhere: the connections wait in the accept queue until one is free.
@@ -853,29 +850,26 @@ impl Machine {
     }
 
     /// A ring with a free slot, made if there is none.
-    fn roomy_ring(&mut self, buffers: &mut Buffers) -> Result<usize, Errno> {
+    fn roomy_ring(&mut self) -> Result<usize, Errno> {
         while let Some(ring) = self.rings.get(self.roomy_from) {
             if ring.free.count() > 0 {
                 return Ok(self.roomy_from);
             }
             self.roomy_from += 1;
         }
-        self.add_ring(buffers).map_err(|why| why.error)
+        self.add_ring().map_err(|why| why.error)
     }
 
-    fn add_ring(&mut self, buffers: &mut Buffers) -> Result<usize, CarrierError> {
+    fn add_ring(&mut self) -> Result<usize, CarrierError> {
         let slots = self.slots_per_ring.min(self.capacity - self.counts.slots);
         if slots == 0 {
             return Err(CarrierError { what: "most_connections", error: Errno::ENFILE });
         }
-        let ring = Ring::new(slots, buffers)?;
+        let ring = Ring::new(slots)?;
         let number = self.rings.len();
         self.poller
             .add(ring.fd(), libc::EPOLLIN | libc::EPOLLET, number as u64)
             .map_err(|error| CarrierError { what: "epoll_ctl", error })?;
-        let chunk = (ring.first_buffer() / buffers.per_chunk()) as usize;
-        self.ring_of_chunk.resize(chunk + 1, 0);
-        self.ring_of_chunk[chunk] = number as u32;
         self.rings.push(ring);
         self.counts.rings += 1;
         self.counts.slots += slots;
@@ -908,43 +902,49 @@ impl Machine {
     }
 }
 
-/// A send under way.
-struct Sending {
+/// A send or receive under way.
+struct Transfer {
     buf: Buf,
-    /// Bytes that the kernel has.
-    taken: usize,
     conn: ConnId,
+    way: Way,
 }
 
-/// The sends under way, by place; as many places as were ever under way at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    In,
+    /// With the bytes that the kernel has.
+    Out(usize),
+}
+
+/// The transfers under way, by place; as many places as were ever under way at once.
 #[derive(Default)]
-struct Sends {
-    places: Vec<Option<Sending>>,
+struct Transfers {
+    places: Vec<Option<Transfer>>,
     free: Vec<u32>,
 }
 
-impl Sends {
-    fn put(&mut self, sending: Sending) -> u32 {
+impl Transfers {
+    fn put(&mut self, transfer: Transfer) -> u32 {
         if let Some(place) = self.free.pop() {
-            self.places[place as usize] = Some(sending);
+            self.places[place as usize] = Some(transfer);
             return place;
         }
-        self.places.push(Some(sending));
+        self.places.push(Some(transfer));
         self.places.len() as u32 - 1
     }
 
-    fn at(&mut self, place: u32) -> &mut Sending {
-        self.places[place as usize].as_mut().expect("a send completes once")
+    fn at(&mut self, place: u32) -> &mut Transfer {
+        self.places[place as usize].as_mut().expect("a transfer completes once")
     }
 
-    fn take(&mut self, place: u32) -> Sending {
+    fn take(&mut self, place: u32) -> Transfer {
         self.free.push(place);
-        self.places[place as usize].take().expect("a send completes once")
+        self.places[place as usize].take().expect("a transfer completes once")
     }
 
     /// A walk over all: only a close with its send still under way needs it.
-    fn find(&self, conn: ConnId) -> Option<u32> {
-        let is_it = |place: &Option<Sending>| place.as_ref().is_some_and(|sending| sending.conn == conn);
+    fn find_send(&self, conn: ConnId) -> Option<u32> {
+        let is_it = |place: &Option<Transfer>| place.as_ref().is_some_and(|it| it.conn == conn && it.way != Way::In);
         self.places.iter().position(is_it).map(|place| place as u32)
     }
 }

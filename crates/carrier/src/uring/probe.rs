@@ -8,20 +8,20 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use fourtuple_engine::{Buffers, CarrierError, Errno};
+use fourtuple_engine::{CarrierError, Errno};
 use io_uring::types::{Fd, Fixed};
 use io_uring::{opcode, squeue};
 
-use super::ring::{BUFFER_GROUP, Completion, Operation, Ring, user_data};
+use super::ring::{Completion, Operation, Ring, user_data};
 use crate::sys::errno_of;
+
+const BUFFER_GROUP: u16 = 0;
 
 /// What of io_uring this process can use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct UringAbilities {
     /// Sockets in a ring's own table, without descriptors. The carrier needs it.
     pub direct_descriptors: bool,
-    /// Buffers that the kernel picks when bytes come. The carrier needs it.
-    pub provided_buffers: bool,
     /// One poll that speaks many times. The carrier needs it.
     pub multishot_poll: bool,
     /// One accept for many connections.
@@ -35,17 +35,16 @@ pub struct UringAbilities {
 impl UringAbilities {
     /// Whether the `uring` carrier can run.
     pub fn carries(&self) -> bool {
-        self.direct_descriptors && self.provided_buffers && self.multishot_poll
+        self.direct_descriptors && self.multishot_poll
     }
 }
 
 /// Try each ability on a connection of our own. An error says why there is no io_uring, or not enough of it to go on trying.
 pub fn probe_uring() -> Result<UringAbilities, CarrierError> {
     let failed = |what| move |error: std::io::Error| CarrierError { what, error: errno_of(&error) };
-    let mut buffers = Buffers::new(64, 2, 0);
-    let mut ring = Ring::new(4, &mut buffers)?;
-    let mut abilities =
-        UringAbilities { direct_descriptors: true, provided_buffers: true, ..UringAbilities::default() };
+    let mut memory = [0u8; 64];
+    let mut ring = Ring::new(4)?;
+    let mut abilities = UringAbilities { direct_descriptors: true, ..UringAbilities::default() };
 
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("bind"))?;
     let address = listener.local_addr().map_err(failed("getsockname"))?;
@@ -77,6 +76,9 @@ pub fn probe_uring() -> Result<UringAbilities, CarrierError> {
         size_of::<u32>() as u32,
     );
     abilities.setsockopt = attempt(&mut ring, option.build(), Operation::Send)?.outcome().is_ok();
+    // One buffer for one message; it outlives the ring, which takes the receive back when it goes.
+    let provide = opcode::ProvideBuffers::new(memory.as_mut_ptr(), memory.len() as i32, 1, BUFFER_GROUP, 0).build();
+    attempt(&mut ring, provide, Operation::Close)?;
     let receive = opcode::RecvMulti::new(Fixed(slot), BUFFER_GROUP).build().flags(squeue::Flags::BUFFER_SELECT);
     abilities.multishot_receive = attempt(&mut ring, receive, Operation::Receive)?.more();
     Ok(abilities)

@@ -1,17 +1,13 @@
-//! One io_uring: its direct-descriptor table and who may use which slot, its provided buffers, and the packing of an
-//! operation's name into 64 bits.
+//! One io_uring: its direct-descriptor table and who may use which slot, and the packing of an operation's name into
+//! 64 bits.
 //!
 //! Decides nothing about connections. Knows that a slot is used by one of them at a time, and that memory named by an
 //! entry outlives the operation.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
 
-use fourtuple_engine::{Buf, Buffers, CarrierError, Errno};
-use io_uring::types::{BufRingEntry, CancelBuilder};
+use fourtuple_engine::{CarrierError, Errno};
+use io_uring::types::CancelBuilder;
 use io_uring::{IoUring, cqueue, squeue};
 
 use crate::sys::errno_of;
@@ -23,8 +19,6 @@ const SUBMISSION_ENTRIES: u32 = 256;
 const COMPLETION_ENTRIES: u32 = 2048;
 /// Refused submissions in a row after which the kernel is taken to have no memory for us at all.
 const MOST_REFUSALS: u32 = 10_000;
-/// The only group of provided buffers of a ring.
-pub(super) const BUFFER_GROUP: u16 = 0;
 
 /// What a completion is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,18 +102,13 @@ pub(super) struct Ring {
     pub(super) conns: Vec<Conn>,
     /// Listeners among the slots.
     pub(super) listeners: u32,
-    /// Slots whose socket holds bytes, and no buffer was free.
-    pub(super) starved: VecDeque<u16>,
-    /// Buffers to receive into, and how many of them no receive under way may still take.
-    supply: Supply,
-    pub(super) unpromised: u32,
     /// Calls of io_uring_enter.
     pub(super) enters: u64,
 }
 
 impl Ring {
-    /// A ring with `slots` direct descriptors, receiving into one chunk of `buffers`.
-    pub(super) fn new(slots: u32, buffers: &mut Buffers) -> Result<Ring, CarrierError> {
+    /// A ring with `slots` direct descriptors.
+    pub(super) fn new(slots: u32) -> Result<Ring, CarrierError> {
         let failed = |what| move |error: std::io::Error| CarrierError { what, error: errno_of(&error) };
         // COOP_TASKRUN, not DEFER_TASKRUN: with it any system call of this thread completes what is ready in all of its
         // rings; deferred work would cost an io_uring_enter for each of fifty rings.
@@ -133,42 +122,17 @@ impl Ring {
             .map_err(failed("io_uring_setup"))?;
         // io_sqe_files_register() compares with RLIMIT_NOFILE: EMFILE.
         uring.submitter().register_files_sparse(slots).map_err(failed("IORING_REGISTER_FILES2"))?;
-        let supply = Supply::new(buffers.per_chunk(), buffers.set_apart());
-        // SAFETY: the memory is page-aligned, as long as the ring it describes, and freed after `uring` (Drop and field
-        // order below).
-        unsafe {
-            uring.submitter().register_buf_ring_with_flags(
-                supply.entries.as_ptr() as u64,
-                supply.count as u16,
-                BUFFER_GROUP,
-                0,
-            )
-        }
-        .map_err(failed("IORING_REGISTER_PBUF_RING"))?;
-        let mut ring = Ring {
+        Ok(Ring {
             uring,
             free: FreeSlots::new(slots),
             conns: vec![Conn::default(); slots as usize],
             listeners: 0,
-            starved: VecDeque::new(),
-            unpromised: 0,
-            supply,
             enters: 0,
-        };
-        let first = ring.supply.first;
-        for id in first..first + buffers.per_chunk() {
-            ring.supply_buffer(id, buffers);
-        }
-        Ok(ring)
+        })
     }
 
     pub(super) fn fd(&self) -> RawFd {
         self.uring.as_raw_fd()
-    }
-
-    /// The pool's number of the chunk that this ring receives into.
-    pub(super) fn first_buffer(&self) -> u32 {
-        self.supply.first
     }
 
     /// Put sockets into slots in a row from `first`. The ring then holds them; the descriptors may be closed.
@@ -237,22 +201,6 @@ impl Ring {
     pub(super) fn reap(&mut self, most: usize, into: &mut Vec<Completion>) {
         into.extend(self.uring.completion().take(most).map(|entry| Completion::unpack(&entry)));
     }
-
-    /// The buffer that a receive filled, if it took one.
-    pub(super) fn received(&mut self, completion: &Completion, buffers: &mut Buffers) -> Option<Buf> {
-        let taken = cqueue::buffer_select(completion.flags)?;
-        Some(buffers.filled(self.supply.first + u32::from(taken), completion.result.max(0) as usize))
-    }
-
-    /// Give a buffer of this ring's chunk to the kernel.
-    pub(super) fn supply_buffer(&mut self, id: u32, buffers: &mut Buffers) {
-        let bytes = buffers.buffer_bytes();
-        let place = (id - self.supply.first) as usize;
-        let memory = buffers.chunk_memory(self.supply.first);
-        let address = memory[place * bytes..(place + 1) * bytes].as_mut_ptr() as u64;
-        self.supply.give(place as u16, address, bytes as u32);
-        self.unpromised += 1;
-    }
 }
 
 impl Drop for Ring {
@@ -261,7 +209,6 @@ impl Drop for Ring {
         // left alone, when this returns. Errors mean that there was nothing to cancel.
         let _ = self.uring.submitter().register_sync_cancel(None, CancelBuilder::any());
         let _ = self.uring.submitter().unregister_files();
-        let _ = self.uring.submitter().unregister_buf_ring(BUFFER_GROUP);
     }
 }
 
@@ -323,50 +270,6 @@ impl FreeSlots {
         self.words[word] |= 1 << (slot % 64);
         self.count += 1;
         self.from = self.from.min(word);
-    }
-}
-
-/// The ring of provided buffers (struct io_uring_buf_ring): a power of two of entries, of which the kernel takes the oldest.
-struct Supply {
-    entries: NonNull<BufRingEntry>,
-    layout: Layout,
-    count: u32,
-    tail: u16,
-    /// The pool's number of the first buffer.
-    first: u32,
-}
-
-impl Supply {
-    fn new(count: u32, first: u32) -> Supply {
-        let layout = Layout::array::<BufRingEntry>(count as usize)
-            .and_then(|layout| layout.align_to(4096))
-            .expect("settings bound the count");
-        // SAFETY: the layout is not empty, since `Buffers` has at least one buffer in a chunk.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(entries) = NonNull::new(memory.cast()) else { handle_alloc_error(layout) };
-        Supply { entries, layout, count, tail: 0, first }
-    }
-
-    fn give(&mut self, id: u16, address: u64, bytes: u32) {
-        let place = u32::from(self.tail) & (self.count - 1);
-        self.tail = self.tail.wrapping_add(1);
-        // SAFETY: `place` is below `count`; the entry is outside what the kernel may read until the tail passes it. The tail
-        // lies in the first entry's reserved field, aligned for u16, and is only ever written here.
-        unsafe {
-            let entry = self.entries.as_ptr().add(place as usize);
-            (*entry).set_addr(address);
-            (*entry).set_len(bytes);
-            (*entry).set_bid(id);
-            let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
-            AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
-        }
-    }
-}
-
-impl Drop for Supply {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout; the kernel has let go of it, since the ring unregisters it first.
-        unsafe { dealloc(self.entries.as_ptr().cast(), self.layout) };
     }
 }
 
