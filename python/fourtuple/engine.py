@@ -148,17 +148,15 @@ class CarrierSettings:
     slots_per_ring: int | None = None
     """uring: direct descriptors per ring, at most RLIMIT_NOFILE; small values make many rings."""
     buffer_bytes: int | None = None
-    buffers_per_ring: int | None = None
-    send_chunks: int | None = None
+    buffers_per_chunk: int | None = None
+    buffer_chunks: int | None = None
 
     def __post_init__(self) -> None:
         _whole_or_none("most_connections", self.most_connections, 1, HIGHEST_COUNT)
         _whole_or_none("slots_per_ring", self.slots_per_ring, 1, 32_768)
         _whole_or_none("buffer_bytes", self.buffer_bytes, 64, 65_536)
-        _whole_or_none("buffers_per_ring", self.buffers_per_ring, 1, 32_768)
-        _whole_or_none("send_chunks", self.send_chunks, 1, 65_535)
-        if self.buffers_per_ring is not None and self.buffers_per_ring.bit_count() != 1:
-            raise BadConfig("buffers_per_ring", f"is {self.buffers_per_ring}; a ring of buffers holds a power of two")
+        _whole_or_none("buffers_per_chunk", self.buffers_per_chunk, 1, 32_768)
+        _whole_or_none("buffer_chunks", self.buffer_chunks, 1, 65_535)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,8 +94,8 @@ pub(crate) struct SettingsRequest {
     most_connections: Option<u32>,
     slots_per_ring: Option<u32>,
     buffer_bytes: Option<usize>,
-    buffers_per_ring: Option<u32>,
-    send_chunks: Option<u32>,
+    buffers_per_chunk: Option<u32>,
+    buffer_chunks: Option<u32>,
 }
 
 impl Request {
@@ -204,8 +204,8 @@ impl SettingsRequest {
             most_connections: self.most_connections.unwrap_or(usual.most_connections.max(request.places())),
             slots_per_ring: self.slots_per_ring.unwrap_or(usual.slots_per_ring),
             buffer_bytes: self.buffer_bytes.unwrap_or(usual.buffer_bytes),
-            buffers_per_ring: self.buffers_per_ring.unwrap_or(usual.buffers_per_ring),
-            send_chunks: self.send_chunks.unwrap_or(usual.send_chunks),
+            buffers_per_chunk: self.buffers_per_chunk.unwrap_or(usual.buffers_per_chunk),
+            buffer_chunks: self.buffer_chunks.unwrap_or(usual.buffer_chunks),
         }
     }
 }
