@@ -1,8 +1,8 @@
-"""The diagnosis: which limit binds this host in each role, what is close to being hit, which common advice is wrong here.
+"""The diagnosis: which limit binds this host in each role, what is close to being hit, which common advice is wrong.
 
-Decides order, severity and health from the catalogue's answers. Pure: knows no file, socket or clock; the facts come in a
-`Host`, a previous sample of the same host in another. A limit whose value cannot be read from here is listed as unknown and
-never as absent. Entries that are only documented or advice give no number.
+Decides order, severity and health from the catalogue's answers. Pure: knows no file, socket or clock; the facts come in
+a `Host`, a previous sample of the same host in another. A limit whose value cannot be read from here is listed as
+unknown and never as absent. Entries that are only documented or advice give no number.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ class Rising:
 
     counter: str
     by: int
+    breaks: bool
+    """Whether it rises only where something fails; if not, it says nothing of health."""
     limits: tuple[str, ...]
 
 
@@ -152,13 +154,11 @@ class Diagnosis:
 
 def default_goals() -> tuple[Goal, ...]:
     """One goal per role, asking for the ceiling."""
-    return tuple(
-        Goal(role=role, destinations=DEFAULT_DESTINATIONS if role is Role.CLIENT_MANY else 1) for role in Role
-    )
+    return tuple(Goal(role=role, destinations=DEFAULT_DESTINATIONS if role is Role.CLIENT_MANY else 1) for role in Role)
 
 
 def diagnose(host: Host, goals: Sequence[Goal] | None = None, previous: Host | None = None) -> Diagnosis:
-    """Examine a host for some goals (by default one per role); `previous`, an earlier sample of it, shows rising counters."""
+    """Examine a host for some goals (by default one per role); `previous` is an earlier sample, for rising counters."""
     roles = tuple(_role(host, goal) for goal in (default_goals() if goals is None else goals))
     pressures = _pressures(host)
     rising = () if previous is None else _rising(host, previous)
@@ -261,9 +261,10 @@ def _rising(host: Host, previous: Host) -> tuple[Rising, ...]:
     risen = []
     for name, now in sorted(host.counters.items()):
         by = now - previous.counters.get(name, now)
-        limits = tuple(limit.name for limit in suspects_by_counter(name))
+        limits = suspects_by_counter(name)
         if by > 0 and limits:
-            risen.append(Rising(counter=name, by=by, limits=limits))
+            breaks = any(hit.breaks for limit in limits for hit in limit.hit if hit.counter == name)
+            risen.append(Rising(counter=name, by=by, breaks=breaks, limits=tuple(limit.name for limit in limits)))
     return tuple(risen)
 
 
@@ -282,9 +283,7 @@ def _settings(host: Host) -> tuple[Setting, ...]:
     )
 
 
-def _reasons(
-    roles: Iterable[RoleDiagnosis], pressures: Iterable[Pressure], rising: Iterable[Rising]
-) -> Iterable[str]:
+def _reasons(roles: Iterable[RoleDiagnosis], pressures: Iterable[Pressure], rising: Iterable[Rising]) -> Iterable[str]:
     for pressure in pressures:
         if pressure.severity is not Severity.NOTICE:
             yield f"{pressure.name}: {pressure.text}"
@@ -296,7 +295,8 @@ def _reasons(
                 f"{first.name} allows {first.connections:,}"
             )
     for counter in rising:
-        yield f"{counter.counter} rose by {counter.by:,}: {', '.join(counter.limits)}"
+        if counter.breaks:
+            yield f"{counter.counter} rose by {counter.by:,}: {', '.join(counter.limits)}"
 
 
 _ADAPTER: TypeAdapter[Diagnosis] = TypeAdapter(Diagnosis)

@@ -1,7 +1,7 @@
 """The shape of a limit: what it bounds, how it is read, what is seen when it is hit, how to raise it.
 
-Decides the vocabulary of the catalogue. Knows no host, no file and no number. The catalogue itself stands in the modules
-beside this one, a family to a module; `fourtuple.limits.LIMITS` is the one tuple of all of them.
+Decides the vocabulary of the catalogue. Knows no host, no file and no number. The catalogue itself stands in the
+modules beside this one, a family to a module; `fourtuple.limits.LIMITS` is the one tuple of all of them.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Signature:
     """What is seen when the limit is hit.
 
     `call` and `errno` (a name such as EADDRNOTAVAIL) for an error, `log` for a kernel log line (a regular expression),
-    `counter` for a counter in /proc/net/netstat and its kin (`TcpExt.ListenOverflows`). At most one of the three is set;
-    with none, `note` describes a symptom that has no message.
+    `counter` for a counter in /proc/net/netstat and its kin (`TcpExt.ListenOverflows`). At most one of the three is
+    set; with none, `note` describes a symptom that has no message.
     """
 
     call: str = ""
@@ -63,6 +63,8 @@ class Signature:
     log: str = ""
     counter: str = ""
     note: str = ""
+    breaks: bool = True
+    """For a counter: whether it rises only where something fails."""
     rank: int = 50
     """Order among the limits that share the signature: the lower is the earlier suspect."""
 
@@ -81,8 +83,9 @@ class Remedy:
 class Bound:
     """How many connections a limit allows in one role on one host.
 
-    `connections` is a whole number: at once for `Kind.COUNT`, per second for `Kind.RATE`, and for `Kind.SPEED` the number
-    beyond which each one costs more. `arithmetic` is the formula with this host's numbers in it, as a person would write it.
+    `connections` is a whole number: at once for `Kind.COUNT`, per second for `Kind.RATE`, and for `Kind.SPEED` the
+    number beyond which each one costs more. `arithmetic` is the formula with this host's numbers in it, as a person
+    would write it.
     """
 
     connections: int
@@ -106,7 +109,7 @@ class NotApplicable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """How much of a limit is used now: `used` of `of`, both in `unit`; `subject` says whose, where there are several."""
+    """How much of a limit is used now: `used` of `of`, both in `unit`; `subject` says whose, if there are several."""
 
     used: int
     of: int
@@ -175,9 +178,9 @@ def log(pattern: str, note: str = "", rank: int = 50) -> Signature:
     return Signature(log=pattern, note=note, rank=rank)
 
 
-def counter(name: str, note: str = "", rank: int = 50) -> Signature:
+def counter(name: str, note: str = "", rank: int = 50, *, breaks: bool = True) -> Signature:
     """A counter that rises."""
-    return Signature(counter=name, note=note, rank=rank)
+    return Signature(counter=name, note=note, rank=rank, breaks=breaks)
 
 
 def symptom(note: str) -> Signature:

@@ -1,0 +1,207 @@
+"""The arithmetic that several families share: the port term, numbers out of sysctl text, how a role counts its sockets.
+
+Decides how a raw fact becomes a number, and that one which makes no sense becomes `Unknown`. Knows no single limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fourtuple.errors import BadConfig
+from fourtuple.facts import Goal, Host, Role
+from fourtuple.limits._model import Bound, Check, NotApplicable, Unknown
+from fourtuple.tuples import HIGHEST_PORT, PortSet
+
+Answer = Bound | Unknown | NotApplicable
+
+PORT_RANGE = "net.ipv4.ip_local_port_range"
+RESERVED_PORTS = "net.ipv4.ip_local_reserved_ports"
+HIGHEST_NUMBER = 2**64
+"""The kernel has no wider counters; what is larger is damage in a file."""
+
+MEMORY_SHARE_PERCENT = 80
+"""Of the available memory, what connections may take; the rest is for packets, page tables and other programs."""
+SOCKET_BYTES = 3_750
+"""Kernel memory of an idle TCP socket with its descriptor: 7,473 B per loopback pair measured on 6.18 (C1)."""
+EPOLL_BYTES = 200
+"""An epoll item with its wait entry (C1)."""
+IPV6_BYTES = 130
+"""What a TCPv6 structure is larger by (A19)."""
+
+TIME_WAIT_S = 60
+"""TCP_TIMEWAIT_LEN in include/net/tcp.h: fixed when the kernel is compiled."""
+OBSERVER_BYTES_PER_DESCRIPTOR = 900
+"""Slab that listing one entry of /proc/PID/fd makes (L3)."""
+
+NAT_HAS_NO_SOCKETS = NotApplicable(reason="a NAT box holds table entries, not sockets")
+SERVER_HAS_NO_PORT_TERM = NotApplicable(reason="each client brings its own address and port")
+
+
+def number(host: Host, name: str) -> int | None:
+    """A one-number sysctl that a kernel can hold; None if it was not read, is negative or is no number."""
+    value = host.sysctl_int(name)
+    return value if value is not None and 0 <= value <= HIGHEST_NUMBER else None
+
+
+def numbers(host: Host, name: str, count: int) -> tuple[int, ...] | None:
+    """A sysctl of exactly `count` numbers; None if it is anything else."""
+    values = host.sysctl_ints(name)
+    return values if len(values) == count and all(0 <= value <= HIGHEST_NUMBER for value in values) else None
+
+
+def unread(host: Host, name: str, scope: str = "") -> Unknown:
+    """Why a value is missing: the reader's reason, what the text says, or that the file is absent."""
+    where = f"; {scope}" if scope else ""
+    if name in host.unread:
+        return Unknown(reason=f"{name} could not be read: {host.unread[name]}{where}")
+    if name in host.sysctl:
+        return Unknown(reason=f"{name} reads {host.sysctl[name][:60]!r}, which is not a value it can have{where}")
+    return Unknown(reason=f"{name} is absent from here{where}")
+
+
+HOST_LIMIT = "a host limit that binds all the same, value unknown from here"
+"""Catalogue section 5: in a child network namespace the file is missing, the limit is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortTerm:
+    """The usable source ports of one source address, and how they are counted."""
+
+    ports: PortSet
+    """Those that automatic choice can take."""
+    size: int
+    """What is certain to be reached: one less than `ports` where the range has an odd size (A2)."""
+    range_size: int
+    reserved: int
+    poisoned: int
+    arithmetic: str
+
+
+def port_term(host: Host) -> PortTerm | Unknown:
+    """The range less reserved and poisoned ports (catalogue section 1)."""
+    bounds = numbers(host, PORT_RANGE, 2)
+    if bounds is None or not 0 <= bounds[0] <= bounds[1] <= HIGHEST_PORT or bounds[1] == 0:
+        return unread(host, PORT_RANGE)
+    # Port 0 is never usable, whatever the range says.
+    low, high = max(bounds[0], 1), bounds[1]
+    everything = PortSet(runs=((low, high),))
+    reserved = everything.intersect(_reserved(host))
+    poisoned = everything.intersect(_poisoned(host)).subtract(reserved)
+    usable = everything.subtract(reserved).subtract(poisoned)
+    # __inet_hash_connect() and inet_csk_find_open_port() round the number of ports to scan down to even.
+    odd = everything.size > 1 and everything.size % 2
+    size = max(0, usable.size - odd)
+    arithmetic = f"{high} - {low} + 1 - {reserved.size:,} reserved - {poisoned.size:,} poisoned"
+    if odd:
+        arithmetic += " - 1 that an odd range may miss"
+    return PortTerm(
+        ports=usable,
+        size=size,
+        range_size=everything.size,
+        reserved=reserved.size,
+        poisoned=poisoned.size,
+        arithmetic=f"{arithmetic} = {size:,} ports",
+    )
+
+
+def _reserved(host: Host) -> PortSet:
+    text = host.sysctl.get(RESERVED_PORTS, "").strip()
+    try:
+        return PortSet.parse(text) if text else PortSet()
+    except BadConfig:
+        return PortSet()
+
+
+def _poisoned(host: Host) -> PortSet:
+    probed = tuple((max(first, 1), min(last, HIGHEST_PORT)) for first, last in host.poisoned_ports or ())
+    listening = tuple((listener.local.port, listener.local.port) for listener in host.listeners)
+    return PortSet(runs=tuple((first, last) for first, last in probed + listening if first <= last))
+
+
+def is_client(goal: Goal) -> bool:
+    """Whether the role takes source ports of this host: clients and the outgoing side of a proxy."""
+    return goal.role in (Role.CLIENT_ONE, Role.CLIENT_MANY, Role.PROXY)
+
+
+def no_source_ports(goal: Goal) -> NotApplicable:
+    """Why a role that is not `is_client` has no port term."""
+    return SERVER_HAS_NO_PORT_TERM if goal.role is Role.SERVER else NotApplicable(reason="no source ports of its own")
+
+
+def sockets_per_connection(goal: Goal) -> int:
+    """A proxied connection is two (catalogue section 1)."""
+    return 2 if goal.role is Role.PROXY else 1
+
+
+def destinations(goal: Goal) -> int:
+    """Distinct destinations; a client to one has one, whatever the goal says."""
+    return 1 if goal.role is Role.CLIENT_ONE else goal.destinations
+
+
+def count(amount: int, singular: str, plural: str = "") -> str:
+    """ "1 source", "3 sources"."""
+    return f"{amount:,} {singular if amount == 1 else plural or singular + 's'}"
+
+
+def tuple_product(goal: Goal, ports: int, arithmetic: str) -> Bound:
+    """S x P x D, written out."""
+    total = ports * goal.sources * destinations(goal)
+    factors = f"{arithmetic} x {count(goal.sources, 'source')}"
+    if destinations(goal) != 1:
+        factors += f" x {count(destinations(goal), 'destination')}"
+    return Bound(connections=total, arithmetic=f"{factors} = {total:,}")
+
+
+def divided(total: int, each: int, total_text: str, each_text: str) -> Bound:
+    """A resource divided by what one connection takes of it; negative remainders count as nothing left."""
+    connections = max(0, total) // max(1, each)
+    if each == 1:
+        return Bound(connections=connections, arithmetic=f"{total_text} = {connections:,}")
+    return Bound(connections=connections, arithmetic=f"({total_text}) / {each_text} = {connections:,}")
+
+
+def bytes_per_connection(goal: Goal) -> tuple[int, str]:
+    """Kernel and user memory of one connection, and how it adds up."""
+    sockets = sockets_per_connection(goal)
+    kernel = SOCKET_BYTES + (EPOLL_BYTES if goal.uses_epoll else 0) + (IPV6_BYTES if goal.ipv6 else 0)
+    parts = [f"{SOCKET_BYTES:,} B socket"]
+    if goal.uses_epoll:
+        parts.append(f"{EPOLL_BYTES} B epoll")
+    if goal.ipv6:
+        parts.append(f"{IPV6_BYTES} B IPv6")
+    if goal.bytes_queued:
+        # A quarter of overhead: 16 KiB unread cost 4.94 pages (C3).
+        kernel += goal.bytes_queued * 5 // 4
+        parts.append(f"{goal.bytes_queued * 5 // 4:,} B queued")
+    text = " + ".join(parts)
+    if sockets > 1:
+        text = f"{sockets} x ({text})"
+    if goal.user_bytes:
+        text += f" + {goal.user_bytes:,} B of the program"
+    return kernel * sockets + goal.user_bytes, f"({text})"
+
+
+def at_least(name: str, wanted: int, meaning: str) -> Callable[[Host], Check | None]:
+    """A check that a sysctl is no lower than wanted."""
+    return _compare(name, f">= {wanted:,}", meaning, lambda value: value >= wanted)
+
+
+def at_most(name: str, wanted: int, meaning: str) -> Callable[[Host], Check | None]:
+    """A check that a sysctl is no higher than wanted."""
+    return _compare(name, f"<= {wanted:,}", meaning, lambda value: value <= wanted)
+
+
+def equals(name: str, wanted: int, meaning: str) -> Callable[[Host], Check | None]:
+    """A check that a sysctl has one value."""
+    return _compare(name, f"{wanted}", meaning, lambda value: value == wanted)
+
+
+def _compare(name: str, wanted: str, meaning: str, holds: Callable[[int], bool]) -> Callable[[Host], Check | None]:
+    def check(host: Host) -> Check | None:
+        value = number(host, name)
+        if value is None:
+            return None
+        return Check(setting=name, found=f"{value:,}", wanted=wanted, holds=holds(value), meaning=meaning)
+
+    return check
