@@ -30,7 +30,7 @@ class Facts(BaseModel):
 
 
 class Kernel(Facts):
-    """The running kernel. `release` as uname says it ("6.18.44-amd64"); `version` its first numbers, (0,) if not parsable."""
+    """The running kernel. `release` as uname says it ("6.18.44-amd64"); `version` its numbers, (0,) if not parsable."""
 
     release: str
     version: tuple[Count, ...]
@@ -162,7 +162,7 @@ class IoUring(Facts):
 
 
 class Host(Facts):
-    """Everything known about one machine as one process sees it. `Host.model_validate_json` reads what `model_dump_json` wrote."""
+    """All that is known about a machine as one process sees it; `model_validate_json` reads what `model_dump_json` wrote."""
 
     schema_version: int = 1
     label: str = ""
@@ -183,16 +183,16 @@ class Host(Facts):
     """At most 4,096; ports of all of them are in `poisoned_ports` where they are in range."""
     addresses: tuple[Address, ...] = ()
     poisoned_ports: tuple[tuple[int, int], ...] | None = None
-    """First and last of each run of ports inside the ephemeral range that automatic choice skips (A8); None if not probed."""
+    """First and last of each run of ephemeral ports that automatic choice skips (A8); None if not probed."""
     conntrack: Conntrack = Conntrack(loaded=False)
     source_nat: tuple[SourceNat, ...] = ()
     rule_limits: tuple[str, ...] = ()
     """Firewall rules that bound connections by themselves (ct count, connlimit, limit rate), as text (G7)."""
     io_uring: IoUring = IoUring(available=False, reason="not tried")
     features: dict[str, bool] = {}
-    """Tried, not guessed from the version: bind_address_no_port, local_port_range, local_port_range_searches_all, bound_inactive, ..."""
+    """Tried, not guessed from the version: bind_address_no_port, local_port_range, bound_inactive, ..."""
     counters: dict[str, Total] = {}
-    """Totals since boot of this namespace: "TcpExt.ListenOverflows", "softnet.dropped", "conntrack.insert_failed", ..."""
+    """Totals since this namespace began: "TcpExt.ListenOverflows", "softnet.dropped", "conntrack.insert_failed", ..."""
     unread: dict[str, str] = {}
     """What could not be read, and why: {"dmesg": "needs CAP_SYSLOG"}."""
 
