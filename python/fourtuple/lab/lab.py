@@ -27,7 +27,7 @@ from fourtuple.lab import operations
 from fourtuple.lab.namespaces import Membership
 from fourtuple.lab.operations import Opened
 from fourtuple.lab.process import Agent, end_all
-from fourtuple.lab.readings import UserMemory
+from fourtuple.lab.readings import UserMemory, descriptors_open, rss_bytes
 from fourtuple.lab.remote import RemoteEngine
 from fourtuple.tuples import AddressSet, Endpoint, IPAddress
 
@@ -212,12 +212,12 @@ class LabHost:
         return self._agent.ask(operations.user_memory)
 
     def rss_bytes(self) -> int:
-        """Resident memory of this process."""
-        return self.memory().rss_bytes
+        """Resident memory of this process. Read from outside: it may have no descriptor left to read with."""
+        return rss_bytes(self.pid)
 
     def descriptors_open(self) -> int:
-        """Descriptors that this process has open."""
-        return self._agent.ask(operations.descriptors_open)
+        """Descriptors that this process has open. Counted from outside: it may have none left to count with."""
+        return descriptors_open(self.pid)
 
     def open_sockets(self, count: int) -> Opened:
         """Open and hold so many TCP sockets with plain socket(); stop at the first error."""

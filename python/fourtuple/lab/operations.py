@@ -171,11 +171,6 @@ def user_memory(held: Held) -> readings.UserMemory:
     return readings.user_memory()
 
 
-def descriptors_open(held: Held) -> int:
-    """Descriptors of this process."""
-    return readings.descriptors_open()
-
-
 # Plain sockets: what any program without an engine of its own meets
 
 
@@ -308,7 +303,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         route,
         facts,
         user_memory,
-        descriptors_open,
         open_sockets,
         listen,
         connect_once,

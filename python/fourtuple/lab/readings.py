@@ -49,9 +49,14 @@ def user_memory() -> UserMemory:
     )
 
 
-def descriptors_open() -> int:
-    """Descriptors of this process, without the one that the count itself needs."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    return _kilobyte_fields(Path(f"/proc/{pid}/status")).get("VmRSS", 0)
+
+
+def descriptors_open(pid: int) -> int:
+    """Descriptors of another process. A process at its limit could not even open the directory that lists its own."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def kernel_memory_bytes() -> int:

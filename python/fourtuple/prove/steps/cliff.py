@@ -19,7 +19,7 @@ MOST_RATIO = 1.3
 """A chosen tuple at the end of the range may cost this much more than one at the start."""
 EDGE = 3
 """Hundredths of the range that stand for "1 %" and for "99 %"."""
-ROUNDS = 3
+ROUNDS = 5
 
 Points = tuple[tuple[float, float], ...]
 
@@ -31,27 +31,26 @@ def run(stage: Stage) -> None:
     stage.serve(server, ports, f"0.0.0.0:{ECHO_PORT}")
     client.set_sysctl("net.ipv4.ip_local_port_range", f"{FIRST_PORT} {FIRST_PORT + ports - 1}")
     ways = (
-        ("connect(), the kernel searches", SourceChoice.KERNEL, 1),
-        ("the kernel, one pass (IP_LOCAL_PORT_RANGE)", SourceChoice.KERNEL_RANGE, 1),
-        ("chosen, poisons nothing (single-port range)", SourceChoice.SINGLE_PORT, ROUNDS),
-        ("chosen, bind(address, port)", SourceChoice.BIND, ROUNDS),
+        ("connect(), the kernel searches", SourceChoice.KERNEL),
+        ("the kernel, one pass (IP_LOCAL_PORT_RANGE)", SourceChoice.KERNEL_RANGE),
+        ("chosen, poisons nothing (single-port range)", SourceChoice.SINGLE_PORT),
+        ("chosen, bind(address, port)", SourceChoice.BIND),
     )
     series: dict[str, Points] = {}
     number = 0
-    for what, choice, rounds in ways:
+    for what, choice in ways:
         stage.say(f"{ports:,} ports, filled one by one: {what}")
         meter = Meter(client)
-        ratios, reached, starts, ends = [], 0, [], []
-        for _ in range(rounds):
+        curves, reached = [], ports
+        for _ in range(ROUNDS):
             number += 1
-            points, reached = _curve(stage, client, choice, f"10.82.0.{number}", ports, what)
-            series[what] = points
-            start = median(cost for fill, cost in points if fill <= EDGE)
-            end = median(cost for fill, cost in points if fill > 100 - EDGE)
-            starts.append(start)
-            ends.append(end)
-            ratios.append(end / start)
-        ratio = median(ratios)
+            points, made = _curve(stage, client, choice, f"10.82.0.{number}", ports, what)
+            curves.append(points)
+            reached = min(reached, made)
+        series[what] = _middle(curves)
+        start = median(cost for fill, cost in series[what] if fill <= EDGE)
+        end = median(cost for fill, cost in series[what] if fill > 100 - EDGE)
+        ratio = end / start
         ours = choice in (SourceChoice.SINGLE_PORT, SourceChoice.BIND)
         passed = reached == ports and (not ours or ratio <= MOST_RATIO)
         stage.add(
@@ -60,7 +59,7 @@ def run(stage: Stage) -> None:
                 arithmetic=f"at 99 % <= {MOST_RATIO} x at 1 %" if ours else "a search of every port in use",
                 expected=ports,
                 reached=reached,
-                kernel_said=f"{median(starts):.1f} us at 1 %, {median(ends):.1f} us at 99 %: {ratio:.2f} x",
+                kernel_said=f"{start:.1f} us at 1 %, {end:.1f} us at 99 %: {ratio:.2f} x",
                 outcome=Outcome.PASSED if passed else Outcome.FAILED,
                 seconds=meter.seconds(),
             )
@@ -74,6 +73,15 @@ def run(stage: Stage) -> None:
             logarithmic=True,
         )
     )
+
+
+def _middle(curves: list[Points]) -> Points:
+    """The median over the rounds, hundredth by hundredth: a machine that is busy for a moment spoils one round only."""
+    costs: dict[float, list[float]] = {}
+    for points in curves:
+        for fill, cost in points:
+            costs.setdefault(fill, []).append(cost)
+    return tuple((fill, median(every)) for fill, every in sorted(costs.items()))
 
 
 def _curve(
@@ -96,6 +104,6 @@ def _curve(
 CLIFF = Step(
     name="cliff",
     title="The latency cliff",
-    claim="Past half of the range the kernel's search makes connect() far dearer; a chosen tuple always costs the same.",
+    claim="Past half of the range the kernel's search makes connect() far dearer; a chosen one always costs the same.",
     run=run,
 )

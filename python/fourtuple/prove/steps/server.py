@@ -1,7 +1,8 @@
 """Step `server`: one listening port holds N connections at once, a million where memory allows.
 
 Claims that the server's side of a connection needs no port: every client brings its own address and port. Each
-connection sends a token of its own once all are up, and must read exactly that token back; a single wrong or missing one fails.
+connection sends a token of its own once all are up, and must read exactly that token back; a single wrong or missing
+one fails.
 """
 
 from __future__ import annotations
