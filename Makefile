@@ -37,7 +37,7 @@ test: setup ## set up, then run every test of both languages; the last line coun
 check: setup $(CARGO_DENY) ## ruff, mypy, stubtest, lint-imports, rustfmt, clippy, cargo deny
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy --strict python tests bench
+	$(VENV)/bin/mypy --strict python tests bench docs
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml fourtuple._core
 	$(VENV)/bin/lint-imports --no-logo
 	cargo fmt --all --check
@@ -60,7 +60,7 @@ netns: setup ## the tests that use the real kernel, in network namespaces of the
 	$(PYTHON) -m pytest tests/netns
 
 docs: setup ## write the pages of the limits catalogue from the code
-	$(PYTHON) -m fourtuple.limits docs/limits
+	$(PYTHON) docs/generate.py
 
 system: ## install the system packages that tests use (root with apt-get only)
 	@missing=(); \
