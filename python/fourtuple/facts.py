@@ -162,7 +162,7 @@ class IoUring(Facts):
 
 
 class Host(Facts):
-    """All that is known of a machine as one process sees it; `model_validate_json` reads what `model_dump_json` wrote."""
+    """What is known of a machine as one process sees it; `model_validate_json` reads what `model_dump_json` wrote."""
 
     schema_version: int = 1
     label: str = ""
