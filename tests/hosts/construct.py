@@ -131,7 +131,7 @@ def machine(gibibytes: int, cpus: int) -> Machine:
 def stock_distribution() -> Host:
     """A server distribution as installed: nothing tuned, a shell that systemd started, nobody tracks connections."""
     return Host(
-        label="stock distribution, 24 GiB: systemd-system.conf(5) DefaultLimitNOFILE=1024:524288, ip-sysctl.rst defaults",
+        label="stock distribution, 24 GiB: systemd-system.conf(5) (NOFILE 1024:524288), ip-sysctl.rst defaults",
         origin="constructed",
         kernel=Kernel(release="6.12.48-generic", version=(6, 12, 48), architecture="x86_64"),
         machine=machine(24, 8),
@@ -169,7 +169,7 @@ def tuned_server() -> Host:
         "fs.epoll.max_user_watches": "20000000",
     }
     return Host(
-        label="tuned server, 64 GiB: the settings of ip-sysctl.rst and systemd.exec(5) LimitNOFILE=2000000, as guides raise them",
+        label="tuned server, 64 GiB: ip-sysctl.rst settings as guides raise them, systemd.exec(5) LimitNOFILE=2000000",
         origin="constructed",
         kernel=Kernel(release="6.12.48-generic", version=(6, 12, 48), architecture="x86_64"),
         machine=machine(64, 32),
@@ -193,7 +193,12 @@ def tuned_server() -> Host:
 
 def container() -> Host:
     """A pod: a child network namespace without the host's settings, 2 GiB of memory, the runtime's descriptor limit."""
-    hidden = ("net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans", "net.core.netdev_max_backlog", "net.core.netdev_budget")
+    hidden: tuple[str, ...] = (
+        "net.ipv4.tcp_mem",
+        "net.ipv4.tcp_max_orphans",
+        "net.core.netdev_max_backlog",
+        "net.core.netdev_budget",
+    )
     hidden += tuple(f"net.ipv4.neigh.default.gc_thresh{level}" for level in (1, 2, 3))
     shown = {name: text for name, text in (KERNEL_DEFAULTS | AT_24_GIB | SYSTEMD).items() if name not in hidden}
     return Host(

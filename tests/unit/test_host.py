@@ -236,7 +236,7 @@ def test_rules_without_tracking() -> None:
     assert parse_ruleset(json.dumps({"nftables": [rule]})).tracks is False
 
 
-WORDS = "rule expr snat addr range prefix len port limit inv val xt name per".split() + ["ct count"]  # noqa: SIM905
+WORDS = ("rule", "expr", "snat", "addr", "range", "prefix", "len", "port", "limit", "inv", "val", "xt", "ct count")
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),

@@ -69,7 +69,7 @@ def diagnosis(host: Host, found: Diagnosis, *, all_myths: bool) -> RenderableTyp
         parts += _section("Rose since the earlier sample", _bullets(risen))
     if found.settings:
         parts += _section("Settings that a host for many connections wants otherwise", _settings(found))
-    shown = found.myths if all_myths else found.myths[:_MYTHS_SHOWN]
+    shown = found.myths if all_myths else [myth for myth in found.myths if myth.applies][:_MYTHS_SHOWN]
     if shown:
         rest = len(found.myths) - len(shown)
         heading = "What common advice gets wrong here" + (f" ({rest} more: --myths)" if rest else "")
@@ -166,8 +166,9 @@ def _roles(roles: Sequence[RoleDiagnosis]) -> Table:
 
 def _nothing_bounds(role: RoleDiagnosis) -> str:
     if role.unknown:
-        return f"limits bind, but none could be read: {', '.join(it.name for it in role.unknown)}"
-    return "; ".join(dict.fromkeys(plain(it.reason) for it in role.not_applicable)) or "no limit of this host applies"
+        return f"not to be told from here: {', '.join(it.name for it in role.unknown)}"
+    # Each limit has its reason not to apply; for a box that translates nothing, that of snat-ports (G4) says it all.
+    return next((plain(it.reason) for it in role.not_applicable if it.limit == "G4"), "no limit of this host applies")
 
 
 def _first_steps(roles: Sequence[RoleDiagnosis]) -> list[RenderableType]:
