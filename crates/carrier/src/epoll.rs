@@ -335,10 +335,10 @@ impl Epoll {
             self.conns[place as usize].flags |= READABLE;
             self.queue_read(place);
         }
-        if edges & (libc::EPOLLOUT | libc::EPOLLERR) != 0 {
-            if let Some((buf, taken)) = self.sending.remove(&place) {
-                self.send_on(place, buf, taken, &mut outbox.buffers);
-            }
+        if edges & (libc::EPOLLOUT | libc::EPOLLERR) != 0
+            && let Some((buf, taken)) = self.sending.remove(&place)
+        {
+            self.send_on(place, buf, taken, &mut outbox.buffers);
         }
     }
 
@@ -516,11 +516,11 @@ impl Epoll {
     }
 
     fn queue_accept(&mut self, listener: ListenerId) {
-        if let Some(entry) = self.listeners.get_mut(&listener.0) {
-            if !entry.queued {
-                entry.queued = true;
-                self.acceptable.push_back(listener);
-            }
+        if let Some(entry) = self.listeners.get_mut(&listener.0)
+            && !entry.queued
+        {
+            entry.queued = true;
+            self.acceptable.push_back(listener);
         }
     }
 
