@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,9 +46,12 @@ class Client:
         )
 
     def step(self) -> Measured:
-        """Let it run to the end of its step; RuntimeError with its own words if it ends instead."""
+        """Let it run to the end of its step; RuntimeError, in its own words, if it does not get there."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        # One line per step: between two steps nothing is left in Python's buffer that select would not see.
+        if not select.select([self._process.stdout], [], [], TIMEOUT_S)[0]:
+            raise RuntimeError(f"the client did not come to the end of its step within {TIMEOUT_S:g} s")
         line = self._process.stdout.readline()
         if not line:
             _, words = self._process.communicate(timeout=TIMEOUT_S)

@@ -321,8 +321,8 @@ def test_a_wrong_echo_value_is_named(endpoint: Endpoint, change: dict[str, Any],
 
 
 def test_wrong_orders_and_settings_are_named(carrier: CarrierName, endpoint: Endpoint) -> None:
-    with pytest.raises(BadConfig, match="buffers_per_ring"):
-        CarrierSettings(buffers_per_ring=3)
+    with pytest.raises(BadConfig, match="buffers_per_chunk"):
+        CarrierSettings(buffers_per_chunk=0)
     with pytest.raises(BadConfig, match="workers"):
         Engine.start(EchoConfig(listen=(endpoint,)), carrier, workers=0)
     with Engine.start(EchoConfig(listen=(endpoint,)), carrier, workers=1) as engine:
