@@ -101,6 +101,7 @@ impl World {
             latency_us: (pick(1, 50), pick(50, 20_000)),
             window_bytes: pick(1, 4096) as usize,
             ports: (first_port, first_port + pick(0, 60) as u16),
+            foreign_ports: (first_port, first_port + pick(0, 3) as u16 - 1),
             time_wait: Duration::from_millis([0, 500][pick(0, 1) as usize]),
             buffer_bytes: buffer_bytes as usize,
             receive_buffers: pick(1, 8) as u32,
@@ -296,6 +297,23 @@ fn every_choice_reaches_exactly_what_the_tuples_allow() {
 }
 
 #[test]
+fn ports_of_another_program_are_counted_and_passed_over() {
+    for (choice, failure) in [
+        (SourceChoice::Bind, (Step::Bind, Errno::EADDRINUSE)),
+        (SourceChoice::SinglePort, (Step::Connect, Errno::EADDRNOTAVAIL)),
+        (SourceChoice::KernelPort, (Step::Connect, Errno::EADDRNOTAVAIL)),
+    ] {
+        let mut world = peaceful(vec![load_config(choice, 1000, 100, 2)], vec![echo_config()], &[]);
+        world.network.foreign_ports = (40_010, 40_019);
+        let (_, reports) = world.run(6).expect("no rule broken");
+        assert_eq!(reports[0].count(Counter::OpenPeak), 180, "{choice:?}");
+        assert_eq!(reports[0].stopped_by, Some(failure), "{choice:?}");
+        let busy = if choice == SourceChoice::KernelPort { 0 } else { 20 };
+        assert_eq!(reports[0].count(Counter::TupleBusy), busy, "{choice:?}");
+    }
+}
+
+#[test]
 fn workers_that_share_a_pair_reach_together_what_it_allows() {
     let workers = |first| LoadConfig { first, stride: 3, ..load_config(SourceChoice::KernelPort, 10_000, 100, 1) };
     let world = peaceful((0..3).map(workers).collect(), vec![echo_config()], &[]);
@@ -359,7 +377,7 @@ impl<C: Core> WrongCore<C> {
                         .for_each(|buf| outbox.commands.push(Command::Send { conn, buf }));
                 }
                 (Wrong::ForgetsBuffers, Command::Send { conn, buf }) if conn.index % 2 == 1 => {
-                    std::mem::forget(buf);
+                    drop(buf);
                 }
                 (Wrong::ClosesTwice, Command::Close { conn, abort }) => {
                     outbox.push(Command::Close { conn, abort });
