@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> int:
     except FourtupleError as problem:
         console.print(f"bench: {problem}", style="red")
         return 1
+    except KeyboardInterrupt:
+        failed["bench"] = "stopped by Ctrl-C; a comparison that was complete is kept"
     results["failed"] = failed
     results["machine"]["load_after"] = os.getloadavg()[0]
     for name, reason in failed.items():

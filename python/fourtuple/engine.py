@@ -122,7 +122,7 @@ class EchoConfig:
     reuse_port: bool = False
     """SO_REUSEPORT: other engines listen on the same endpoints. Set by itself where several workers do."""
     most_connections: int = 0
-    """Accept no more than this many at once; 0 is no bound of its own."""
+    """Accept no more than this many at once, shared out evenly to the workers; 0 is no bound of its own."""
     accept: bool = True
     """If false, listen and never accept: what the accept queue alone holds (catalogue D1)."""
 
@@ -208,7 +208,10 @@ class CarrierNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything that an engine has counted, all workers together. What a counter means is in `fourtuple.metrics`."""
+    """Everything that an engine has counted, all workers together. What a counter means is in `fourtuple.metrics`.
+
+    Of several workers `open_peak` is the sum of their peaks, which need not have come at the same moment.
+    """
 
     connects_attempted: int
     connects_succeeded: int
@@ -318,7 +321,11 @@ class Engine:
         )
 
     def ping(self) -> None:
-        """Send the token on every connection once and check what comes back."""
+        """Send the token on every connection once and check what comes back.
+
+        How far it is, `Snapshot.pings_answered` says. The phase does not: it may not have changed yet when somebody
+        looks, or have changed back already.
+        """
         self._workers.order("ping")
 
     def set_rate(self, rate_per_s: int) -> None:
