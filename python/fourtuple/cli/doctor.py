@@ -47,6 +47,13 @@ def _count(text: str | int) -> int:
         raise typer.BadParameter(str(problem)) from None
 
 
+def _pid(text: str | int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{str(text)[:40]!r} is not a process id, which is a whole number from 1") from None
+
+
 def doctor(
     role: Annotated[list[RoleName] | None, typer.Option(help="Examine this role only; may be repeated.")] = None,
     connections: Annotated[
@@ -62,7 +69,10 @@ def doctor(
         ),
     ] = None,
     pid: Annotated[
-        int | None, typer.Option(help="See the host as this process does: its limits, cgroup and network.")
+        int | None,
+        typer.Option(
+            parser=_pid, metavar="PID", help="See the host as this process does: its limits, cgroup, network."
+        ),
     ] = None,
     host: Annotated[
         str | None, typer.Option(metavar="FILE", help="Examine a host that --save wrote; - is standard input.")

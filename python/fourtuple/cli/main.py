@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FourtupleError as problem:
         return _complain(str(problem), Exit.UNABLE)
     except (typer.Abort, KeyboardInterrupt):
-        return _complain("interrupted", Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
     except OSError as problem:
         return _complain(f"cannot write: {problem.strerror}", Exit.OUTPUT)
     return int(status or 0)

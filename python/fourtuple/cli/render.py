@@ -85,7 +85,7 @@ def limits_table(limits: Iterable[Limit]) -> RenderableType:
     """The catalogue, a line to a limit."""
     table = _table()
     for heading in ("", "limit", "what it is", "scope", "bounds", "evidence"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=heading in ("", "limit"))
     for limit in limits:
         row = (limit.id, limit.name, limit.title, limit.scope.value, limit.kind.value, limit.evidence.value)
         table.add_row(*(Text(cell) for cell in row))
@@ -109,6 +109,8 @@ def suspects(heading: str, error: str, limits: Sequence[Limit]) -> RenderableTyp
 
 def markdown(page: str) -> RenderableType:
     """A page of the catalogue. To a pipe it goes as it is: Markdown is meant to be read there too."""
+    if page.startswith("<!--"):
+        page = page.partition("\n")[2]
     if not sys.stdout.isatty():
         return Text(page.rstrip("\n"))
     from rich.markdown import Markdown

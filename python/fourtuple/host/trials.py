@@ -115,6 +115,8 @@ def poisoned_ports(ports: Iterable[int]) -> tuple[frozenset[int], str]:
 def _deferring_socket() -> socket.socket:
     probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
+        # Should a kernel not put the SYN off after all, connect() says so at once and does not wait for an answer.
+        probe.setblocking(False)
         probe.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 1)
         probe.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_NO_COOKIE, 1)
     except OSError:
