@@ -52,7 +52,7 @@ class Binding:
     arithmetic: str
     evidence: str
     remedy: str
-    """The first remedy in words, or "" if there is none."""
+    """The remedy to try first here, in words, or "" if there is none."""
     command: str
     """Its command, or "" if it lies in the program."""
 
@@ -205,7 +205,7 @@ def _role(host: Host, goal: Goal) -> RoleDiagnosis:
 
 
 def _binding(limit: Limit, bound: Bound) -> Binding:
-    remedy = limit.remedies[0] if limit.remedies else None
+    remedy = bound.remedy or next(iter(limit.remedies), None)
     return Binding(
         limit=limit.id,
         name=limit.name,

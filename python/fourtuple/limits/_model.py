@@ -91,6 +91,8 @@ class Bound:
     connections: int
     arithmetic: str
     kind: Kind = Kind.COUNT
+    remedy: Remedy | None = None
+    """The one to name first on this host, where the first in the catalogue would not help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Decides how many handles connections can have. Knows nothing of ports or of the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fourtuple.facts import Goal, Host, RLimit, Role
 from fourtuple.limits._model import (
@@ -44,6 +45,12 @@ DIRECT_DESCRIPTORS_PER_RING = 2**20
 DIRECT_DESCRIPTORS_USE_NONE = NotApplicable(reason="direct descriptors take no place in the descriptor table")
 IN_UNIT = "LimitNOFILE= in the systemd unit, or /etc/security/limits.d/*.conf for logins"
 
+RAISE_HARD = Remedy(
+    text="set it where the process is started",
+    command="systemctl edit SERVICE  # [Service] LimitNOFILE=4194304",
+    persist=IN_UNIT,
+)
+
 
 def _descriptors(goal: Goal) -> int:
     return goal.descriptors_per_connection * sockets_per_connection(goal)
@@ -74,7 +81,13 @@ def _descriptor_bound(host: Host, goal: Goal, which: str, total: int | None) -> 
 
 def _soft(host: Host, goal: Goal) -> Answer:
     limit = _nofile(host)
-    return limit if isinstance(limit, Unknown) else _descriptor_bound(host, goal, "soft", limit.soft)
+    if isinstance(limit, Unknown):
+        return limit
+    bound = _descriptor_bound(host, goal, "soft", limit.soft)
+    if isinstance(bound, Bound) and limit.soft == limit.hard:
+        # Raising soft to hard changes nothing where they are equal.
+        return replace(bound, remedy=RAISE_HARD)
+    return bound
 
 
 def _hard(host: Host, goal: Goal) -> Answer:
@@ -259,11 +272,7 @@ LIMITS = (
         bounds="As B1, after the soft limit was raised.",
         hit=(error("setrlimit", "EPERM", "no CAP_SYS_RESOURCE", rank=1),),
         remedies=(
-            Remedy(
-                text="set it where the process is started",
-                command="systemctl edit SERVICE  # [Service] LimitNOFILE=4194304",
-                persist=IN_UNIT,
-            ),
+            RAISE_HARD,
             Remedy(
                 text="for a container, at its runtime",
                 command="docker run --ulimit nofile=4194304:4194304 IMAGE",

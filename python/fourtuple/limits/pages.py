@@ -27,11 +27,11 @@ def page(limit: Limit) -> str:
         ("What it bounds", f"{limit.bounds}\n\nScope: {limit.scope.value}. It bounds {limit.kind.value}."),
         ("How it is read", _bullets(limit.read)),
         ("Default", _sentence(limit.default)),
-        ("Formula", _sentence(limit.formula)),
+        ("Formula", _sentence(_capital(limit.formula))),
         ("What you see", _bullets(tuple(_seen(signature) for signature in limit.hit))),
         ("Way past", "\n".join(_way(remedy) for remedy in limit.remedies)),
-        ("Since", _sentence(limit.since)),
-        ("Side effects", _sentence(limit.side_effects)),
+        ("Since", _sentence(_capital(limit.since))),
+        ("Side effects", _sentence(_capital(limit.side_effects))),
         ("Source and evidence", f"{_bullets(limit.sources)}\n\nEvidence: {limit.evidence.value}.{_weight(limit)}"),
     )
     body = "\n".join(f"## {heading}\n\n{text}\n" for heading, text in sections)
@@ -90,7 +90,7 @@ def _seen(signature: Signature) -> str:
 
 
 def _way(remedy: Remedy) -> str:
-    lines = [f"- {_sentence(remedy.text)}"]
+    lines = [f"- {_sentence(_capital(remedy.text))}"]
     if remedy.command:
         lines += ["", "  ```sh", f"  {remedy.command}", "  ```", ""]
     if remedy.persist:
@@ -119,5 +119,10 @@ def _cell(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    # Lower-case names that begin a text, such as a sysctl, stay as they are.
     return text if text.endswith((".", "`")) else f"{text}."
+
+
+def _capital(text: str) -> str:
+    # A name such as io_uring or min(a, b) keeps its spelling at the beginning of a sentence.
+    first = text.split(maxsplit=1)[0].rstrip(",;:")
+    return text[:1].upper() + text[1:] if first.isalpha() else text

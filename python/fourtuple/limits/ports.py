@@ -5,6 +5,7 @@ Decides how many names a host can give its connections. Knows nothing of descrip
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 from fourtuple.facts import Goal, Host, Role
@@ -81,7 +82,8 @@ def _ephemeral(host: Host, goal: Goal) -> Answer:
         return term
     if goal.binds_first:
         return NotApplicable(reason="the program binds first: exclusive-bind counts")
-    return tuple_product(goal, term.size, term.arithmetic)
+    bound = tuple_product(goal, term.size, term.arithmetic)
+    return replace(bound, remedy=MORE_SOURCES) if term.range_size >= WIDEST_RANGE else bound
 
 
 def _ephemeral_use(host: Host) -> tuple[Usage, ...]:
