@@ -27,7 +27,7 @@ pub struct EchoConfig {
     pub accept: bool,
 }
 
-/// Listens under way at once, and closes per turn: bursts are bounded whatever the configuration asks.
+/// Listens under way at once, closes under way when all ends, and unlistens per turn, whatever the configuration asks.
 const BURST: u32 = 256;
 /// Records looked at per turn when all connections are closed.
 const SCAN: u32 = 4096;
@@ -74,6 +74,8 @@ pub struct EchoCore {
     served: Vec<u64>,
     /// When closing: the next listener and the next connection to look at.
     closing: Option<(u32, u32)>,
+    /// `Close` commands not answered yet.
+    closes_under_way: u32,
     /// Connections that are gone again.
     ended: u64,
 }
@@ -93,6 +95,7 @@ impl EchoCore {
             listening: vec![0; words],
             served: vec![0; words],
             closing: None,
+            closes_under_way: 0,
             ended: 0,
         }
     }
@@ -226,6 +229,9 @@ impl EchoCore {
         let line = self.lines.read(conn.index);
         if line.has(OPEN) && line.generation == conn.generation {
             self.drop_waiting(line, outbox);
+            if line.has(CLOSING) {
+                self.closes_under_way -= 1;
+            }
             self.lines.write(conn.index, Line::default());
             self.report.less(Counter::Open);
             self.ended += 1;
@@ -246,18 +252,23 @@ impl EchoCore {
         }
         let mut scan = SCAN;
         index = self.lines.skip_untouched(index);
-        while burst > 0 && scan > 0 && index < self.lines.end() {
+        while self.closes_under_way < BURST && scan > 0 && index < self.lines.end() {
             let line = self.lines.read(index);
             if line.has(OPEN) && !line.has(CLOSING) {
                 if !line.has(FINISHED) {
                     self.report.add(Counter::ClosedByUs, 1);
                 }
                 self.close(ConnId { index, generation: line.generation }, false, outbox);
-                burst -= 1;
             }
             (index, scan) = (index + 1, scan - 1);
         }
         self.closing = Some((listener, index));
+    }
+
+    /// Whether a turn can do more of it now; else `Closed` comes first.
+    fn can_close_more(&self) -> bool {
+        self.closing.is_some_and(|(listener, _)| listener < self.next_listener || self.closes_under_way < BURST)
+            && self.has_more_to_close()
     }
 
     fn has_more_to_close(&self) -> bool {
@@ -269,6 +280,7 @@ impl EchoCore {
         self.drop_waiting(line, outbox);
         line.side = 0;
         line.flags |= CLOSING;
+        self.closes_under_way += 1;
         self.lines.write(conn.index, line);
         outbox.push(Command::Close { conn, abort });
     }
@@ -343,7 +355,7 @@ impl Core for EchoCore {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.has_more_to_close().then_some(Instant(0))
+        self.can_close_more().then_some(Instant(0))
     }
 
     fn is_done(&self) -> bool {
@@ -360,7 +372,9 @@ impl Core for EchoCore {
         let listening: u32 = self.listening.iter().map(|word| word.count_ones()).sum();
         let served: u32 = self.served.iter().map(|word| word.count_ones()).sum();
         let count = |counter| self.report.count(counter);
+        let closing = self.lines.iter().filter(|line| line.has(CLOSING)).count() as u32;
         let rules = [
+            ("closes under way are counted", closing == self.closes_under_way),
             ("open_now is the number of open records", count(Counter::Open) == open),
             ("accepted = open + ended", count(Counter::Accepted) == open + self.ended),
             ("a side entry belongs to one connection or is free", sides + self.free_sides.len() == self.sides.len()),

@@ -57,7 +57,7 @@ pub struct LoadConfig {
     pub keep_fill_curve: bool,
 }
 
-/// Commands of one kind per turn when all ends: bursts are bounded whatever the number of connections.
+/// When all ends: closes under way at once, and cancels per turn, whatever the number of connections.
 const BURST: u32 = 256;
 /// Records looked at per turn of a walk over all connections.
 const SCAN: u32 = 4096;
@@ -144,6 +144,8 @@ pub struct LoadCore {
     next_round_at: Option<Instant>,
     /// When closing: the next connection to look at.
     closing: Option<u32>,
+    /// `Close` commands not answered yet.
+    closes_under_way: u32,
     /// Connections that are gone again.
     ended: u64,
     /// Tokens that were out when their connection ended.
@@ -177,6 +179,7 @@ impl LoadCore {
             starved_until: None,
             next_round_at: None,
             closing: None,
+            closes_under_way: 0,
             ended: 0,
             pings_ended: 0,
             pings_unasked: 0,
@@ -236,7 +239,7 @@ impl LoadCore {
         let hold = Hold { serial, generation: conn.generation, state: State::Idle, ..Hold::default() };
         self.holds.write(conn.index, hold);
         if self.closing.is_some() {
-            self.close(conn, hold, Some(Counter::ClosedByUs), self.config.abort_on_close, outbox);
+            self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
         }
     }
 
@@ -311,24 +314,23 @@ impl LoadCore {
     fn failed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
         let Some(hold) = self.open_hold(conn) else { return };
         self.report.failed(step, error);
-        self.close(conn, hold, Some(Counter::Broken), true, outbox);
+        self.close(conn, hold, Counter::Broken, true, outbox);
     }
 
     fn finished(&mut self, conn: ConnId, outbox: &mut Outbox) {
         let Some(hold) = self.open_hold(conn) else { return };
-        self.close(conn, hold, Some(Counter::ClosedByPeer), self.config.abort_on_close, outbox);
+        self.close(conn, hold, Counter::ClosedByPeer, self.config.abort_on_close, outbox);
     }
 
-    fn close(&mut self, conn: ConnId, mut hold: Hold, why: Option<Counter>, abort: bool, outbox: &mut Outbox) {
+    fn close(&mut self, conn: ConnId, mut hold: Hold, why: Counter, abort: bool, outbox: &mut Outbox) {
         if hold.state == State::Awaiting {
             self.pings_ended += 1;
         }
         self.end_ping(&mut hold);
         hold.state = State::Closing;
         self.holds.write(conn.index, hold);
-        if let Some(why) = why {
-            self.report.add(why, 1);
-        }
+        self.closes_under_way += 1;
+        self.report.add(why, 1);
         outbox.push(Command::Close { conn, abort });
     }
 
@@ -340,6 +342,9 @@ impl LoadCore {
         if hold.state == State::Awaiting {
             self.pings_ended += 1;
         }
+        if hold.state == State::Closing {
+            self.closes_under_way -= 1;
+        }
         self.end_ping(&mut hold);
         self.holds.write(conn.index, Hold::default());
         self.report.less(Counter::Open);
@@ -348,21 +353,20 @@ impl LoadCore {
 
     fn close_some(&mut self, outbox: &mut Outbox) {
         let Some(mut index) = self.closing else { return };
-        let (mut burst, mut scan) = (BURST, SCAN);
+        let mut scan = SCAN;
         index = self.holds.skip_untouched(index);
-        while burst > 0 && scan > 0 && index < self.holds.end() {
+        while self.closes_under_way < BURST && scan > 0 && index < self.holds.end() {
             let hold = self.holds.read(index);
             if !matches!(hold.state, State::Free | State::Closing) {
                 let conn = ConnId { index, generation: hold.generation };
-                self.close(conn, hold, Some(Counter::ClosedByUs), self.config.abort_on_close, outbox);
-                burst -= 1;
+                self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
             }
             (index, scan) = (index + 1, scan - 1);
         }
         self.closing = Some(index);
     }
 
-    fn ordered(&mut self, order: Order) {
+    fn ordered(&mut self, order: Order, now: Instant, outbox: &mut Outbox) {
         match order {
             Order::Ping => self.rounds_waiting = self.rounds_waiting.saturating_add(1),
             Order::Rate(rate_per_s) => {
@@ -380,6 +384,8 @@ impl LoadCore {
             Order::Close if self.closing.is_none() => {
                 self.closing = Some(0);
                 (self.round, self.rounds_waiting) = (None, 0);
+                self.expire_attempts(now, outbox);
+                self.close_some(outbox);
             }
             Order::Close => {}
         }
@@ -387,10 +393,7 @@ impl LoadCore {
 
     /// Do what can be done now, and say where we stand.
     fn go_on(&mut self, now: Instant, outbox: &mut Outbox) {
-        if self.closing.is_some() {
-            self.expire_attempts(now, outbox);
-            self.close_some(outbox);
-        } else {
+        if self.closing.is_none() {
             self.connect_some(now, outbox);
             self.ping_some(now, outbox);
         }
@@ -439,7 +442,7 @@ impl Core for LoadCore {
             Event::Finished { conn } => self.finished(conn, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn),
-            Event::Ordered(order) => self.ordered(order),
+            Event::Ordered(order) => self.ordered(order, now, outbox),
             // A load core listens nowhere.
             Event::Listening { .. }
             | Event::ListenFailed { .. }
@@ -451,6 +454,7 @@ impl Core for LoadCore {
 
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
         self.expire_attempts(now, outbox);
+        self.close_some(outbox);
         self.expire_pings(now);
         if self.next_round_at.is_some_and(|at| at <= now) && self.report.phase == Phase::Holding {
             (self.next_round_at, self.rounds_waiting) = (None, self.rounds_waiting + 1);
@@ -461,7 +465,8 @@ impl Core for LoadCore {
     fn poll_timeout(&self) -> Option<Instant> {
         let at_once = Some(Instant(0));
         if let Some(index) = self.closing {
-            return (index < self.holds.end() || self.attempts.oldest().is_some()).then_some(Instant(0));
+            let can_close = index < self.holds.end() && self.closes_under_way < BURST;
+            return (can_close || self.attempts.oldest().is_some()).then_some(Instant(0));
         }
         let has_room = self.wants_more() && self.attempts.under_way() < self.width;
         let blocked_by_time = has_room.then(|| self.paused_until.max(self.rate_next)).filter(|&at| at > Instant(0));
@@ -505,6 +510,7 @@ impl Core for LoadCore {
             ),
             ("open_now is the number of open records", count(Counter::Open) == open),
             ("connected = open + ended", connected == open + self.ended),
+            ("closes under way are counted", in_state(State::Closing) == u64::from(self.closes_under_way)),
             ("each end has one cause", ends == self.ended + in_state(State::Closing)),
             (
                 "pings sent + unasked = right + wrong + missing + out + ended",
