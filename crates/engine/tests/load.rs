@@ -198,6 +198,18 @@ fn awaiting_too_long_is_missing_and_late_is_no_surprise() {
 }
 
 #[test]
+fn late_other_bytes_spoil_but_count_once() {
+    let mut played = holding(config(1), 1, 8);
+    let commands = played.order(Order::Ping);
+    played.sent_bytes(commands);
+    played.tell(Event::Sent { conn: conn(0) });
+    played.wait_ms(50);
+    played.receive(conn(0), b"other bytes");
+    assert_eq!((count(&played, Counter::PingsMissing), count(&played, Counter::PingsWrong)), (1, 0));
+    assert!(played.order(Order::Ping).is_empty(), "nothing more is asked of it");
+}
+
+#[test]
 fn pinging_window_and_a_second_round() {
     let mut played = holding(config(6), 6, 8);
     let mut commands = played.order(Order::Ping);
