@@ -48,7 +48,11 @@ class SourceChoice(Enum):
     SINGLE_PORT = "single-port"
     """Our address and port, by IP_LOCAL_PORT_RANGE [p, p]: poisons nobody; p must lie in the sysctl's range (A4)."""
     BIND = "bind"
-    """Our address and port, by bind() with SO_REUSEADDR: any port, cheapest; poisons it for automatic choice (A8)."""
+    """Our address and port, by bind() with SO_REUSEADDR: any port, cheapest; poisons it for automatic choice (A8).
+
+    Not for one port to many destinations: bind() compares with each socket on that address and port
+    (inet_csk_bind_conflict), and SINGLE_PORT does not.
+    """
 
 
 class Phase(Enum):
