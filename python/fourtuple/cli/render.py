@@ -200,7 +200,9 @@ def _missing(found: Diagnosis) -> list[RenderableType]:
         reasons.setdefault(plain(why), []).append(plain(fact))
     for role in found.roles:
         for limit in role.unknown:
-            names = reasons.setdefault(plain(limit.reason), [])
+            # A limit that is unknown because a fact is unread stands with that fact.
+            why = next((known for known in reasons if known in plain(limit.reason)), plain(limit.reason))
+            names = reasons.setdefault(why, [])
             label = f"limit {limit.name} ({limit.limit})"
             if label not in names:
                 names.append(label)

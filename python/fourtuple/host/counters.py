@@ -25,7 +25,8 @@ def read_counters(tree: Tree, net: str) -> dict[str, int]:
     counters.update(_softnet(tree.text(f"{net}/softnet_stat", "counters.softnet") or ""))
     for file, group in _STAT.items():
         # nf_conntrack is absent while the module is not loaded: a fact, not a failure.
-        text = tree.text(f"{net}/stat/{file}", "" if group == "conntrack" else f"counters.{group}")
+        fact = "" if group == "conntrack" else f"counters.{group}"
+        text = tree.text(f"{net}/stat/{file}", fact, absent="of the whole host, not shown in this network namespace")
         counters.update(_per_processor(text or "", group))
     return {name: total for name, total in counters.items() if abs(total) <= LARGEST}
 

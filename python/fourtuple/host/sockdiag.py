@@ -18,7 +18,7 @@ from fourtuple.host.netlink import SOCK_DIAG, dump
 from fourtuple.tuples import Endpoint
 
 MOST_SOCKETS = 200_000
-"""At 0.8 us of kernel time and about half of that of ours for each, more would not fit the second that the doctor
+"""At 0.8 us of kernel time and as much of ours for each, more would not fit the second that the doctor
 has."""
 MOST_FLOWS_COUNTED, MOST_FLOWS, MOST_LISTENERS = 65_536, 64, 4_096
 
