@@ -281,14 +281,23 @@ class TestResources:
         assert bound(role(host(), Role.SERVER, accepts=False, backlog=100_000), "accept-queue") == 4_097
         assert "accept-queue" not in names(role(host(), Role.SERVER, backlog=10))
 
+    def test_a_shared_hash_reads_negative(self) -> None:
+        for text in ("262144", "-262144"):
+            found = role(host({"net.ipv4.tcp_ehash_entries": text}), Role.PROXY)
+            assert bound(found, "established-hash") == 131_072
+
     def test_threads_bind_only_who_has_them(self) -> None:
         of_user = Process(
-            pid=1, rlimits={"NOFILE": RLimit(soft=9_999, hard=9_999), "NPROC": RLimit(soft=500, hard=500)}
+            effective_uid=1_000,
+            pid=1,
+            rlimits={"NOFILE": RLimit(soft=9_999, hard=9_999), "NPROC": RLimit(soft=500, hard=500)},
         )
         found = role(host({"vm.max_map_count": "65530"}, process=of_user), Role.SERVER, threads_per_connection=1)
         assert (found.bounds[0].name, found.ceiling) == ("user-processes", 500)
         assert bound(found, "memory-maps") == 32_765
         assert "user-processes" not in names(role(host(process=of_user), Role.SERVER))
+        root = host(process=of_user.model_copy(update={"effective_uid": 0}))
+        assert "user-processes" not in names(role(root, Role.SERVER, threads_per_connection=1))
 
 
 class TestNat:

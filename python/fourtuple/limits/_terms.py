@@ -155,7 +155,7 @@ def tuple_product(goal: Goal, ports: int, arithmetic: str) -> Bound:
 
 def divided(total: int, each: int, total_text: str, each_text: str) -> Bound:
     """A resource divided by what one connection takes of it; negative remainders count as nothing left."""
-    connections = max(0, total) // max(1, each)
+    connections = max(0, total) // each
     if each == 1:
         return Bound(connections=connections, arithmetic=f"{total_text} = {connections:,}")
     return Bound(connections=connections, arithmetic=f"({total_text}) / {each_text} = {connections:,}")

@@ -367,7 +367,7 @@ LIMITS = (
             error("accept", "ENFILE", "no free slot: in the completion of the request", rank=2),
         ),
         remedies=(in_program("open another ring"),),
-        since="5.5 (accept into a slot 5.15)",
+        since="5.1; accept into a slot 5.15",
         side_effects="the files still count in fs.file-max and take the same kernel memory",
         sources=("io_sqe_files_register() in io_uring/rsrc.c", "io_uring/filetable.c"),
         bound=_direct,

@@ -291,7 +291,7 @@ LIMITS = (
             ),
             in_program("avoid NAT: route, or IPv6"),
         ),
-        since="the bounded search 4.21 and stable trees",
+        since="always; the bounded search as read in 6.12",
         side_effects="none",
         sources=("nf_nat_l4proto_unique_tuple() in nf_nat_core.c",),
         bound=_source_ports,

@@ -44,7 +44,8 @@ def index() -> str:
         NOTICE + "# What bounds TCP connections on Linux",
         "",
         f"{len(LIMITS)} limits. Those measured or read in kernel source give numbers to `fourtuple doctor`; the"
-        " others are advice. [From what you see to the suspects](signatures.md).",
+        " others are advice. A version is where a feature appeared upstream; distributions backport, so try it"
+        " rather than compare versions. [From what you see to the suspects](signatures.md).",
     ]
     for letter, title, family in FAMILIES:
         lines += [

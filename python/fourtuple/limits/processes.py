@@ -38,8 +38,8 @@ def _of_user(host: Host, goal: Goal) -> Answer:
     threads = _threads(goal)
     if threads is None:
         return EVENT_LOOP
-    if "CAP_SYS_RESOURCE" in host.process.capabilities or "CAP_SYS_ADMIN" in host.process.capabilities:
-        return NotApplicable(reason="a process with CAP_SYS_RESOURCE or CAP_SYS_ADMIN is exempt (copy_process)")
+    if host.process.effective_uid == 0 or {"CAP_SYS_RESOURCE", "CAP_SYS_ADMIN"} & set(host.process.capabilities):
+        return NotApplicable(reason="root, CAP_SYS_RESOURCE and CAP_SYS_ADMIN are exempt (copy_process)")
     limit = host.process.rlimits.get("NPROC")
     if limit is None:
         return Unknown(reason=host.unread.get("rlimits", "RLIMIT_NPROC could not be read"))
@@ -96,7 +96,7 @@ LIMITS = (
         scope=Scope.USER,
         kind=Kind.COUNT,
         evidence=Evidence.MEASURED,
-        why="Threads and processes of one user together. Processes with CAP_SYS_RESOURCE or CAP_SYS_ADMIN are exempt.",
+        why="Threads and processes of one user together. Root, CAP_SYS_RESOURCE and CAP_SYS_ADMIN are exempt.",
         read=("/proc/PID/limits, Max processes",),
         default="threads-max / 2: 96,365 on 24 GiB",
         formula="limit / threads per connection",
