@@ -39,7 +39,7 @@ def run(stage: Stage) -> None:
     load = LoadConfig(
         space=space("10.81.0.1", "40000", ADDRESSES, ports),
         connections=len(endpoints),
-        choice=SourceChoice.BIND,
+        choice=SourceChoice.SINGLE_PORT,
         window=64,
     )
     fleet = stage.connect(client, load, claim, len(endpoints))
