@@ -23,6 +23,7 @@ from fourtuple.limits.myths import Myth
 
 _NARROWEST, _WIDEST = 60, 120
 _MYTHS_SHOWN = 3
+_FACTS_NAMED = 8
 _HEALTH_STYLE = {Health.HEALTHY: "bold green", Health.WARNING: "bold yellow", Health.CRITICAL: "bold red"}
 _SEVERITY_STYLE = {Severity.NOTICE: "cyan", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
 
@@ -201,12 +202,18 @@ def _missing(found: Diagnosis) -> list[RenderableType]:
     for role in found.roles:
         for limit in role.unknown:
             # A limit that is unknown because a fact is unread stands with that fact.
-            why = next((known for known in reasons if known in plain(limit.reason)), plain(limit.reason))
+            known = [why for why in reasons if why in plain(limit.reason)]
+            why = max(known, key=len, default=plain(limit.reason))
             names = reasons.setdefault(why, [])
             label = f"limit {limit.name} ({limit.limit})"
             if label not in names:
                 names.append(label)
-    return _bullets((f"{', '.join(facts)}: {why}", "") for why, facts in reasons.items())
+    return _bullets((f"{_some(facts)}: {why}", "") for why, facts in reasons.items())
+
+
+def _some(facts: Sequence[str]) -> str:
+    more = len(facts) - _FACTS_NAMED
+    return ", ".join(facts[:_FACTS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _section(heading: str, content: Sequence[RenderableType]) -> list[RenderableType]:

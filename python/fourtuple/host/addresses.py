@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from contextlib import suppress
 from ipaddress import ip_address
 
 from fourtuple.facts import Address
@@ -19,7 +20,7 @@ _GET_ADDRESS, _GET_ROUTE = 22, 26
 _ADDRESS_MESSAGE = struct.Struct("=BBBBI")
 _ROUTE_MESSAGE = struct.Struct("=BBBBBBBBI")
 _LOCAL_TABLE, _LOCAL_TYPE = 255, 2
-_BYTES = {socket.AF_INET: 4, socket.AF_INET6: 16}
+_BYTES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
 
 def read_addresses() -> tuple[tuple[Address, ...], bool]:
@@ -46,6 +47,8 @@ def _own(names: dict[int, str]) -> tuple[list[Address], bool]:
     for count, (_, data, start, end) in enumerate(dump(ROUTE, _GET_ADDRESS, body)):
         if count >= _MOST_MESSAGES:
             return found, False
+        if end - start < _ADDRESS_MESSAGE.size:
+            continue
         family, length, _, _, index = _ADDRESS_MESSAGE.unpack_from(data, start)
         values = attributes(data, start + _ADDRESS_MESSAGE.size, end)
         # IFA_LOCAL (2) is the own address; of a point-to-point link IFA_ADDRESS (1) is the peer's. IPv6 sends only the
@@ -60,19 +63,29 @@ def _local_routes(names: dict[int, str]) -> tuple[list[Address], bool]:
     found: list[Address] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         body = _ROUTE_MESSAGE.pack(family, 0, 0, 0, _LOCAL_TABLE, 0, 0, _LOCAL_TYPE, 0)
-        for count, (_, data, start, end) in enumerate(dump(ROUTE, _GET_ROUTE, body)):
-            if count >= _MOST_MESSAGES:
-                return found, False
-            _, length, _, _, table, _, _, kind, _ = _ROUTE_MESSAGE.unpack_from(data, start)
-            if table != _LOCAL_TABLE or kind != _LOCAL_TYPE:
-                continue
-            values = attributes(data, start + _ROUTE_MESSAGE.size, end)
-            packed = values.get(1, bytes(_BYTES[family]))
-            if len(packed) == _BYTES[family]:
-                index = int.from_bytes(values.get(4, b""), sys.byteorder)
-                interface = names.get(index, str(index))
-                found.append(Address(interface=interface, address=_text(packed), prefix_length=length, any_ip=True))
+        # A namespace whose loopback was never up has no local table yet, and answers ENOENT (inet_dump_fib).
+        with suppress(FileNotFoundError):
+            for count, (_, data, start, end) in enumerate(dump(ROUTE, _GET_ROUTE, body)):
+                if count >= _MOST_MESSAGES:
+                    return found, False
+                if (route := _local_route(names, family, data, start, end)) is not None:
+                    found.append(route)
     return found, True
+
+
+def _local_route(names: dict[int, str], family: int, data: bytes, start: int, end: int) -> Address | None:
+    if end - start < _ROUTE_MESSAGE.size:
+        return None
+    shown, length, _, _, table, _, _, kind, _ = _ROUTE_MESSAGE.unpack_from(data, start)
+    if (shown, table, kind) != (family, _LOCAL_TABLE, _LOCAL_TYPE):
+        return None
+    values = attributes(data, start + _ROUTE_MESSAGE.size, end)
+    # RTA_DST (1), absent for a default route; RTA_OIF (4).
+    packed = values.get(1, bytes(_BYTES[family]))
+    if len(packed) != _BYTES[family]:
+        return None
+    index = int.from_bytes(values.get(4, b""), sys.byteorder)
+    return Address(interface=names.get(index, str(index)), address=_text(packed), prefix_length=length, any_ip=True)
 
 
 def _text(packed: bytes) -> str:

@@ -115,9 +115,9 @@ def _listeners(result: Census) -> set[int]:
     kept: list[Listener] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for _, data, start, end in dump(SOCK_DIAG, _DIAG_BY_FAMILY, _request(family, 1 << _LISTEN_STATE)):
-            port = int.from_bytes(data[start + 4 : start + 6], "big")
-            if end - start < _MESSAGE_BYTES or data[start + 1] != _LISTEN_STATE or not port:
+            if end - start < _MESSAGE_BYTES or data[start + 1] != _LISTEN_STATE:
                 continue
+            port = int.from_bytes(data[start + 4 : start + 6], "big")
             result.by_state["LISTEN"] += 1
             ports.add(port)
             if len(kept) < MOST_LISTENERS:
