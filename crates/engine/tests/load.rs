@@ -141,6 +141,32 @@ fn ramping_shortage_pauses_then_gives_up_and_holds() {
 }
 
 #[test]
+fn ramping_shortage_halves_the_window_and_success_widens_it() {
+    let mut played = Played::start(LoadCore::new(config(100)), 8);
+    for ticket in tickets(&played.commands()) {
+        played.tell(Event::ConnectFailed { ticket, step: Step::Socket, error: Errno::ENFILE });
+    }
+    let asked = tickets(&played.wait_ms(20));
+    assert_eq!(asked.len(), 2, "half of 4");
+    let more = tickets(&played.tell(Event::Connected { ticket: asked[0], conn: conn(0) }));
+    assert_eq!(more.len(), 2, "one for the one that stands, one for the wider window");
+}
+
+#[test]
+fn ramping_success_between_failures_starts_the_count_again() {
+    let mut played = Played::start(LoadCore::new(LoadConfig { window: 1, ..config(100) }), 8);
+    let mut asked = tickets(&played.commands());
+    for round in 0..4 {
+        for _ in 0..2 {
+            let (ticket, error) = (asked[0], Errno::ECONNREFUSED);
+            asked = tickets(&played.tell(Event::ConnectFailed { ticket, step: Step::Connect, error }));
+        }
+        asked = tickets(&played.tell(Event::Connected { ticket: asked[0], conn: conn(round) }));
+    }
+    assert_eq!((played.core.report().stopped_by, count(&played, Counter::ConnectFailed)), (None, 8));
+}
+
+#[test]
 fn idle_ping_answered_in_pieces_is_right() {
     let mut played = holding(config(1), 1, 8);
     let commands = played.order(Order::Ping);
