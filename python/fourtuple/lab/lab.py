@@ -213,11 +213,11 @@ class LabHost:
 
     def rss_bytes(self) -> int:
         """Resident memory of this process. Read from outside: it may have no descriptor left to read with."""
-        return rss_bytes(self.pid)
+        return self._agent.read(rss_bytes)
 
     def descriptors_open(self) -> int:
         """Descriptors that this process has open. Counted from outside: it may have none left to count with."""
-        return descriptors_open(self.pid)
+        return self._agent.read(descriptors_open)
 
     def open_sockets(self, count: int) -> Opened:
         """Open and hold so many TCP sockets with plain socket(); stop at the first error."""

@@ -90,6 +90,17 @@ class Agent:
         name = operation.__name__
         return cast(R, self._exchange(name, lambda asker: asker.ask(name, positional, named, timeout_s)))
 
+    def read(self, reading: Callable[[int], R]) -> R:
+        """A reading of its process taken from outside, by its pid; needs nothing of the process but that it lives."""
+
+        def alive(asker: Asker) -> R:
+            try:
+                return reading(self.pid)
+            except (FileNotFoundError, ProcessLookupError):
+                raise EOFError from None
+
+        return cast(R, self._exchange(reading.__name__, alive))
+
     def kill(self) -> None:
         """End it, without waiting."""
         self._process.kill()
