@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except OSError as problem:
-        return _complain(f"cannot write: {problem.strerror}", Exit.OUTPUT)
+        return _complain(f"input or output failed: {problem.strerror or problem}", Exit.OUTPUT)
     return int(status or 0)
 
 
