@@ -27,13 +27,16 @@ def prove(options: Options, observer: Observer) -> Proof:
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     results: list[StepResult] = []
     interrupted = False
-    for number, step in enumerate(steps, start=1):
-        observer.step_started(step, number, len(steps))
-        result, interrupted = _played(step, options, observer)
-        results.append(result)
-        observer.step_ended(result)
-        if interrupted:
-            break
+    try:
+        for number, step in enumerate(steps, start=1):
+            observer.step_started(step, number, len(steps))
+            result, interrupted = _played(step, options, observer)
+            results.append(result)
+            observer.step_ended(result)
+            if interrupted:
+                break
+    except KeyboardInterrupt:  # between two steps
+        interrupted = True
     gib = meminfo_bytes("MemTotal") / 2**30
     return Proof(
         results=tuple(results),
@@ -54,12 +57,13 @@ def _played(step: Step, options: Options, observer: Observer) -> tuple[StepResul
             step.run(stage)
     except KeyboardInterrupt:
         interrupted = True
-        stage.stopped(step.claim, "interrupted", "Ctrl-C: what was reached stands above")
-    except (LimitReached, MissingPrivilege, MissingFeature) as error:
-        limit = error.limit if isinstance(error, LimitReached) else type(error).__name__
-        stage.stopped(step.claim, limit, str(error))
-    except (EngineStopped, OSError) as error:
-        stage.add(Row(claim=step.claim, reached=0, kernel_said=str(error), outcome=Outcome.FAILED))
+        stage.broken_off(step.claim, "", "interrupted")
+    except (LimitReached, MissingPrivilege) as error:
+        stage.broken_off(step.claim, error.limit, str(error))
+    except MissingFeature as error:
+        stage.broken_off(step.claim, "direct-descriptors" if options.carrier == "uring" else "", str(error))
+    except (EngineStopped, BadConfig, OSError) as error:
+        stage.add(Row(claim=stage.doing or step.claim, reached=0, kernel_said=str(error), outcome=Outcome.FAILED))
     return stage.result(step.name, step.title), interrupted
 
 

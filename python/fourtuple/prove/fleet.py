@@ -144,5 +144,9 @@ def processes_for(descriptors: int) -> int:
 
 def descriptors_each() -> int:
     """Descriptors that one process of the lab has for connections."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, hard - OWN_DESCRIPTORS)
+    return max(1, hard_limit() // 2, hard_limit() - OWN_DESCRIPTORS)
+
+
+def hard_limit() -> int:
+    """RLIMIT_NOFILE as far as a process may raise it by itself: what each process of the lab gets."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -42,13 +42,13 @@ def run(stage: Stage) -> None:
             arithmetic=f"1 address x 1 port x {connections:,} destinations",
             expected=connections,
             reached=tokens,
-            bound_by="" if passed else said(fleet.stopped_by),
             kernel_said=f"{tokens:,} tokens back over port {PORT}",
             outcome=Outcome.PASSED if passed else Outcome.FAILED,
             seconds=meter.seconds(),
             kernel_bytes_per_socket=kernel_bytes,
             user_bytes_per_connection=user_bytes,
-        )
+        ),
+        fleet,
     )
     for what, destination, expected in (
         ("a pair of sockets in use", FIRST_DESTINATION, "EADDRNOTAVAIL at connect()"),
