@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from fourtuple import _core
+from fourtuple.dialogue import Dialogue
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.metrics import COUNTERS
 from fourtuple.tuples import Endpoint, Protocol, TupleSpace
@@ -93,6 +94,8 @@ class LoadConfig:
     """Close with RST: no TIME_WAIT, unsent bytes dropped."""
     keep_fill_curve: bool = False
     """Keep the connect time by fill (`Snapshot.fill_curves`)."""
+    dialogue: Dialogue | None = None
+    """What is said on each connection; None is the token, which the peer has to send back."""
 
     def __post_init__(self) -> None:
         _instance("space", self.space, TupleSpace)
@@ -114,6 +117,8 @@ class LoadConfig:
         _whole("give_up_after", self.give_up_after, 1, HIGHEST_COUNT)
         _instance("abort_on_close", self.abort_on_close, bool)
         _instance("keep_fill_curve", self.keep_fill_curve, bool)
+        if self.dialogue is not None:
+            _instance("dialogue", self.dialogue, Dialogue)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +235,11 @@ class Snapshot:
     broken: int
     listening_now: int
     listens_failed: int
+    openings_right: int
+    openings_failed: int
     pings_sent: int
     pings_right: int
+    pings_refused: int
     pings_wrong: int
     pings_missing: int
     bytes_in: int
@@ -256,8 +264,8 @@ class Snapshot:
 
     @property
     def pings_answered(self) -> int:
-        """Tokens whose fate is known: right, wrong or missing."""
-        return self.pings_right + self.pings_wrong + self.pings_missing
+        """Tokens whose fate is known: right, refused, wrong or missing."""
+        return self.pings_right + self.pings_refused + self.pings_wrong + self.pings_missing
 
 
 class Engine:

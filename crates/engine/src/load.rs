@@ -1,20 +1,23 @@
-//! The load core: connect, hold, ping, close. Checks tokens; knows no socket, and leaves tuples to the walk.
+//! The load core: connect, hold, play rounds, close. Knows no socket; leaves tuples to the walk and words to the speech.
 //!
-//! Decides when to try, when to stop, and whether what came back is right. Connections that end are not replaced (a peer
+//! Decides when to try, when to speak and when to stop. Connections that end are not replaced (a peer
 //! that closes at once would keep us busy for ever) until `Order::Target` asks again. States and transitions are in
 //! LIFECYCLE.md. Per event the work is bounded; walks over all connections go on turn by turn.
 
-mod tokens;
+mod ramp;
+mod rounds;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::contract::{Command, ConnId, Core, Errno, Event, Instant, Order, Outbox, SourceChoice, Step};
 use crate::histogram::Histogram;
 use crate::pages::Pages;
 use crate::report::{Counter, Phase, Report};
+use crate::script::{Place, Script};
 use crate::space::Space;
-use crate::token::TOKEN_BYTES_MIN;
-use crate::walk::{Meaning, Next, Walk};
+use crate::speech::{Returned, Speech, Tokens};
+use crate::walk::Walk;
 use crate::window::Window;
 
 /// What a load core is to do.
@@ -36,11 +39,11 @@ pub struct LoadConfig {
     pub window: u32,
     /// New connections per second; 0 is as fast as possible.
     pub rate_per_s: u32,
-    /// After this an attempt is given up (ETIMEDOUT).
+    /// After this an attempt is given up (ETIMEDOUT), and an opening has failed.
     pub connect_timeout: Duration,
-    /// After this a token that has not come back is missing.
+    /// After this a token that has not come back, or a round that is not over, is missing.
     pub ping_timeout: Duration,
-    /// Tokens under way at once, at most.
+    /// Tokens or rounds under way at once, at most.
     pub ping_window: u32,
     /// Bytes of a token, 16 to the size of a buffer: (serial, seed) and then a pattern of both.
     pub token_bytes: u32,
@@ -78,13 +81,13 @@ enum State {
     Free,
     /// Open, owed nothing.
     Idle,
-    /// The token is out.
+    /// A part of the speech is being played.
     Awaiting,
-    /// The token is back and right, but `Sent` has not come yet.
+    /// The part is over, but `Sent` has not come yet.
     Answered,
-    /// The token did not come back in time; what still comes of it is no surprise.
+    /// The part was not over in time; what still comes of it is no surprise.
     Late,
-    /// Other bytes than ours came; nothing more is asked of it.
+    /// Other bytes than the speech wants came, or the opening was refused; nothing more is asked of it.
     Spoiled,
     /// `Close` is given.
     Closing,
@@ -92,34 +95,39 @@ enum State {
 
 /// One connection. A record of zeros is no connection.
 #[derive(Clone, Copy, Default, Debug)]
-struct Hold {
+struct Hold<M> {
     /// Which connection of this core it is; with `first` and `stride` the serial of its token.
     serial: u32,
-    /// Ticket in the window of tokens, while `Awaiting` or `Answered`.
+    /// Ticket in the window of openings or of rounds, while `Awaiting` or `Answered`.
     ping: u32,
-    /// Bytes of the token that have come back.
-    received: u16,
     generation: u16,
     state: State,
     /// A `Send` is outstanding.
     sending: bool,
+    /// The part played last is the opening.
+    opening: bool,
+    /// It waits for a buffer to speak with.
+    thirsty: bool,
+    memory: M,
 }
 
-const _: () = assert!(size_of::<Hold>() <= 16, "a connection costs 16 bytes here");
+const _: () = assert!(size_of::<Hold<Returned>>() <= 16, "a connection costs 16 bytes here");
+const _: () = assert!(size_of::<Hold<Place>>() <= 32, "a connection with a dialogue costs 32 bytes here");
 
-/// A walk over all connections that sends each its token.
+/// A walk over all connections that begins a round on each.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     next: u32,
     end: u32,
 }
 
-/// Connects, holds, pings and closes.
+/// Connects, holds, speaks and closes.
 #[derive(Debug)]
-pub struct LoadCore {
+pub struct LoadCore<S: Speech = Tokens> {
     config: LoadConfig,
+    speech: S,
     report: Report,
-    holds: Pages<Hold>,
+    holds: Pages<Hold<S::Memory>>,
     walk: Walk,
     attempts: Window<()>,
     /// Attempts allowed under way now; at most `config.window`, less after a resource ran out.
@@ -136,7 +144,13 @@ pub struct LoadCore {
     paused_until: Instant,
     /// When the rate allows the next attempt.
     rate_next: Instant,
+    /// Openings being played; with the attempts at most `width`.
+    openings: Window<ConnId>,
+    /// Rounds being played.
     pings: Window<ConnId>,
+    /// Those whose turn it is to speak while no buffer is free, and when to try again.
+    thirsty: VecDeque<ConnId>,
+    thirsty_until: Instant,
     round: Option<Round>,
     rounds_waiting: u32,
     /// When no buffer was free: when to try again.
@@ -148,7 +162,8 @@ pub struct LoadCore {
     closes_under_way: u32,
     /// Connections that are gone again.
     ended: u64,
-    /// Tokens that were out when their connection ended.
+    /// Openings and rounds that were being played when their connection ended.
+    openings_ended: u64,
     pings_ended: u64,
     /// Wrong bytes on connections that awaited none: counted as wrong, never sent.
     pings_unasked: u64,
@@ -156,11 +171,27 @@ pub struct LoadCore {
     fill: Option<Histogram>,
 }
 
-impl LoadCore {
-    /// A core that has done nothing yet.
-    pub fn new(config: LoadConfig) -> LoadCore {
+impl LoadCore<Tokens> {
+    /// A core that has done nothing yet, and will ping with tokens.
+    pub fn new(config: LoadConfig) -> LoadCore<Tokens> {
+        let token_bytes = config.token_bytes.min(u16::MAX.into()) as u16;
+        let speech = Tokens { seed: config.seed, token_bytes };
+        LoadCore::speaking(config, speech)
+    }
+}
+
+impl LoadCore<Script> {
+    /// A core that has done nothing yet, and will play this script on every connection.
+    pub fn playing(config: LoadConfig, script: Script) -> LoadCore<Script> {
+        LoadCore::speaking(config, script)
+    }
+}
+
+impl<S: Speech> LoadCore<S> {
+    fn speaking(config: LoadConfig, speech: S) -> LoadCore<S> {
         let attempts = Window::new(config.window);
         LoadCore {
+            speech,
             report: Report::new(),
             holds: Pages::new(),
             walk: Walk::new(config.space.clone(), config.choice, config.first, config.stride),
@@ -173,7 +204,10 @@ impl LoadCore {
             ran_out_at: None,
             paused_until: Instant(0),
             rate_next: Instant(0),
+            openings: Window::new(config.window),
             pings: Window::new(config.ping_window),
+            thirsty: VecDeque::new(),
+            thirsty_until: Instant(0),
             round: None,
             rounds_waiting: 0,
             starved_until: None,
@@ -181,133 +215,11 @@ impl LoadCore {
             closing: None,
             closes_under_way: 0,
             ended: 0,
+            openings_ended: 0,
             pings_ended: 0,
             pings_unasked: 0,
             fill: config.keep_fill_curve.then(Histogram::new),
             config,
-        }
-    }
-
-    fn wants_more(&self) -> bool {
-        let on_the_way = self.report.count(Counter::Connected) + u64::from(self.attempts.under_way());
-        self.making && self.closing.is_none() && on_the_way < self.goal
-    }
-
-    fn connect_some(&mut self, now: Instant, outbox: &mut Outbox) {
-        while self.wants_more()
-            && self.attempts.under_way() < self.width
-            && now >= self.paused_until
-            && now >= self.rate_next
-        {
-            let (source, destination, range) = match self.walk.next(self.attempts.under_way()) {
-                Next::Tuple { source, destination, range } => (source, destination, range),
-                Next::Wait => break,
-                Next::End => {
-                    self.making = false;
-                    break;
-                }
-            };
-            self.spend_rate(now);
-            let ticket = self.attempts.begin((), now);
-            self.report.add(Counter::Attempted, 1);
-            outbox.push(Command::Connect { ticket, source, destination, choice: self.config.choice, range });
-        }
-    }
-
-    fn spend_rate(&mut self, now: Instant) {
-        if self.config.rate_per_s > 0 {
-            let earliest = Instant(now.0.saturating_sub(RATE_SLACK_NS));
-            let step = Duration::from_nanos(1_000_000_000 / u64::from(self.config.rate_per_s));
-            self.rate_next = self.rate_next.max(earliest).after(step);
-        }
-    }
-
-    fn connected(&mut self, ticket: u32, conn: ConnId, now: Instant, outbox: &mut Outbox) {
-        let Some(attempt) = self.attempts.end(ticket) else {
-            // Not a ticket of ours: nothing may stay open that nobody counts.
-            return outbox.push(Command::Close { conn, abort: true });
-        };
-        let serial = self.report.count(Counter::Connected) as u32;
-        self.report.add(Counter::Connected, 1);
-        self.report.opened();
-        self.walk.connected();
-        self.failures_in_row = 0;
-        self.width = (self.width + 1).min(self.attempts.most());
-        let connect_ns = now.0.saturating_sub(attempt.began.0);
-        self.report.connect_ns.record(connect_ns);
-        self.record_fill(connect_ns);
-        let hold = Hold { serial, generation: conn.generation, state: State::Idle, ..Hold::default() };
-        self.holds.write(conn.index, hold);
-        if self.closing.is_some() {
-            self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
-        }
-    }
-
-    fn connect_failed(&mut self, ticket: u32, step: Step, error: Errno, now: Instant) {
-        let Some(attempt) = self.attempts.end(ticket) else { return };
-        let timed_out = attempt.expired && error == Errno::ECANCELED && self.closing.is_none();
-        let error = if timed_out { Errno::ETIMEDOUT } else { error };
-        self.report.add(Counter::ConnectFailed, 1);
-        self.report.failed(step, error);
-        match self.walk.failed(step, error) {
-            Meaning::TupleBusy => {
-                self.report.add(Counter::TupleBusy, 1);
-                self.used_up = Some((step, error));
-            }
-            Meaning::PairRefused => self.used_up = Some((step, error)),
-            Meaning::Other => self.set_back(step, error, attempt.began, now),
-        }
-    }
-
-    /// A failure that says nothing about tuples: slow down if a resource ran out, stop after too many in a row.
-    fn set_back(&mut self, step: Step, error: Errno, began: Instant, now: Instant) {
-        if matches!(error, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) {
-            if self.ran_out_at.is_some_and(|ran_out_at| began <= ran_out_at) {
-                return;
-            }
-            let pause = RESOURCE_PAUSE * (1 << self.failures_in_row.min(8));
-            self.ran_out_at = Some(now);
-            self.paused_until = now.after(pause.min(RESOURCE_PAUSE_MOST));
-            self.width = (self.width / 2).max(1);
-        }
-        self.failures_in_row += 1;
-        if self.making && self.closing.is_none() && self.failures_in_row >= self.config.give_up_after.max(1) {
-            self.making = false;
-            self.report.stopped_by = Some((step, error));
-        }
-    }
-
-    /// The curve's rows follow each other, so one histogram at a time is enough.
-    fn record_fill(&mut self, connect_ns: u64) {
-        let Some(fill) = &mut self.fill else { return };
-        let done = u128::from(self.report.count(Counter::Connected) - 1);
-        let hundredth = (done.saturating_mul(100) / self.walk.share().max(1)).min(99) as usize;
-        if hundredth > self.report.fill_curve.len() {
-            self.report.fill_curve.push((fill.quantile(0.5), fill.count()));
-            self.report.fill_curve.resize(hundredth, (0, 0));
-            fill.clear();
-        }
-        fill.record(connect_ns);
-    }
-
-    fn end_fill(&mut self) {
-        if let Some(fill) = self.fill.as_mut().filter(|fill| fill.count() > 0)
-            && self.report.fill_curve.len() < 100
-        {
-            self.report.fill_curve.push((fill.quantile(0.5), fill.count()));
-            fill.clear();
-        }
-    }
-
-    fn expire_attempts(&mut self, now: Instant, outbox: &mut Outbox) {
-        let mut burst = if self.closing.is_some() { BURST } else { self.attempts.most() };
-        while burst > 0
-            && let Some((ticket, began)) = self.attempts.oldest()
-            && (self.closing.is_some() || began.after(self.config.connect_timeout) <= now)
-        {
-            self.attempts.expire(ticket);
-            outbox.push(Command::CancelConnect { ticket });
-            burst -= 1;
         }
     }
 
@@ -322,11 +234,8 @@ impl LoadCore {
         self.close(conn, hold, Counter::ClosedByPeer, self.config.abort_on_close, outbox);
     }
 
-    fn close(&mut self, conn: ConnId, mut hold: Hold, why: Counter, abort: bool, outbox: &mut Outbox) {
-        if hold.state == State::Awaiting {
-            self.pings_ended += 1;
-        }
-        self.end_ping(&mut hold);
+    fn close(&mut self, conn: ConnId, mut hold: Hold<S::Memory>, why: Counter, abort: bool, outbox: &mut Outbox) {
+        self.break_off(&hold);
         hold.state = State::Closing;
         self.holds.write(conn.index, hold);
         self.closes_under_way += 1;
@@ -335,17 +244,14 @@ impl LoadCore {
     }
 
     fn closed(&mut self, conn: ConnId) {
-        let mut hold = self.holds.read(conn.index);
+        let hold = self.holds.read(conn.index);
         if hold.state == State::Free || hold.generation != conn.generation {
             return;
         }
-        if hold.state == State::Awaiting {
-            self.pings_ended += 1;
-        }
+        self.break_off(&hold);
         if hold.state == State::Closing {
             self.closes_under_way -= 1;
         }
-        self.end_ping(&mut hold);
         self.holds.write(conn.index, Hold::default());
         self.report.less(Counter::Open);
         self.ended += 1;
@@ -377,6 +283,7 @@ impl LoadCore {
                 let made = self.report.count(Counter::Connected);
                 let open = self.report.count(Counter::Open);
                 self.goal = connections.max(open).saturating_add(made - open);
+                self.walk.rewind();
                 if !self.walk.is_at_end() {
                     (self.making, self.failures_in_row, self.report.stopped_by) = (true, 0, None);
                 }
@@ -395,9 +302,10 @@ impl LoadCore {
     fn go_on(&mut self, now: Instant, outbox: &mut Outbox) {
         if self.closing.is_none() {
             self.connect_some(now, outbox);
+            self.quench(now, outbox);
             self.ping_some(now, outbox);
         }
-        let ramping = self.wants_more() || self.attempts.under_way() > 0;
+        let ramping = self.wants_more() || self.attempts.under_way() + self.openings.under_way() > 0;
         if !ramping && self.report.phase == Phase::Ramping {
             self.end_fill();
             if self.report.count(Counter::Connected) < self.goal && self.walk.is_at_end() {
@@ -419,17 +327,16 @@ impl LoadCore {
     }
 
     /// The record of a connection that is open and not being closed.
-    fn open_hold(&self, conn: ConnId) -> Option<Hold> {
+    fn open_hold(&self, conn: ConnId) -> Option<Hold<S::Memory>> {
         let hold = self.holds.read(conn.index);
         let open = !matches!(hold.state, State::Free | State::Closing) && hold.generation == conn.generation;
         open.then_some(hold)
     }
 }
 
-impl Core for LoadCore {
+impl<S: Speech> Core for LoadCore<S> {
     fn start(&mut self, now: Instant, outbox: &mut Outbox) {
-        let most = outbox.buffers.buffer_bytes().min(usize::from(u16::MAX)) as u32;
-        self.config.token_bytes = self.config.token_bytes.max(TOKEN_BYTES_MIN).min(most);
+        self.speech.fit(outbox.buffers.buffer_bytes());
         self.go_on(now, outbox);
     }
 
@@ -438,7 +345,7 @@ impl Core for LoadCore {
             Event::Connected { ticket, conn } => self.connected(ticket, conn, now, outbox),
             Event::ConnectFailed { ticket, step, error } => self.connect_failed(ticket, step, error, now),
             Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
-            Event::Sent { conn } => self.sent(conn),
+            Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn } => self.finished(conn, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn),
@@ -455,6 +362,7 @@ impl Core for LoadCore {
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
         self.expire_attempts(now, outbox);
         self.close_some(outbox);
+        self.expire_openings(now);
         self.expire_pings(now);
         if self.next_round_at.is_some_and(|at| at <= now) && self.report.phase == Phase::Holding {
             (self.next_round_at, self.rounds_waiting) = (None, self.rounds_waiting + 1);
@@ -468,13 +376,15 @@ impl Core for LoadCore {
             let can_close = index < self.holds.end() && self.closes_under_way < BURST;
             return (can_close || self.attempts.oldest().is_some()).then_some(Instant(0));
         }
-        let has_room = self.wants_more() && self.attempts.under_way() < self.width;
+        let has_room = self.wants_more() && self.has_room();
         let blocked_by_time = has_room.then(|| self.paused_until.max(self.rate_next)).filter(|&at| at > Instant(0));
         let round = self.round.filter(|round| round.next < round.end && !self.pings.is_full());
         [
             self.attempts.oldest().map(|(_, began)| began.after(self.config.connect_timeout)),
+            self.openings.oldest().map(|(_, began)| began.after(self.config.connect_timeout)),
             self.pings.oldest().map(|(_, began)| began.after(self.config.ping_timeout)),
             blocked_by_time.filter(|_| !self.walk.waits(self.attempts.under_way())),
+            Some(self.thirsty_until).filter(|_| !self.thirsty.is_empty()),
             round.and(self.starved_until.or(at_once)),
             at_once.filter(|_| self.round.is_none() && self.rounds_waiting > 0),
             self.next_round_at.filter(|_| self.report.phase == Phase::Holding),
@@ -494,13 +404,20 @@ impl Core for LoadCore {
 
     fn check_invariants(&self) -> Result<(), String> {
         self.attempts.check()?;
+        self.openings.check()?;
         self.pings.check()?;
         let count = |counter| self.report.count(counter);
         let in_state = |state| self.holds.iter().filter(|hold| hold.state == state).count() as u64;
+        let playing = |state, opening| {
+            self.holds.iter().filter(|hold| (hold.state, hold.opening) == (state, opening)).count() as u64
+        };
         let open = self.holds.iter().filter(|hold| hold.state != State::Free).count() as u64;
         let (attempts, pings) = (u64::from(self.attempts.under_way()), u64::from(self.pings.under_way()));
-        let settled = count(Counter::PingsRight) + count(Counter::PingsWrong) + count(Counter::PingsMissing);
-        let out = in_state(State::Awaiting);
+        let openings = u64::from(self.openings.under_way());
+        let settled = [Counter::PingsRight, Counter::PingsRefused, Counter::PingsWrong, Counter::PingsMissing];
+        let settled = settled.into_iter().map(count).sum::<u64>();
+        let opened = count(Counter::OpeningsRight) + count(Counter::OpeningsFailed);
+        let (out, opening) = (playing(State::Awaiting, false), playing(State::Awaiting, true));
         let ends = count(Counter::ClosedByUs) + count(Counter::ClosedByPeer) + count(Counter::Broken);
         let connected = count(Counter::Connected);
         let rules = [
@@ -513,11 +430,18 @@ impl Core for LoadCore {
             ("closes under way are counted", in_state(State::Closing) == u64::from(self.closes_under_way)),
             ("each end has one cause", ends == self.ended + in_state(State::Closing)),
             (
-                "pings sent + unasked = right + wrong + missing + out + ended",
+                "pings sent + unasked = right + refused + wrong + missing + out + ended",
                 count(Counter::PingsSent) + self.pings_unasked == settled + out + self.pings_ended,
             ),
-            ("every token out has its slot", pings == out + in_state(State::Answered)),
-            ("nothing is out when done", !self.is_done() || attempts + pings + open == 0),
+            ("every round out has its slot", pings == out + playing(State::Answered, false)),
+            ("every opening has its slot", openings == opening + playing(State::Answered, true)),
+            ("an opening ends once", opened + opening + self.openings_ended <= connected),
+            ("the window bounds openings", attempts + openings <= u64::from(self.attempts.most())),
+            (
+                "who waits for a buffer is in the queue",
+                self.holds.iter().filter(|hold| hold.thirsty).count() <= self.thirsty.len(),
+            ),
+            ("nothing is out when done", !self.is_done() || attempts + pings + openings + open == 0),
         ];
         rules.iter().find(|(_, holds)| !holds).map_or(Ok(()), |(rule, _)| Err(format!("load: {rule}")))
     }

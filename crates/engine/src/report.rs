@@ -47,10 +47,16 @@ counters! {
     Listening = "listening_now", "listeners";
     /// listeners that could not be made
     ListenFailed = "listens_failed", "listeners";
-    /// tokens sent
+    /// openings of a dialogue played to their end
+    OpeningsRight = "openings_right", "openings";
+    /// openings that the peer refused, answered with other bytes, or did not answer by the deadline
+    OpeningsFailed = "openings_failed", "openings";
+    /// tokens sent, or rounds of a dialogue begun
     PingsSent = "pings_sent", "tokens";
     /// tokens that came back right
     PingsRight = "pings_right", "tokens";
+    /// rounds whose answer was whole and said no (an HTTP status that is an error)
+    PingsRefused = "pings_refused", "tokens";
     /// tokens that came back with other bytes
     PingsWrong = "pings_wrong", "tokens";
     /// tokens that did not come back by the deadline

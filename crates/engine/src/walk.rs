@@ -145,6 +145,13 @@ impl Walk {
         self.at >= self.end
     }
 
+    /// Try pairs that were used up again: connections that ended since gave ports back. Chosen tuples are not tried twice.
+    pub(crate) fn rewind(&mut self) {
+        if self.is_at_end() && !choice_is_ours(self.choice) {
+            (self.at, self.pair) = (0, Pair::Giving);
+        }
+    }
+
     fn pair_tuple(&self, at: u128) -> Option<Next> {
         if self.choice == SourceChoice::Kernel {
             let destination = self.space.nth_endpoint(at)?;

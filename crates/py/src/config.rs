@@ -8,6 +8,7 @@ use std::time::Duration;
 use fourtuple_carrier::{CarrierKind, CarrierSettings};
 use fourtuple_engine::echo::{EchoConfig, EchoCore};
 use fourtuple_engine::load::{LoadConfig, LoadCore};
+use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
 use fourtuple_engine::{Core, Order, SourceChoice};
 use pyo3::prelude::*;
@@ -47,6 +48,21 @@ pub(crate) struct LoadRequest {
     give_up_after: u32,
     abort_on_close: bool,
     keep_fill_curve: bool,
+    #[pyo3(from_py_with = script)]
+    dialogue: Option<Box<Script>>,
+}
+
+/// `fourtuple.dialogue.Dialogue`.
+#[derive(FromPyObject)]
+struct DialogueRequest {
+    opening: Vec<ActRequest>,
+    round: Vec<ActRequest>,
+}
+
+/// One of its acts: kind, bytes, and the two numbers that some kinds have.
+#[derive(FromPyObject)]
+struct ActRequest {
+    row: (String, Vec<u8>, u32, u32),
 }
 
 /// `fourtuple.engine.EchoConfig`.
@@ -112,7 +128,7 @@ impl Request {
     pub(crate) fn cores(&self, workers: u32) -> Vec<Box<dyn Core>> {
         (0..workers)
             .map(|worker| match self {
-                Request::Load(load) => Box::new(LoadCore::new(load.share(worker, workers))) as Box<dyn Core>,
+                Request::Load(load) => load.core(worker, workers),
                 Request::Echo(echo) => Box::new(EchoCore::new(echo.share(worker, workers))),
             })
             .collect()
@@ -120,6 +136,14 @@ impl Request {
 }
 
 impl LoadRequest {
+    fn core(&self, worker: u32, workers: u32) -> Box<dyn Core> {
+        let share = self.share(worker, workers);
+        match &self.dialogue {
+            Some(script) => Box::new(LoadCore::playing(share, script.as_ref().clone())),
+            None => Box::new(LoadCore::new(share)),
+        }
+    }
+
     fn share(&self, worker: u32, workers: u32) -> LoadConfig {
         LoadConfig {
             space: self.space.space(),
@@ -139,6 +163,22 @@ impl LoadRequest {
             abort_on_close: self.abort_on_close,
             keep_fill_curve: self.keep_fill_curve,
         }
+    }
+}
+
+impl ActRequest {
+    fn act(self) -> Result<Act, &'static str> {
+        let (kind, bytes, first, second) = self.row;
+        let status = |number| u16::try_from(number).map_err(|_| "a status above 65,535");
+        Ok(match kind.as_str() {
+            "say" => Act::Say(bytes),
+            "expect" => Act::Expect(bytes),
+            "until" => Act::Until(bytes, first),
+            "skip" => Act::Skip(first),
+            "response" => Act::Response(status(first)?, status(second)?),
+            "pong" => Act::Pong(bytes),
+            _ => return Err("an act that is not one of say, expect, until, skip, response, pong"),
+        })
     }
 }
 
@@ -251,6 +291,16 @@ fn choice(name: &Bound<'_, PyAny>) -> PyResult<SourceChoice> {
         "bind" => Ok(SourceChoice::Bind),
         other => Err(BadConfig::new_err(("choice", format!("{other:?} is not a source choice")))),
     }
+}
+
+/// What is wrong with a dialogue was said in Python already; here it is said once more, should that have a gap.
+fn script(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<Script>>> {
+    let Some(DialogueRequest { opening, round }) = value.extract()? else { return Ok(None) };
+    let acts = |rows: Vec<ActRequest>| rows.into_iter().map(ActRequest::act).collect::<Result<Vec<Act>, _>>();
+    acts(opening)
+        .and_then(|opening| Script::new(opening, acts(round)?))
+        .map(|script| Some(Box::new(script)))
+        .map_err(|why| BadConfig::new_err(("dialogue", why)))
 }
 
 fn seconds(value: &Bound<'_, PyAny>) -> PyResult<Duration> {

@@ -11,22 +11,12 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from fourtuple.errors import MissingFeature
+from fourtuple.paper import page
 from fourtuple.prove.model import Curve, Outcome, Proof, Row, StepResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #dde3ea; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.passed { color: #1a7f37; } .failed { color: #c4232a; font-weight: 600; } .stopped { color: #9a6700; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } .dim { color: #66707c; }
-@media (prefers-color-scheme: dark) { body { background: #12161c; color: #e2e7ee; } th, td { border-color: #2b333d; }
-  figure { background: #fff; border-radius: 6px; padding: .5rem; } }
-"""
 WORDS = {Outcome.PASSED: "passed", Outcome.FAILED: "failed", Outcome.STOPPED: "could not run"}
 COLUMNS = (
     "",
@@ -55,15 +45,13 @@ def html(proof: Proof) -> str:
     verdict = (
         "every claim holds" if proof.passed else "interrupted" if proof.interrupted else "not every claim was shown"
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>fourtuple: past 65,535</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>
-<h1>Past 65,535: {escape(verdict)}</h1>
+    return page(
+        "fourtuple: past 65,535",
+        f"""<h1>Past 65,535: {escape(verdict)}</h1>
 <p class="dim">Linux {escape(proof.kernel)}, {escape(proof.machine)}, {escape(proof.started_at)}, {proof.seconds:.0f} s.
 Every number was reached with live connections in network namespaces made for it.</p>
-{body}
-</body></html>
-"""
+{body}""",
+    )
 
 
 def _step(result: StepResult) -> str:

@@ -1,0 +1,241 @@
+//! The speech of the load core on its connections: openings and rounds, when they begin and how they end.
+//!
+//! Decides right, refused, wrong and missing. Knows nothing of how a connection came about, nor what is said.
+
+use super::{BUFFER_PAUSE, Hold, LoadCore, Round, SCAN, State};
+use crate::buffers::Buf;
+use crate::contract::{Command, ConnId, Instant, Outbox};
+use crate::report::Counter;
+use crate::speech::{Part, Speech, Turn, Wrong};
+
+impl<S: Speech> LoadCore<S> {
+    /// Begin the opening of a connection that stands.
+    pub(super) fn open(&mut self, conn: ConnId, mut hold: Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
+        self.speech.begin(&mut hold.memory, Part::Opening);
+        hold.ping = self.openings.begin(conn, now);
+        (hold.state, hold.opening) = (State::Awaiting, true);
+        self.speak(conn, &mut hold, now, outbox);
+        self.holds.write(conn.index, hold);
+    }
+
+    pub(super) fn ping_some(&mut self, now: Instant, outbox: &mut Outbox) {
+        if self.round.is_none() && self.rounds_waiting > 0 {
+            self.rounds_waiting -= 1;
+            self.round = Some(Round { next: 0, end: self.holds.end() });
+        }
+        let Some(mut round) = self.round else { return };
+        self.starved_until = None;
+        let mut scan = SCAN;
+        round.next = self.holds.skip_untouched(round.next);
+        while scan > 0 && round.next < round.end && !self.pings.is_full() {
+            let hold = self.holds.read(round.next);
+            if hold.state == State::Idle && !hold.sending && !self.ping(round.next, hold, now, outbox) {
+                self.report.add(Counter::BufferWaits, 1);
+                self.starved_until = Some(now.after(BUFFER_PAUSE));
+                break;
+            }
+            (round.next, scan) = (round.next + 1, scan - 1);
+        }
+        self.round = (round.next < round.end || self.pings.under_way() > 0).then_some(round);
+        if self.round.is_none() {
+            self.next_round_at = (!self.config.ping_every.is_zero()).then(|| now.after(self.config.ping_every));
+        }
+    }
+
+    /// Begin a round; false if there is no buffer to begin it with.
+    fn ping(&mut self, index: u32, mut hold: Hold<S::Memory>, now: Instant, outbox: &mut Outbox) -> bool {
+        let Some(buf) = outbox.buffers.take() else { return false };
+        let conn = ConnId { index, generation: hold.generation };
+        self.speech.begin(&mut hold.memory, Part::Round);
+        hold.ping = self.pings.begin(conn, now);
+        (hold.state, hold.opening) = (State::Awaiting, false);
+        self.report.add(Counter::PingsSent, 1);
+        if self.speech.turn(&hold.memory) == Turn::Say {
+            self.say(conn, &mut hold, buf, outbox);
+        } else {
+            outbox.buffers.release(buf);
+            self.settle(&mut hold, now);
+        }
+        self.holds.write(index, hold);
+        true
+    }
+
+    pub(super) fn received(&mut self, conn: ConnId, buf: Buf, now: Instant, outbox: &mut Outbox) {
+        let Some(mut hold) = self.open_hold(conn) else { return outbox.buffers.release(buf) };
+        self.report.add(Counter::BytesIn, buf.len() as u64);
+        let heard = match hold.state {
+            State::Spoiled => Ok(()),
+            _ => self.listen(&mut hold, outbox.buffers.bytes(&buf)),
+        };
+        outbox.buffers.release(buf);
+        match heard {
+            Ok(()) => self.speak(conn, &mut hold, now, outbox),
+            Err(Wrong) => self.spoil(&mut hold),
+        }
+        self.holds.write(conn.index, hold);
+    }
+
+    pub(super) fn sent(&mut self, conn: ConnId, now: Instant, outbox: &mut Outbox) {
+        let Some(mut hold) = self.open_hold(conn) else { return };
+        if !hold.sending {
+            return;
+        }
+        hold.sending = false;
+        if hold.state == State::Answered {
+            self.end_part(&hold);
+            hold.state = State::Idle;
+        }
+        self.speak(conn, &mut hold, now, outbox);
+        self.holds.write(conn.index, hold);
+    }
+
+    /// Let those speak who waited for a buffer.
+    pub(super) fn quench(&mut self, now: Instant, outbox: &mut Outbox) {
+        for _ in 0..self.thirsty.len() {
+            if now < self.thirsty_until {
+                return;
+            }
+            let Some(conn) = self.thirsty.pop_front() else { return };
+            let Some(mut hold) = self.open_hold(conn) else { continue };
+            hold.thirsty = false;
+            self.speak(conn, &mut hold, now, outbox);
+            self.holds.write(conn.index, hold);
+        }
+    }
+
+    pub(super) fn expire_openings(&mut self, now: Instant) {
+        while let Some((ticket, began)) = self.openings.oldest()
+            && began.after(self.config.connect_timeout) <= now
+        {
+            let Some(ended) = self.openings.end(ticket) else { break };
+            self.late(ended.value, Counter::OpeningsFailed);
+        }
+    }
+
+    pub(super) fn expire_pings(&mut self, now: Instant) {
+        while let Some((ticket, began)) = self.pings.oldest()
+            && began.after(self.config.ping_timeout) <= now
+        {
+            let Some(ended) = self.pings.end(ticket) else { break };
+            self.late(ended.value, Counter::PingsMissing);
+        }
+    }
+
+    /// The connection ends: a part being played is neither right nor wrong.
+    pub(super) fn break_off(&mut self, hold: &Hold<S::Memory>) {
+        if hold.state == State::Awaiting {
+            *(if hold.opening { &mut self.openings_ended } else { &mut self.pings_ended }) += 1;
+        }
+        self.end_part(hold);
+    }
+
+    fn listen(&self, hold: &mut Hold<S::Memory>, bytes: &[u8]) -> Result<(), Wrong> {
+        let serial = self.serial(hold);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let playing = matches!(hold.state, State::Awaiting | State::Late);
+            if !playing || self.speech.turn(&hold.memory) != Turn::Listen {
+                return self.speech.overhear(&mut hold.memory, rest);
+            }
+            rest = &rest[self.speech.hear(&mut hold.memory, serial, rest)?..];
+        }
+        Ok(())
+    }
+
+    /// Say what is to be said now, if it is our turn; then see whether the part is over.
+    fn speak(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
+        let playing = matches!(hold.state, State::Awaiting | State::Late);
+        let our_turn = playing && self.speech.turn(&hold.memory) == Turn::Say;
+        let owes = hold.state != State::Spoiled && self.speech.owes(&hold.memory);
+        if (our_turn || owes) && !hold.sending && !hold.thirsty {
+            match outbox.buffers.take() {
+                Some(buf) => self.say(conn, hold, buf, outbox),
+                None => {
+                    self.report.add(Counter::BufferWaits, 1);
+                    hold.thirsty = true;
+                    self.thirsty.push_back(conn);
+                    self.thirsty_until = now.after(BUFFER_PAUSE);
+                }
+            }
+        }
+        self.settle(hold, now);
+    }
+
+    fn say(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, mut buf: Buf, outbox: &mut Outbox) {
+        let serial = self.serial(hold);
+        let length = self.speech.say(&mut hold.memory, serial, outbox.buffers.memory(&buf));
+        outbox.buffers.set_len(&mut buf, length);
+        hold.sending = true;
+        self.report.add(Counter::BytesOut, length as u64);
+        outbox.push(Command::Send { conn, buf });
+    }
+
+    /// If the part is over, count how.
+    fn settle(&mut self, hold: &mut Hold<S::Memory>, now: Instant) {
+        let Turn::Over { refused } = self.speech.turn(&hold.memory) else { return };
+        match hold.state {
+            State::Late => hold.state = State::Idle,
+            State::Awaiting if hold.opening && refused => {
+                self.report.add(Counter::OpeningsFailed, 1);
+                self.end_part(hold);
+                hold.state = State::Spoiled;
+            }
+            State::Awaiting => {
+                let how = match (hold.opening, refused) {
+                    (true, _) => Counter::OpeningsRight,
+                    (false, true) => Counter::PingsRefused,
+                    (false, false) => Counter::PingsRight,
+                };
+                self.report.add(how, 1);
+                if !hold.opening {
+                    self.report.echo_ns.record(self.pings.age_ns(hold.ping, now));
+                }
+                if hold.sending {
+                    // An answer may overtake the news that we have sent. The slot stays ours until both are in.
+                    hold.state = State::Answered;
+                } else {
+                    self.end_part(hold);
+                    hold.state = State::Idle;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn spoil(&mut self, hold: &mut Hold<S::Memory>) {
+        match hold.state {
+            State::Awaiting if hold.opening => self.report.add(Counter::OpeningsFailed, 1),
+            State::Awaiting => self.report.add(Counter::PingsWrong, 1),
+            State::Late => {}
+            _ => {
+                self.report.add(Counter::PingsWrong, 1);
+                self.pings_unasked += 1;
+            }
+        }
+        self.end_part(hold);
+        hold.state = State::Spoiled;
+    }
+
+    fn late(&mut self, conn: ConnId, missing: Counter) {
+        let mut hold = self.holds.read(conn.index);
+        hold.state = match hold.state {
+            State::Answered => State::Idle,
+            _ => {
+                self.report.add(missing, 1);
+                State::Late
+            }
+        };
+        self.holds.write(conn.index, hold);
+    }
+
+    fn end_part(&mut self, hold: &Hold<S::Memory>) {
+        if matches!(hold.state, State::Awaiting | State::Answered) {
+            let window = if hold.opening { &mut self.openings } else { &mut self.pings };
+            window.end(hold.ping);
+        }
+    }
+
+    fn serial(&self, hold: &Hold<S::Memory>) -> u64 {
+        u64::from(hold.serial).wrapping_mul(self.config.stride.max(1)).wrapping_add(self.config.first)
+    }
+}

@@ -1,0 +1,121 @@
+//! What a load core says on its connections, and what it makes of the answers.
+//!
+//! Decides the vocabulary between the core, which knows when to speak, and a speech, which knows what. Knows no time, no
+//! buffer and no connection. [`Tokens`] is the echo test; [`crate::script::Script`] plays a dialogue.
+
+use std::fmt::Debug;
+
+use crate::token::{TOKEN_BYTES_MIN, Token};
+
+/// Which part of a speech.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Once, when the connection stands: what makes it ready.
+    Opening,
+    /// Each time that somebody asks for a round.
+    Round,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Ours.
+    Say,
+    /// The peer's.
+    Listen,
+    /// Nobody's: the part is over. `refused` when the peer's answer was whole and said no.
+    Over {
+        /// Whether it was a no.
+        refused: bool,
+    },
+}
+
+/// The peer said what it should not have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wrong;
+
+/// What is said on every connection of a core.
+pub trait Speech: Send + Debug {
+    /// How far a connection is; zeros before its first part.
+    type Memory: Copy + Default + Debug + Send;
+
+    /// What a buffer holds, told once before anything else.
+    fn fit(&mut self, buffer_bytes: usize);
+    /// Whether a connection has an opening to play before it counts as ready.
+    fn has_opening(&self) -> bool;
+    /// Start a part.
+    fn begin(&self, memory: &mut Self::Memory, part: Part);
+    /// Whose turn it is in the part that was begun.
+    fn turn(&self, memory: &Self::Memory) -> Turn;
+    /// Write what is to be said now, and go on; returns how many bytes. Only when it is our turn, or `owes`.
+    fn say(&self, memory: &mut Self::Memory, serial: u64, into: &mut [u8]) -> usize;
+    /// Hear bytes while it is the peer's turn; returns how many of them were the answer to this turn, at least one.
+    fn hear(&self, memory: &mut Self::Memory, serial: u64, bytes: &[u8]) -> Result<usize, Wrong>;
+    /// Hear bytes while no part is being played.
+    fn overhear(&self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<(), Wrong>;
+    /// Whether what was overheard wants an answer.
+    fn owes(&self, memory: &Self::Memory) -> bool;
+}
+
+/// Each round sends the connection's own token and wants the same bytes back.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens {
+    /// Makes this run's tokens differ from any other's.
+    pub seed: u64,
+    /// Bytes of a token.
+    pub token_bytes: u16,
+}
+
+/// Bytes of the token that have come back; 0 is nothing said yet, else one more than that.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Returned(u16);
+
+impl Speech for Tokens {
+    type Memory = Returned;
+
+    fn fit(&mut self, buffer_bytes: usize) {
+        let most = buffer_bytes.min(usize::from(u16::MAX - 1)) as u16;
+        self.token_bytes = self.token_bytes.max(TOKEN_BYTES_MIN as u16).min(most);
+    }
+
+    fn has_opening(&self) -> bool {
+        false
+    }
+
+    fn begin(&self, memory: &mut Returned, _part: Part) {
+        *memory = Returned(0);
+    }
+
+    fn turn(&self, memory: &Returned) -> Turn {
+        match memory.0 {
+            0 => Turn::Say,
+            more if more <= self.token_bytes => Turn::Listen,
+            _ => Turn::Over { refused: false },
+        }
+    }
+
+    fn say(&self, memory: &mut Returned, serial: u64, into: &mut [u8]) -> usize {
+        let length = usize::from(self.token_bytes);
+        Token { seed: self.seed, serial }.fill(&mut into[..length]);
+        *memory = Returned(1);
+        length
+    }
+
+    fn hear(&self, memory: &mut Returned, serial: u64, bytes: &[u8]) -> Result<usize, Wrong> {
+        let returned = usize::from(memory.0 - 1);
+        let took = bytes.len().min(usize::from(self.token_bytes) - returned);
+        if !(Token { seed: self.seed, serial }).matches(returned, &bytes[..took]) {
+            return Err(Wrong);
+        }
+        memory.0 += took as u16;
+        Ok(took)
+    }
+
+    fn overhear(&self, _memory: &mut Returned, _bytes: &[u8]) -> Result<(), Wrong> {
+        Err(Wrong)
+    }
+
+    fn owes(&self, _memory: &Returned) -> bool {
+        false
+    }
+}

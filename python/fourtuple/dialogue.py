@@ -1,0 +1,140 @@
+"""What is said on a connection: `Dialogue`, an opening and a round, each a few acts in the engine's small step language.
+
+Decides which acts there are and which cannot be played. Knows no protocol by itself (`fourtuple.load.presets` does) and
+no time: when a round is due, the load configuration says. The engine plays a dialogue in 16 bytes per connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fourtuple.errors import BadConfig
+
+MOST_ACTS = 250
+MOST_BYTES = 65_535
+"""Of one act."""
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Send these bytes."""
+
+    data: bytes
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        return ("say", self.data, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """Exactly these bytes come."""
+
+    data: bytes
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        return ("expect", self.data, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Anything comes up to and with this mark, at most `most_bytes` in all."""
+
+    mark: bytes
+    most_bytes: int = 65_536
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        return ("until", self.mark, self.most_bytes, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """So many bytes come, whatever they are."""
+
+    count: int
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        return ("skip", b"", self.count, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole HTTP/1.1 response comes (RFC 9112); a status outside of the two, both included, is a refusal."""
+
+    least_status: int = 200
+    most_status: int = 399
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        return ("response", b"", self.least_status, self.most_status)
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """WebSocket frames come (RFC 6455) until a pong that carries these bytes."""
+
+    data: bytes
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        return ("pong", self.data, 0, 0)
+
+
+Act = Say | Expect | Until | Skip | Response | Pong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogue:
+    """An opening, played once when a connection stands, and a round, played each time that one is due.
+
+    dialogue = Dialogue(round=(Say(b"PING\\r\\n"), Expect(b"+PONG\\r\\n")))
+    """
+
+    opening: tuple[Act, ...] = ()
+    round: tuple[Act, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part, acts in (("opening", self.opening), ("round", self.round)):
+            if not isinstance(acts, tuple):
+                raise BadConfig(part, f"is {type(acts).__name__}; a tuple of acts is needed")
+            for place, act in enumerate(acts):
+                _check(f"{part}[{place}]", act)
+        if len(self.opening) + len(self.round) > MOST_ACTS:
+            raise BadConfig("dialogue", f"has {len(self.opening) + len(self.round)} acts; at most {MOST_ACTS}")
+
+
+def _check(path: str, act: object) -> None:
+    match act:
+        case Say(data=data) | Expect(data=data) | Until(mark=data):
+            _bytes(path, data, 1, MOST_BYTES)
+        case Pong(data=data):
+            _bytes(path, data, 0, 125)  # RFC 6455 5.5: a control frame carries no more
+        case Skip(count=number):
+            _whole(path, number, 1, 2**32 - 1)
+        case Response(least_status=least, most_status=most):
+            _whole(f"{path}.least_status", least, 100, 599)
+            _whole(f"{path}.most_status", most, least, 599)
+        case _:
+            raise BadConfig(path, f"is {act!r}; one of Say, Expect, Until, Skip, Response, Pong is needed")
+    if isinstance(act, Until):
+        _whole(f"{path}.most_bytes", act.most_bytes, len(act.mark), 2**32 - 1)
+
+
+def _bytes(path: str, data: object, least: int, most: int) -> None:
+    if not isinstance(data, bytes) or not least <= len(data) <= most:
+        found = f"{len(data):,} bytes" if isinstance(data, bytes) else repr(data)
+        raise BadConfig(path, f"is {found}; {least} to {most:,} bytes are needed")
+
+
+def _whole(path: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadConfig(path, f"is {value!r}; a whole number from {least} to {most} is needed")
