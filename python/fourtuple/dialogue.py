@@ -1,4 +1,4 @@
-"""What is said on a connection: `Dialogue`, an opening and a round, each a few acts in the engine's small step language.
+"""What is said on a connection: `Dialogue`, an opening and a round, each a few acts of the engine's step language.
 
 Decides which acts there are and which cannot be played. Knows no protocol by itself (`fourtuple.load.presets` does) and
 no time: when a round is due, the load configuration says. The engine plays a dialogue in 16 bytes per connection.

@@ -127,7 +127,14 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_pure_modules_are_the_pure_layers() -> None:
-    pure = {"fourtuple.ranges", "fourtuple.dialogue", "fourtuple.tuples", "fourtuple.facts", "fourtuple.limits", "fourtuple.doctor"}
+    pure = {
+        "fourtuple.ranges",
+        "fourtuple.dialogue",
+        "fourtuple.tuples",
+        "fourtuple.facts",
+        "fourtuple.limits",
+        "fourtuple.doctor",
+    }
     assert set(CONTRACTS["forbidden"]["source_modules"]) == pure
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fourtuple.cli import Exit, doctor, limits, prove
+from fourtuple.cli import Exit, doctor, limits, load, prove
 from fourtuple.errors import BadConfig, FourtupleError
 
 EPILOG = (
@@ -54,6 +54,7 @@ def _options(
 app.command("doctor")(doctor.doctor)
 app.add_typer(limits.app, name="limits")
 app.command("prove")(prove.prove)
+app.command("load")(load.load)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,220 @@
+"""Which side stops a load run, and by which limit: errors, silence and counters turned into `Cause`s.
+
+Decides the side of each error and which of the catalogue's suspects the evidence speaks for. Pure: knows the engine's
+last snapshot and what this host said before and after, and nothing of the other host. What evidence from here cannot
+tell apart is said to lie between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from fourtuple.engine import Failure, Snapshot
+from fourtuple.facts import Host
+from fourtuple.limits import suspects, suspects_by_counter
+
+_CALLS = {"receive": "recv"}
+"""Where the engine's word for a step is not the system call's."""
+_MOST_SUSPECTS = 4
+_BUSY = 0.95
+"""Of the processors that this process may use: beyond, the client is what is measured."""
+
+
+class Side(Enum):
+    """Who has to do something about it."""
+
+    CLIENT = "this side"
+    SERVER = "the other side"
+    BETWEEN = "not to be told from here"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """Something that went wrong, on which side, and the limits that do such a thing, first suspect first."""
+
+    side: Side
+    what: str
+    error: str
+    """Errno's name; "" for silence, refusals and the like."""
+    step: str
+    count: int
+    limits: tuple[str, ...]
+    """Names in the catalogue: `fourtuple limits show NAME`."""
+    evidence: str
+    """What of this host's own numbers speaks for it; "" if nothing does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """What is known beside the engine's numbers."""
+
+    before: Host
+    held: Host
+    """At the end of the ramp."""
+    after: Host
+    """Once all is closed."""
+    ports: int
+    """Source ports per (source address, destination endpoint)."""
+    fullest: int = 0
+    """Connections of the fullest such group, TIME_WAIT and other programs' included."""
+    client_busy: float = 0.0
+    """Share of the processors that this process used while it made connections."""
+    fell_short: bool = False
+    """Whether it made fewer connections than wanted, or made them more slowly."""
+
+
+def attribute(snapshot: Snapshot, witness: Witness) -> tuple[Cause, ...]:
+    """Every cause, the most frequent first; causes that made the engine stop before all others."""
+    risen = _risen(witness.before, witness.after)
+    causes = [_of_failure(failure, snapshot, witness, risen) for failure in snapshot.failures]
+    causes += _without_error(snapshot, risen)
+    if witness.fell_short and witness.client_busy >= _BUSY:
+        causes.append(_busy(witness))
+    stopper = snapshot.stopped_by
+    first = None if stopper is None else (stopper.step, stopper.name)
+    return tuple(sorted(causes, key=lambda cause: ((cause.step, cause.error) != first, -cause.count)))
+
+
+def _of_failure(failure: Failure, snapshot: Snapshot, witness: Witness, risen: Mapping[str, int]) -> Cause:
+    call, name = _CALLS.get(failure.step, failure.step), failure.name
+    limits = [limit.name for limit in suspects(call, name)]
+    evidence = ""
+    match (call, name):
+        case ("socket" | "bind", _):
+            side, what = Side.CLIENT, f"{call}() fails here"
+            if name in ("EMFILE", "ENFILE"):
+                limits, evidence = _descriptors(limits, witness.after)
+        case ("connect", "EADDRNOTAVAIL" | "EADDRINUSE"):
+            side, what = Side.CLIENT, "no source port is left for that destination"
+            limits, evidence = _ports(limits, witness)
+        case ("connect", "ETIMEDOUT"):
+            side, what, limits, evidence = _silence(limits, snapshot, witness, risen)
+        case ("connect", "ECONNREFUSED"):
+            side, what = Side.SERVER, "nobody listens there, or a firewall rejects"
+        case ("connect" | "recv" | "send", "ECONNRESET" | "EPIPE"):
+            side, what = Side.SERVER, "the peer reset the connection"
+        case ("connect", "EPERM" | "EACCES" | "ENETUNREACH" | "EINVAL"):
+            side, what = Side.CLIENT, "this host's routes, firewall or policy forbid it"
+        case ("connect", "EHOSTUNREACH"):
+            side, what = Side.BETWEEN, "no way there: no neighbour answers, or a router said so"
+        case (_, "ENOBUFS" | "ENOMEM"):
+            side, what = Side.CLIENT, "the kernel here has no memory for it"
+        case (_, "ETIMEDOUT"):
+            side, what = Side.BETWEEN, "nothing is acknowledged any more: the peer or the path is gone"
+            limits = limits or ["retries"]
+        case _:
+            side, what = Side.BETWEEN, f"{call}() fails"
+    return Cause(
+        side=side,
+        what=what,
+        error=name,
+        step=failure.step,
+        count=failure.count,
+        limits=_first(limits),
+        evidence=evidence,
+    )
+
+
+def _silence(
+    limits: list[str], snapshot: Snapshot, witness: Witness, risen: Mapping[str, int]
+) -> tuple[Side, str, list[str], str]:
+    """connect() that nobody answers: whose table or queue is full, if a counter that we can see says so."""
+    tracked = witness.held.conntrack
+    refused = {name: by for name, by in risen.items() if name in ("conntrack.drop", "conntrack.early_drop")}
+    full = tracked.maximum is not None and tracked.count is not None and tracked.count >= tracked.maximum
+    if refused or full:
+        numbers = [f"{name} rose by {by:,}" for name, by in refused.items()]
+        if tracked.count is not None and tracked.maximum is not None:
+            numbers.append(f"{tracked.count:,} of {tracked.maximum:,} entries are in use")
+        return Side.CLIENT, "this host's connection tracking drops them", ["conntrack-table"], ", ".join(numbers)
+    if witness.held.rule_limits:
+        evidence = f"a rule here bounds connections: {witness.held.rule_limits[0]}"
+        return Side.CLIENT, "this host's firewall drops them", ["firewall-rules"], evidence
+    for counter in ("TcpExt.ListenOverflows", "TcpExt.TCPReqQFullDrop"):
+        if counter in risen:
+            named = [limit.name for limit in suspects_by_counter(counter)]
+            evidence = f"{counter} rose by {risen[counter]:,} on this host, where the server is too"
+            return Side.SERVER, "the server does not accept fast enough", named, evidence
+    if "TcpExt.TCPSYNChallenge" in risen:
+        # A listener whose queue is full drops the handshake's last ACK and repeats its SYN-ACK (tcp_check_req).
+        evidence = f"{risen['TcpExt.TCPSYNChallenge']:,} SYN-ACKs were repeated for connections that stand here"
+        return Side.SERVER, "the server does not accept fast enough", ["accept-queue"], evidence
+    if snapshot.connects_succeeded and not snapshot.pings_right:
+        evidence = f"{snapshot.connects_succeeded:,} connected before, and none of them was ever answered"
+        return Side.SERVER, "the server has ceased to accept, as far as can be seen from here", limits, evidence
+    if snapshot.connects_succeeded:
+        return Side.BETWEEN, "no answer any more: a full queue there, or a firewall on the way", limits, ""
+    limits = [name for name in limits if name != "accept-queue"]
+    return Side.BETWEEN, "no answer at all: the address is nobody's, or something on the way drops", limits, ""
+
+
+def _ports(limits: list[str], witness: Witness) -> tuple[list[str], str]:
+    waiting = witness.held.sockets.by_state.get("TIME_WAIT") or witness.held.sockets.time_wait or 0
+    evidence = f"{witness.fullest:,} of {witness.ports:,} source ports of the fullest pair are in use"
+    if 2 * waiting > witness.ports > 0:
+        return ["time-wait", *limits], f"{evidence}, {waiting:,} sockets are in TIME_WAIT"
+    if witness.fullest >= witness.ports * 0.95:
+        return ["ephemeral-ports", *limits], evidence
+    if witness.held.poisoned_ports:
+        return ["poisoned-ports", *limits], evidence
+    return limits, evidence
+
+
+def _descriptors(limits: list[str], host: Host) -> tuple[list[str], str]:
+    limit = host.process.rlimits.get("NOFILE")
+    if limit is None or limit.soft is None:
+        return limits, ""
+    first = ["descriptors-hard"] if limit.soft == limit.hard else []
+    return [*limits[:1], *first, *limits[1:]], f"RLIMIT_NOFILE of this process is {limit.soft:,}"
+
+
+def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cause]:
+    overflow = "TcpExt.ListenOverflows" in risen or "TcpExt.TCPSYNChallenge" in risen
+    rows = (
+        (
+            snapshot.pings_missing,
+            "connected, but it does not answer in time: it stalls, or never accepted",
+            ("accept-queue", "accept-at-limit") if overflow else ("accept-at-limit",),
+        ),
+        (snapshot.pings_wrong, "it answers with other bytes than it should", ()),
+        (snapshot.pings_refused, "it answers with an error status", ()),
+        (snapshot.openings_failed, "the opening handshake is refused, garbled or not answered", ()),
+        (snapshot.closed_by_peer, "it closes connections that we hold", ("accept-at-limit", "keepalive")),
+    )
+    repeated = risen.get("TcpExt.TCPSynRetrans", 0)
+    if repeated and not any(failure.name == "ETIMEDOUT" for failure in snapshot.failures):
+        yield Cause(
+            side=Side.SERVER if overflow else Side.BETWEEN,
+            what="some SYNs were answered only when repeated, a second later (the ramp is too steep for a queue there)",
+            error="",
+            step="",
+            count=repeated,
+            limits=("accept-queue", "syn-queue"),
+            evidence=f"TcpExt.TCPSynRetrans rose by {repeated:,}",
+        )
+    for count, what, limits in rows:
+        if count:
+            yield Cause(side=Side.SERVER, what=what, error="", step="", count=count, limits=limits, evidence="")
+
+
+def _busy(witness: Witness) -> Cause:
+    return Cause(
+        side=Side.CLIENT,
+        what="the client's processors are busy: it, not the server, sets the pace",
+        error="",
+        step="",
+        count=1,
+        limits=("path-rate", "connect-cost"),
+        evidence=f"{witness.client_busy:.0%} of the processors that it may use",
+    )
+
+
+def _risen(before: Host, after: Host) -> dict[str, int]:
+    rises = {name: now - before.counters.get(name, 0) for name, now in after.counters.items()}
+    return {name: by for name, by in rises.items() if by > 0}
+
+
+def _first(limits: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(limits))[:_MOST_SUSPECTS]

@@ -1,0 +1,409 @@
+"""`fourtuple load` against real servers in a lab, and against trouble: each cause is named, with the side it is on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fourtuple.lab import Lab, LabHost
+from fourtuple.tuples import Endpoint
+
+HERE = Path(__file__).parent
+MANNERS = ["reset", "stall", "garbage", "finish", "half_close", "huge_headers", "vanish_in_answer", "drip", "echo"]
+"""The ports of troublemaker.py in their order, which a test holds it to."""
+FIRST_PORT = 7_000
+START_S = 20.0
+RUN_S = 60.0
+
+Loaded = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(("client", "server")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def trouble(lab: Lab) -> Iterator[str]:
+    """The address of a server that misbehaves, by port."""
+    address = server_address(lab)
+    command = [sys.executable, str(HERE / "troublemaker.py"), address, str(FIRST_PORT)]
+    with subprocess.Popen(inside(lab, lab["server"], command), stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield address
+        server.kill()
+
+
+@pytest.fixture
+def load(lab: Lab) -> Loaded:
+    return lambda *options, prefix=(): run_load(lab, lab["client"], *options, prefix=prefix)
+
+
+def server_address(lab: Lab) -> str:
+    return str(lab["client"].links["server"].peer_address(4))
+
+
+def inside(lab: Lab, host: LabHost, command: list[str]) -> list[str]:
+    users = ["--user", "--preserve-credentials"] if lab.in_user_namespace else []
+    return ["nsenter", "--target", str(host.pid), "--net", *users, *command]
+
+
+def run_load(lab: Lab, client: LabHost, *options: str, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The report, with the exit status as `status`."""
+    command = [*prefix, sys.executable, "-m", "fourtuple", "load", *options, "--json"]
+    done = subprocess.run(inside(lab, client, command), capture_output=True, text=True, timeout=RUN_S, check=False)
+    assert done.stdout, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report | {"status": done.returncode}
+
+
+def start_server(lab: Lab, program: str, *options: str, port: int, ready_in: str = "") -> Iterator[str]:
+    """A server from the system in the lab; its address. Skips, with the reason, where it is not installed."""
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"{program} is not installed (apt-get install {program.removesuffix('-server')})")
+    address = server_address(lab)
+    with subprocess.Popen(inside(lab, lab["server"], [path, *options]), stdout=subprocess.DEVNULL) as server:
+        deadline_s = time.monotonic() + START_S
+        while lab["client"].connect_once(Endpoint.parse(f"{address}:{port}")) != "ok":
+            assert server.poll() is None, f"{program} ended with {server.returncode}"
+            assert time.monotonic() < deadline_s, f"{program} does not listen"
+            time.sleep(0.05)
+        yield address
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def redis(lab: Lab) -> Iterator[str]:
+    yield from start_server(
+        lab, "redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", port=6379
+    )
+
+
+@pytest.fixture(scope="module")
+def nginx(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("nginx")
+    configuration = folder / "nginx.conf"
+    configuration.write_text(
+        textwrap.dedent(f"""
+            daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+            events {{ worker_connections 1000; }}
+            http {{
+              access_log off; keepalive_requests 1000000;
+              client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
+              uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+              server {{
+                listen 8080-8083 backlog=4096;
+                location / {{ return 200 "hello\\n"; }}
+                location /no {{ return 503; }}
+              }}
+            }}
+            """)
+    )
+    yield from start_server(lab, "nginx", "-e", f"{folder}/error.log", "-c", str(configuration), port=8080)
+
+
+def cause(report: dict[str, Any], **wanted: object) -> dict[str, Any]:
+    """The first cause that is as wanted."""
+    for found in report["causes"]:
+        if all(found[key] == value for key, value in wanted.items()):
+            return dict(found)
+    raise AssertionError(f"{wanted} is none of {report['causes']}")
+
+
+# Real servers
+
+
+def test_redis_answers_a_typed_dialogue(load: Loaded, redis: str) -> None:
+    report = load(
+        f"tcp://{redis}:6379", "-c", "300", "--say", r"PING\r\n", "--expect", r"+PONG\r\n",
+        "--duration", "1", "--ping-every", "0.2", "--window", "64",
+    )  # fmt: skip
+    assert (report["status"], report["held"], report["stopped_by"]) == (0, 300, None)
+    assert report["rounds_right"] >= 600
+    assert report["rounds_failed"] == 0
+    assert report["answer"]["count"] == report["rounds_right"]
+    assert report["ports"][0]["used"] >= 300
+
+
+def test_redis_answers_a_script(load: Loaded, redis: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fourtuple.dialogue import *\n"
+        "dialogue = Dialogue(\n"
+        "    opening=(Say(b'SET key 12345\\r\\n'), Expect(b'+OK\\r\\n')),\n"
+        "    round=(Say(b'GET key\\r\\n'), Until(b'\\r\\n'), Skip(7), "
+        "           Say(b'INFO server\\r\\n'), Until(b'\\r\\n\\r\\n')),\n"
+        ")\n"
+    )
+    report = load(f"tcp://{redis}:6379", "-c", "50", "--script", str(script), "--duration", "1", "--window", "32")
+    assert (report["status"], report["openings_right"], report["rounds_failed"]) == (0, 50, 0)
+    assert report["rounds_right"] >= 50
+
+
+def test_nginx_keeps_connections_alive(load: Loaded, nginx: str) -> None:
+    report = load(f"http://{nginx}:8080-8083/", "-c", "600", "--duration", "1", "--ping-every", "0.2")
+    assert (report["status"], report["held"], report["rounds_failed"]) == (0, 600, 0)
+    assert report["rounds_right"] >= 1_200
+    assert report["connected"] == 600, "not one was made anew"
+
+
+def test_nginx_says_no(load: Loaded, nginx: str, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    report = load(
+        f"http://{nginx}:8080/no",
+        "-c",
+        "20",
+        "--duration",
+        "0.5",
+        "--html",
+        str(page),
+        "--fail-if",
+        "rounds_failed > 0",
+    )
+    assert (report["status"], report["failed_if"]) == (1, ["rounds_failed > 0"])
+    found = cause(report, side="the other side", what="it answers with an error status")
+    assert found["count"] == report["rounds"] > 0
+    assert "it answers with an error status" in page.read_text()
+
+
+def test_nginx_at_its_worker_connections(load: Loaded, nginx: str) -> None:
+    report = load(f"tcp://{nginx}:8080", "-c", "1500", "--duration", "1", "--no-replace")
+    assert report["status"] == 1
+    assert report["stopped_by"] == "the other side"
+    assert "accept-at-limit" in cause(report, what="it closes connections that we hold")["limits"]
+    assert 900 <= report["held"] < 1_000
+
+
+def test_websockets_pings_us_and_we_answer(load: Loaded, lab: Lab) -> None:
+    pytest.importorskip("websockets")
+    address = server_address(lab)
+    program = textwrap.dedent(f"""
+        import asyncio
+        from websockets.asyncio.server import serve
+        async def handler(connection):
+            await connection.wait_closed()
+        async def main():
+            async with serve(handler, "{address}", 8765, ping_interval=0.3, ping_timeout=0.5):
+                print("ready", flush=True)
+                await asyncio.Event().wait()
+        asyncio.run(main())
+        """)
+    command = inside(lab, lab["server"], [sys.executable, "-c", program])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        report = load(
+            f"ws://{address}:8765/chat", "-c", "100", "--duration", "1.5", "--ping-every", "0.3", "--size", "40"
+        )
+        server.kill()
+    assert (report["status"], report["openings_right"], report["held"]) == (0, 100, 100)
+    assert report["rounds_right"] >= 200
+    assert (report["rounds_failed"], report["closed_by_peer"]) == (0, 0), "its pings were answered"
+
+
+# Trouble, and the side that it is on
+
+
+def test_the_port_table_is_the_servers() -> None:
+    sys.path.insert(0, str(HERE))
+    try:
+        import troublemaker
+    finally:
+        sys.path.remove(str(HERE))
+    assert list(troublemaker.MANNERS) == list(MANNERS)
+
+
+@pytest.mark.parametrize(
+    ("manners", "options", "what"),
+    [
+        ("reset", (), "the peer reset the connection"),
+        ("finish", (), "it closes connections that we hold"),
+        ("half_close", (), "it closes connections that we hold"),
+        ("stall", ("--say", "x", "--expect", "y"), "connected, but it does not answer in time"),
+        ("garbage", ("--ping-every", "0.2"), "it answers with other bytes than it should"),
+        ("huge_headers", ("http",), "it answers with other bytes than it should"),
+        ("vanish_in_answer", ("http",), "the peer reset the connection"),
+        ("garbage", ("ws",), "the opening handshake is refused, garbled or not answered"),
+        ("stall", ("ws", "--connect-timeout", "0.2"), "the opening handshake is refused, garbled or not answered"),
+    ],
+)
+def test_a_server_with_bad_manners(
+    load: Loaded, trouble: str, manners: str, options: tuple[str, ...], what: str
+) -> None:
+    scheme, rest = (options[0], options[1:]) if options[:1] in (("http",), ("ws",)) else ("tcp", options)
+    port = FIRST_PORT + MANNERS.index(manners)
+    report = load(
+        f"{scheme}://{trouble}:{port}",
+        "-c",
+        "40",
+        "--duration",
+        "0.8",
+        "--answer-timeout",
+        "0.3",
+        "--no-replace",
+        *rest,
+    )
+    found = next(one for one in report["causes"] if one["what"].startswith(what))
+    assert found["side"] == "the other side"
+    assert found["count"] >= 30
+    assert report["connected"] == 40
+
+
+@pytest.mark.parametrize(("manners", "scheme"), [("drip", "http"), ("echo", "tcp")])
+def test_a_slow_or_plain_server_is_no_trouble(load: Loaded, trouble: str, manners: str, scheme: str) -> None:
+    port = FIRST_PORT + MANNERS.index(manners)
+    report = load(
+        f"{scheme}://{trouble}:{port}", "-c", "40", "--duration", "0.8", "--ping-every", "0.2", "--size", "1000"
+    )
+    assert (report["status"], report["held"], report["rounds_failed"]) == (0, 40, 0)
+    assert report["rounds_right"] >= 80
+
+
+def test_ended_connections_are_made_anew(load: Loaded, trouble: str) -> None:
+    port = FIRST_PORT + MANNERS.index("finish")
+    report = load(f"tcp://{trouble}:{port}", "-c", "10", "--duration", "1.2")
+    assert report["replaced"] >= 10
+
+
+def test_nobody_listens(load: Loaded, trouble: str) -> None:
+    report = load(f"tcp://{trouble}:9", "-c", "100", "--duration", "0.1")
+    found = cause(report, error="ECONNREFUSED", step="connect")
+    assert (report["stopped_by"], found["side"], report["held"]) == ("the other side", "the other side", 0)
+
+
+def test_descriptors_run_out_here(load: Loaded, trouble: str) -> None:
+    port = FIRST_PORT + MANNERS.index("stall")
+    report = load(
+        f"tcp://{trouble}:{port}", "-c", "400", "--duration", "0.1", "--carrier", "epoll",
+        prefix=("prlimit", "--nofile=200:200"),
+    )  # fmt: skip
+    found = cause(report, error="EMFILE", step="socket")
+    assert (report["stopped_by"], found["side"]) == ("this side", "this side")
+    assert {"descriptors-soft", "descriptors-hard"} <= set(found["limits"])
+    assert "is 200" in found["evidence"]
+    assert 50 < report["held"] < 200
+
+
+def test_source_ports_run_out_here(load: Loaded, lab: Lab, trouble: str) -> None:
+    before = lab["client"].sysctl("net.ipv4.ip_local_port_range")
+    lab["client"].set_sysctl("net.ipv4.ip_local_port_range", "40000 40099")
+    try:
+        port = FIRST_PORT + MANNERS.index("drip")
+        report = load(f"tcp://{trouble}:{port}", "-c", "150", "--duration", "0.1")
+    finally:
+        lab["client"].set_sysctl("net.ipv4.ip_local_port_range", before)
+    found = cause(report, error="EADDRNOTAVAIL", step="connect")
+    assert (report["stopped_by"], found["side"], found["limits"][0]) == ("this side", "this side", "ephemeral-ports")
+    assert (report["held"], report["ports"][0]["used"]) == (100, 100)
+
+
+def test_a_source_address_is_nobodys(load: Loaded, trouble: str) -> None:
+    report = load(f"tcp://{trouble}:{FIRST_PORT}", "-c", "10", "--duration", "0.1", "--from", "10.99.0.1")
+    found = cause(report, error="EADDRNOTAVAIL", step="bind")
+    assert (found["side"], found["limits"][0]) == ("this side", "source-addresses")
+
+
+def test_the_accept_queue_is_full_there(load: Loaded, lab: Lab) -> None:
+    server = lab["server"].another()
+    try:
+        server.listen(Endpoint.parse(f"{server_address(lab)}:7777"), backlog=8)
+        report = load(f"tcp://{server_address(lab)}:7777", "-c", "100", "--duration", "0.1", "--connect-timeout", "1.7")
+    finally:
+        server.kill()
+    found = cause(report, error="ETIMEDOUT", step="connect")
+    assert (report["stopped_by"], found["side"]) == ("the other side", "the other side")
+    assert "accept-queue" in found["limits"]
+
+
+def test_no_route_from_here(load: Loaded) -> None:
+    report = load("tcp://203.0.113.7:80", "-c", "10", "--duration", "0.1", "--from", "10.77.0.1", "--i-own-this-target")
+    found = cause(report, error="ENETUNREACH", step="connect")
+    assert (found["side"], found["limits"][0]) == ("this side", "route-errors")
+
+
+@pytest.fixture
+def rules(lab: Lab) -> Iterator[Callable[[str, str], None]]:
+    """Puts an nft table into a host of the lab, for the test."""
+    nft = shutil.which("nft")
+    if nft is None:
+        pytest.skip("nft is not installed (make system)")
+    changed: list[str] = []
+
+    def put(host: str, rule: str) -> None:
+        hook = "output" if host == "client" else "input"
+        table = f"table ip test {{\nchain c {{\ntype filter hook {hook} priority 0;\n{rule}\n}}\n}}\n"
+        subprocess.run(inside(lab, lab[host], [nft, "-f", "-"]), input=table, text=True, check=True, timeout=10)
+        changed.append(host)
+
+    yield put
+    for host in changed:
+        subprocess.run(inside(lab, lab[host], [nft, "delete table ip test"]), check=True, timeout=10)
+
+
+def test_a_rule_here_bounds_connections(load: Loaded, trouble: str, rules: Callable[[str, str], None]) -> None:
+    port = FIRST_PORT + MANNERS.index("stall")
+    rules("client", f"tcp dport {port} ct state new ct count over 50 drop")
+    report = load(f"tcp://{trouble}:{port}", "-c", "100", "--duration", "0.1", "--connect-timeout", "0.7")
+    found = cause(report, error="ETIMEDOUT", step="connect")
+    assert (found["side"], found["limits"]) == ("this side", ["firewall-rules"])
+
+
+def test_something_on_the_way_drops_all(load: Loaded, trouble: str, rules: Callable[[str, str], None]) -> None:
+    port = FIRST_PORT + MANNERS.index("stall")
+    rules("server", f"tcp dport {port} drop")
+    report = load(f"tcp://{trouble}:{port}", "-c", "50", "--duration", "0.1", "--connect-timeout", "0.7")
+    found = cause(report, error="ETIMEDOUT", step="connect")
+    assert (report["stopped_by"], found["side"]) == ("not to be told from here", "not to be told from here")
+    assert "accept-queue" not in found["limits"], "not one connected: no queue is full"
+
+
+# The command
+
+
+def test_ctrl_c_keeps_what_it_had(lab: Lab, trouble: str) -> None:
+    port = FIRST_PORT + MANNERS.index("echo")
+    command = [sys.executable, "-m", "fourtuple", "load", f"tcp://{trouble}:{port}", "-c", "50", "--json"]
+    with subprocess.Popen(
+        inside(lab, lab["client"], [*command, "--ping-every", "0.1", "--duration", "60"]),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        destination = Endpoint.parse(f"{trouble}:{port}")
+        deadline_s = time.monotonic() + START_S
+        while not any(
+            flow.destination == destination and flow.connections == 50 for flow in lab["client"].facts().flows
+        ):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        time.sleep(0.5)  # so that it holds, and reads no facts any more; if not, the report is of an earlier moment
+        running.send_signal(signal.SIGINT)
+        output, _ = running.communicate(timeout=RUN_S)
+    report = json.loads(output)
+    assert (running.returncode, report["interrupted"], report["held"]) == (130, True, 50)
+
+
+def test_a_target_of_somebody_else_is_refused() -> None:
+    # In the host's own namespace: nothing is sent, the refusal comes before.
+    command = [sys.executable, "-m", "fourtuple", "load", "tcp://192.0.2.1:80", "--from", "127.0.0.1", "-c", "1"]
+    with Lab(("alone",)) as lab:
+        routed = ["sh", "-c", 'ip route add default dev lo && exec "$@"', "sh", *command]
+        if shutil.which("ip") is None:
+            pytest.skip("ip is not installed (make system)")
+        done = subprocess.run(
+            inside(lab, lab["alone"], routed), capture_output=True, text=True, timeout=RUN_S, check=False
+        )
+    assert done.returncode == 64
+    assert "--i-own-this-target" in done.stderr
