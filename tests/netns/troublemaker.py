@@ -10,8 +10,10 @@ import socket
 import struct
 import sys
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
 
 
 async def _reset(_reader: Reader, writer: Writer) -> None:

@@ -128,7 +128,7 @@ def load(
     from fourtuple.cli import render
     from fourtuple.load import NUMBERS, Condition, Scenario, Target, play
     from fourtuple.load import report as page
-    from fourtuple.tuples import AddressSet
+    from fourtuple.load.scenario import address_set
 
     conditions = [Condition.parse(text, NUMBERS) for text in fail_if or ()]
     target = Target.parse(url)
@@ -137,7 +137,7 @@ def load(
     scenario = Scenario(
         target=target,
         connections=connections,
-        sources=AddressSet.parse(sources) if sources is not None else None,
+        sources=address_set("--from", sources) if sources is not None else None,
         rate_per_s=rate or 0,
         round_every_s=ping_every if ping_every is not None else ROUND_EVERY_S * talks,
         size_bytes=size,

@@ -133,8 +133,8 @@ class _Run:
                 engine.set_target(now.open_now)
                 break
             time.sleep(GLANCE_S / 2)
-        self.ramped, self.ramp_end = Reading.now(), now
         self._release()
+        self.ramped, self.ramp_end = Reading.now(), now
         self.held = read_host(probe_ports=False)
 
     def _hold(self, engine: Engine) -> None:

@@ -69,7 +69,7 @@ class Target:
             scheme=scheme,
             host=matched["host"],
             addresses=_addresses(matched["host"]),
-            ports=PortSet.parse(ports),
+            ports=_ports(ports),
             path=path,
         )
         if target.addresses is not None and len(target.addresses) * len(target.ports) > MOST_TARGET_ENDPOINTS:
@@ -146,7 +146,22 @@ def _addresses(host: str) -> AddressSet | None:
         if _NAME.fullmatch(bare) is None:
             raise BadConfig("URL", f"{bare[:80]!r} is neither an address nor a name")
         return None
-    return AddressSet.parse(bare)
+    return address_set("URL", bare)
+
+
+def address_set(option: str, text: str) -> AddressSet:
+    """Addresses as they are typed; an error names the option that they were typed for."""
+    try:
+        return AddressSet.parse(text)
+    except BadConfig as problem:
+        raise BadConfig(option, problem.why) from None
+
+
+def _ports(text: str) -> PortSet:
+    try:
+        return PortSet.parse(text)
+    except BadConfig as problem:
+        raise BadConfig("URL", problem.why) from None
 
 
 def _whole(option: str, value: int, least: int, most: int) -> None:
