@@ -303,8 +303,9 @@ def test_source_ports_run_out_here(load: Loaded, lab: Lab, trouble: str) -> None
         report = load(f"tcp://{trouble}:{port}", "-c", "150", "--duration", "0.1")
     finally:
         lab["client"].set_sysctl("net.ipv4.ip_local_port_range", before)
-    found = cause(report, error="EADDRNOTAVAIL", step="connect")
+    found = report["causes"][0]
     assert (report["stopped_by"], found["side"], found["limits"][0]) == ("this side", "this side", "ephemeral-ports")
+    assert "100 ports x 1 destinations = 100" in found["evidence"]
     assert (report["held"], report["ports"][0]["used"]) == (100, 100)
 
 

@@ -25,6 +25,13 @@ QUIET = Host.model_validate_json((HOSTS / "recorded.json").read_text()).model_co
     update={"conntrack": Conntrack(loaded=False), "rule_limits": (), "poisoned_ports": (), "sockets": Sockets()}
 )
 
+SPACE = TupleSpace(
+    sources=AddressSet.parse("10.0.0.1"),
+    source_ports=PortSet.parse("40000-40099"),
+    destinations=AddressSet.parse("10.0.0.9"),
+    destination_ports=PortSet.of(80),
+)
+
 
 # URLs
 
@@ -246,7 +253,7 @@ def first_cause(
 ) -> Cause:
     failure = Failure(step=step, errno=errno, count=7)
     snapshot = replace(nothing, failures=(failure,), stopped_by=failure, **counters)  # type: ignore[arg-type]
-    witness = Witness(before=QUIET, held=host, after=host, ports=100, fullest=fullest)
+    witness = Witness(before=QUIET, held=host, after=host, wanted=1, space=SPACE, fullest=fullest)
     return attribute(snapshot, witness)[0]
 
 
@@ -300,6 +307,20 @@ def test_ports_by_their_evidence(nothing: Snapshot) -> None:
         assert f"{fullest} of 100" in found.evidence
 
 
+def test_a_space_that_is_used_up(nothing: Snapshot) -> None:
+    witness = Witness(before=QUIET, held=QUIET, after=QUIET, wanted=130, space=SPACE)
+    snapshot = replace(nothing, connects_succeeded=90, tuples_busy=10)
+    (found,) = attribute(snapshot, witness)
+    assert (found.side, found.limits[0], found.count) == (Side.CLIENT, "ephemeral-ports", 30)
+    assert "1 source addresses x 100 ports x 1 destinations = 100" in found.evidence
+    assert attribute(replace(snapshot, tuples_busy=9), witness) == ()
+
+
+def test_a_busy_tuple_costs_nothing_where_another_was_taken(nothing: Snapshot) -> None:
+    snapshot = replace(nothing, failures=(Failure(step="connect", errno=EADDRNOTAVAIL, count=3),), tuples_busy=3)
+    assert attribute(snapshot, Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE)) == ()
+
+
 def test_what_runs_out_here(nothing: Snapshot) -> None:
     tight = QUIET.process.model_copy(update={"rlimits": {"NOFILE": RLimit(soft=64, hard=64)}})
     found = first_cause(nothing, "socket", EMFILE, QUIET.model_copy(update={"process": tight}))
@@ -319,7 +340,7 @@ def test_a_reset_is_the_others(nothing: Snapshot) -> None:
 
 
 def test_a_busy_client_is_said_to_be_so(nothing: Snapshot) -> None:
-    witness = Witness(before=QUIET, held=QUIET, after=QUIET, ports=9, client_busy=0.97, fell_short=True)
+    witness = Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE, client_busy=0.97, fell_short=True)
     assert [cause.side for cause in attribute(nothing, witness)] == [Side.CLIENT]
     assert attribute(nothing, replace(witness, fell_short=False)) == ()
 
@@ -328,7 +349,7 @@ def test_the_failure_that_stopped_it_comes_first(nothing: Snapshot) -> None:
     many = Failure(step="connect", errno=111, count=900)
     few = Failure(step="socket", errno=EMFILE, count=64)
     snapshot = replace(nothing, failures=(many, few), stopped_by=few, closed_by_peer=10_000)
-    causes = attribute(snapshot, Witness(before=QUIET, held=QUIET, after=QUIET, ports=9))
+    causes = attribute(snapshot, Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE))
     assert [cause.error for cause in causes] == ["EMFILE", "", "ECONNREFUSED"]
     assert all(by_name(limit) is not None for cause in causes for limit in cause.limits)
 

@@ -283,7 +283,9 @@ impl<S: Speech> LoadCore<S> {
                 let made = self.report.count(Counter::Connected);
                 let open = self.report.count(Counter::Open);
                 self.goal = connections.max(open).saturating_add(made - open);
-                self.walk.rewind();
+                if self.walk.is_at_end() && self.ended > 0 {
+                    self.walk.rewind();
+                }
                 if !self.walk.is_at_end() {
                     (self.making, self.failures_in_row, self.report.stopped_by) = (true, 0, None);
                 }

@@ -145,11 +145,10 @@ impl Walk {
         self.at >= self.end
     }
 
-    /// Try pairs that were used up again: connections that ended since gave ports back. Chosen tuples are not tried twice.
+    /// From the start again: connections that ended since gave tuples back. Those still in use will say so.
     pub(crate) fn rewind(&mut self) {
-        if self.is_at_end() && !choice_is_ours(self.choice) {
-            (self.at, self.pair) = (0, Pair::Giving);
-        }
+        self.at = if choice_is_ours(self.choice) { self.first } else { 0 };
+        self.pair = Pair::Giving;
     }
 
     fn pair_tuple(&self, at: u128) -> Option<Next> {

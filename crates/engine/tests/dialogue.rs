@@ -217,7 +217,7 @@ fn an_end_in_the_middle_is_neither_right_nor_wrong() {
 }
 
 #[test]
-fn a_target_asks_used_up_pairs_again() {
+fn a_target_walks_a_used_up_space_again() {
     let (mut played, _) = connected(vec![], vec![], 8);
     let mut asked = tickets(&played.order(Order::Target(2)));
     assert_eq!(asked.len(), 1);

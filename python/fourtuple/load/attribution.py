@@ -14,6 +14,7 @@ from enum import Enum
 from fourtuple.engine import Failure, Snapshot
 from fourtuple.facts import Host
 from fourtuple.limits import suspects, suspects_by_counter
+from fourtuple.tuples import TupleSpace
 
 _CALLS = {"receive": "recv"}
 """Where the engine's word for a step is not the system call's."""
@@ -55,8 +56,9 @@ class Witness:
     """At the end of the ramp."""
     after: Host
     """Once all is closed."""
-    ports: int
-    """Source ports per (source address, destination endpoint)."""
+    wanted: int
+    space: TupleSpace
+    """The tuples that the run could use."""
     fullest: int = 0
     """Connections of the fullest such group, TIME_WAIT and other programs' included."""
     client_busy: float = 0.0
@@ -68,13 +70,25 @@ class Witness:
 def attribute(snapshot: Snapshot, witness: Witness) -> tuple[Cause, ...]:
     """Every cause, the most frequent first; causes that made the engine stop before all others."""
     risen = _risen(witness.before, witness.after)
-    causes = [_of_failure(failure, snapshot, witness, risen) for failure in snapshot.failures]
+    causes = [_of_failure(failure, snapshot, witness, risen) for failure in _telling(snapshot)]
     causes += _without_error(snapshot, risen)
     if witness.fell_short and witness.client_busy >= _BUSY:
         causes.append(_busy(witness))
     stopper = snapshot.stopped_by
     first = None if stopper is None else (stopper.step, stopper.name)
-    return tuple(sorted(causes, key=lambda cause: ((cause.step, cause.error) != first, -cause.count)))
+    causes.sort(key=lambda cause: ((cause.step, cause.error) != first, -cause.count))
+    used = snapshot.connects_succeeded + snapshot.tuples_busy
+    if first is None and snapshot.connects_succeeded < witness.wanted and used >= witness.space.size:
+        causes.insert(0, _all_used(witness))
+    return tuple(causes)
+
+
+def _telling(snapshot: Snapshot) -> Iterable[Failure]:
+    """The failures that cost something: where a tuple was busy and another was taken, nothing went wrong."""
+    for failure in snapshot.failures:
+        of_ports = failure.step == "connect" and failure.name in ("EADDRNOTAVAIL", "EADDRINUSE")
+        if not of_ports or snapshot.stopped_by is not None:
+            yield failure
 
 
 def _of_failure(failure: Failure, snapshot: Snapshot, witness: Witness, risen: Mapping[str, int]) -> Cause:
@@ -151,11 +165,12 @@ def _silence(
 
 
 def _ports(limits: list[str], witness: Witness) -> tuple[list[str], str]:
+    ports = len(witness.space.source_ports)
     waiting = witness.held.sockets.by_state.get("TIME_WAIT") or witness.held.sockets.time_wait or 0
-    evidence = f"{witness.fullest:,} of {witness.ports:,} source ports of the fullest pair are in use"
-    if 2 * waiting > witness.ports > 0:
+    evidence = f"{witness.fullest:,} of {ports:,} source ports of the fullest pair are in use"
+    if 2 * waiting > ports > 0:
         return ["time-wait", *limits], f"{evidence}, {waiting:,} sockets are in TIME_WAIT"
-    if witness.fullest >= witness.ports * 0.95:
+    if witness.fullest >= ports * 0.95:
         return ["ephemeral-ports", *limits], evidence
     if witness.held.poisoned_ports:
         return ["poisoned-ports", *limits], evidence
@@ -197,6 +212,21 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
     for count, what, limits in rows:
         if count:
             yield Cause(side=Side.SERVER, what=what, error="", step="", count=count, limits=limits, evidence="")
+
+
+def _all_used(witness: Witness) -> Cause:
+    space = witness.space
+    sizes = (len(space.sources), len(space.source_ports), len(space.destinations) * len(space.destination_ports))
+    product = "{:,} source addresses x {:,} ports x {:,} destinations".format(*sizes)
+    return Cause(
+        side=Side.CLIENT,
+        what="every tuple that this side has is in use: more source addresses or ports are needed",
+        error="",
+        step="",
+        count=witness.wanted - space.size,
+        limits=("ephemeral-ports", "four-tuple", "source-addresses"),
+        evidence=f"{product} = {space.size:,}, {witness.wanted:,} wanted",
+    )
 
 
 def _busy(witness: Witness) -> Cause:

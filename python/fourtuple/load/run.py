@@ -106,12 +106,13 @@ class _Run:
     def _config(self) -> LoadConfig:
         scenario = self.scenario
         seed = secrets.randbits(64)
-        # One pass over every port, flat up to the last one, and no port is poisoned for others (catalogue A4, A8).
-        with_range = self.before.features.get("local_port_range", False)
+        # Every tuple by arithmetic: flat up to the last one, spread over all pairs, and no port is poisoned for others
+        # (catalogue A4, A8).
+        by_range = self.before.features.get("local_port_range", False)
         return LoadConfig(
             space=self.space,
             connections=scenario.connections,
-            choice=SourceChoice.KERNEL_RANGE if with_range else SourceChoice.KERNEL_PORT,
+            choice=SourceChoice.SINGLE_PORT if by_range else SourceChoice.KERNEL_PORT,
             window=scenario.window,
             rate_per_s=scenario.rate_per_s,
             connect_timeout_s=scenario.connect_timeout_s,
@@ -179,7 +180,8 @@ class _Run:
             before=self.before,
             held=self.held,
             after=after,
-            ports=len(self.space.source_ports),
+            wanted=wanted,
+            space=self.space,
             fullest=max((flow.connections for flow in flows), default=0),
             client_busy=self.ramped.busy_since(self.start),
             fell_short=short,
