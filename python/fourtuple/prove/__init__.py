@@ -13,7 +13,7 @@ from platform import machine, release
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.prove.model import Curve, Observer, Options, Outcome, Proof, Row, Step, StepResult
 from fourtuple.prove.stage import Stage, meminfo_bytes
-from fourtuple.prove.steps import STEPS
+from fourtuple.prove.steps import STEPS, server
 
 __all__ = ["STEPS", "Curve", "Observer", "Options", "Outcome", "Proof", "Row", "Step", "StepResult", "prove"]
 
@@ -24,6 +24,8 @@ def prove(options: Options, observer: Observer) -> Proof:
     Ctrl-C ends the current step, keeps what was reached, and skips the rest: the proof says `interrupted`.
     """
     steps = _chosen(options)
+    if options.connections is not None and not 1 <= options.connections <= server.MOST:
+        raise BadConfig("--connections", f"{options.connections:,}; allowed is 1 to {server.MOST:,}")
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     results: list[StepResult] = []
     interrupted = False

@@ -126,7 +126,7 @@ class Stage:
     def say(self, claim: str) -> None:
         """State the claim that comes next."""
         self.doing, self.reached = claim, 0
-        self.observer.said(claim)
+        self.observer.claimed(claim)
 
     def progressed(self, label: str, value: int, target: int | None) -> None:
         """A number grows."""
@@ -136,7 +136,7 @@ class Stage:
     def note(self, text: str) -> None:
         """Say something that belongs into the result as well."""
         self.notes.append(text)
-        self.observer.said(text)
+        self.observer.noted(text)
 
     def add(self, row: Row, *fleets: Fleet) -> None:
         """Leave a row. If it fell short because one of the fleets ran out of something, that does not refute the claim:
