@@ -27,8 +27,9 @@ CLIENT_PREFIX_6, SERVER_PREFIX_6 = "fd81::/64", "fd82::/64"
 BACKLOG = 65_535
 SHORTAGES = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 """Errors that say that something ran out which is not a tuple."""
-ENOUGH_TO_WEIGH = 20_000
-"""Sockets from which on memory per socket means something: below, 1 MiB of noise is more than 50 B each."""
+POLL_S, SETTLE_S, STILL_BYTES = 0.25, 10.0, 2 << 20
+ENOUGH_TO_WEIGH = 100_000
+"""Sockets from which on memory per socket means something: fewer find much of their room in slabs that are half empty."""
 
 
 class Stage:
@@ -63,6 +64,7 @@ class Stage:
 
     def pair(self) -> tuple[LabHost, LabHost]:
         """A client and a server, a veth link between them, a prefix of addresses on each, a long accept queue."""
+        settle()
         lab = self.lab("client", "server")
         client, server = lab["client"], lab["server"]
         for host, prefixes in (
@@ -221,6 +223,17 @@ class Meter:
 
     def _rss_now(self) -> int:
         return sum(host.rss_bytes() for host in self._hosts)
+
+
+def settle() -> None:
+    """Wait, not long, until the kernel has freed the sockets of what came before: that goes on after a close."""
+    before = meminfo_bytes("Slab")
+    for _ in range(int(SETTLE_S / POLL_S)):
+        time.sleep(POLL_S)
+        now = meminfo_bytes("Slab")
+        if before - now < STILL_BYTES:
+            return
+        before = now
 
 
 def meminfo_bytes(key: str) -> int:
