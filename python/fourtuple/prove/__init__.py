@@ -61,7 +61,9 @@ def _played(step: Step, options: Options, observer: Observer) -> tuple[StepResul
     except KeyboardInterrupt:
         interrupted = True
         stage.broken_off(step.claim, "", "interrupted")
-    except (LimitReached, MissingPrivilege) as error:
+    except LimitReached as error:
+        stage.broken_off(step.claim, error.limit, error.remedy or str(error))
+    except MissingPrivilege as error:
         stage.broken_off(step.claim, error.limit, str(error))
     except MissingFeature as error:
         stage.broken_off(step.claim, "direct-descriptors" if options.carrier == "uring" else "", str(error))
