@@ -608,6 +608,7 @@ def client_goal(lab_of: Scenario, carrier: CarrierName) -> Goal:
         descriptors_per_connection=descriptors(carrier),
         uses_epoll=carrier is CarrierName.EPOLL,
         ipv6=lab_of.version == 6,
+        searches_all_ports=lab_of.choice is SourceChoice.KERNEL_RANGE,
     )
 
 
