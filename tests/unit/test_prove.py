@@ -122,6 +122,7 @@ def test_the_report_has_every_row_and_believes_no_text() -> None:
     assert page.count('<td class="stopped">') == 1
     for text in ("one", "third", "65,535", "ephemeral-ports", "descriptors-soft"):
         assert f">{text}</td>" in page
+    assert "Time" not in page, "a column that has no value is left out"
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 3
     assert page.count("<svg") == 1
