@@ -258,6 +258,18 @@ class TestResources:
         able = IoUring(available=True, direct_descriptors=True)
         found = role(host(io_uring=able), Role.SERVER, descriptors_per_connection=0)
         assert not {"descriptors-soft", "descriptors-hard", "descriptors-ceiling"} & set(names(found))
+        process = Process(pid=1, rlimits={"NOFILE": RLimit(soft=64, hard=64)}, open_descriptors=7)
+        few = role(host(io_uring=able, process=process), Role.CLIENT_ONE, descriptors_per_connection=0)
+        assert (few.bounds[0].name, few.ceiling) == ("direct-descriptors", (64 - 7) * 64)
+        assert (
+            bound(
+                role(host(io_uring=able, process=process), Role.PROXY, descriptors_per_connection=0),
+                "direct-descriptors",
+            )
+            == 57 * 32
+        )
+        unlimited = Process(pid=1, rlimits={"NOFILE": RLimit(soft=None, hard=None)})
+        found = role(host(io_uring=able, process=unlimited), Role.SERVER, descriptors_per_connection=0)
         assert "direct-descriptors" in [one.name for one in found.not_applicable]
         refused = role(host(), Role.SERVER, descriptors_per_connection=0)
         assert (refused.bounds[0].name, refused.ceiling) == ("direct-descriptors", 0)
