@@ -50,6 +50,8 @@ MOST_CONNECTIONS = 20_000
 TOLERANCE_PERCENT = 1
 PATIENCE_S = 60.0
 SETTLE_S = 0.5
+TIME_WAIT_REUSE_S = 1.2
+"""A little more than net.ipv4.tcp_tw_reuse_delay."""
 
 
 class Wall(Enum):
@@ -126,6 +128,8 @@ class Scenario:
     """Whether the server is the host that is examined."""
     closed: bool
     """Whether the connections that were there before are in TIME_WAIT or still open."""
+    reuse: int
+    """net.ipv4.tcp_tw_reuse: with 1, connect() takes over what is in TIME_WAIT."""
 
     def __str__(self) -> str:
         return f"{self.number:02}-{self.wall.value}"
@@ -214,7 +218,8 @@ def scenario(dice: random.Random, number: int, wall: Wall) -> Scenario:
         tracked=tracked,
         room=dice.randint(1, max(1, min(4_000, most * 3 // 4))) if wall is Wall.CONNTRACK else None,
         at_server=wall in SERVER_WALLS or (wall is Wall.CONNTRACK and dice.random() < 0.5),
-        closed=dice.random() < 0.5,
+        closed=dice.random() < 0.6,
+        reuse=dice.randint(0, 2),
     )
 
 
@@ -425,11 +430,15 @@ def play_leftovers(lab_of: Scenario, client: LabHost, server: LabHost) -> Outcom
     where = space_of(lab_of, client)
     usable = ceiling_of(diagnose(facts(client), [client_goal(lab_of, CarrierName.AUTO)]))
     other = client.another().start_engine(load_of(lab_of, where, SourceChoice.KERNEL_RANGE), CarrierName.AUTO, 1)
-    other.set_target(usable * 3 // 4)
-    filled(other, usable * 3 // 4)
+    others = usable * 3 // 4
+    other.set_target(others)
+    filled(other, others)
+    client.set_sysctl("net.ipv4.tcp_tw_reuse", lab_of.reuse)
     if lab_of.closed:
         other.close()
         other.join(PATIENCE_S)
+        time.sleep(TIME_WAIT_REUSE_S)
+        others = 0 if lab_of.reuse == 1 else others
     load = client.start_engine(load_of(lab_of, where), lab_of.carrier, 1)
     before = facts(client)
     diagnosis = diagnose(before, [client_goal(lab_of, load.carrier)])
@@ -439,7 +448,7 @@ def play_leftovers(lab_of: Scenario, client: LabHost, server: LabHost) -> Outcom
     used = pressures[0].used if pressures else 0
     return Outcome(
         diagnosis=diagnosis,
-        reached=now.open_now + usable * 3 // 4,
+        reached=now.open_now + others,
         answer=answer_of(now),
         before=before,
         after=before,
