@@ -12,7 +12,9 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #dde3ea; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number { text-align: right; white-space: normal; } .wide { overflow-x: auto; }
+.passed, .failed, .stopped { white-space: nowrap; }
 .passed { color: #1a7f37; } .failed { color: #c4232a; font-weight: 600; } .stopped { color: #9a6700; }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } .dim { color: #66707c; }
 @media (prefers-color-scheme: dark) { body { background: #12161c; color: #e2e7ee; } th, td { border-color: #2b333d; }

@@ -27,8 +27,9 @@ CLIENT_PREFIX_6, SERVER_PREFIX_6 = "fd81::/64", "fd82::/64"
 BACKLOG = 65_535
 SHORTAGES = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 """Errors that say that something ran out which is not a tuple."""
-ENOUGH_TO_WEIGH = 20_000
-"""Sockets from which on memory per socket means something: below, 1 MiB of noise is more than 50 B each."""
+POLL_S, SETTLE_S, STILL_BYTES = 0.25, 10.0, 2 << 20
+ENOUGH_TO_WEIGH = 100_000
+"""Sockets from which on memory per socket means something: fewer find their room in slabs that are half empty."""
 
 
 class Stage:
@@ -63,6 +64,7 @@ class Stage:
 
     def pair(self) -> tuple[LabHost, LabHost]:
         """A client and a server, a veth link between them, a prefix of addresses on each, a long accept queue."""
+        settle()
         lab = self.lab("client", "server")
         client, server = lab["client"], lab["server"]
         for host, prefixes in (
@@ -126,7 +128,7 @@ class Stage:
     def say(self, claim: str) -> None:
         """State the claim that comes next."""
         self.doing, self.reached = claim, 0
-        self.observer.said(claim)
+        self.observer.claimed(claim)
 
     def progressed(self, label: str, value: int, target: int | None) -> None:
         """A number grows."""
@@ -136,7 +138,7 @@ class Stage:
     def note(self, text: str) -> None:
         """Say something that belongs into the result as well."""
         self.notes.append(text)
-        self.observer.said(text)
+        self.observer.noted(text)
 
     def add(self, row: Row, *fleets: Fleet) -> None:
         """Leave a row. If it fell short because one of the fleets ran out of something, that does not refute the claim:
@@ -147,8 +149,9 @@ class Stage:
             answer = said(failure)
             told = row.kernel_said if answer in row.kernel_said else f"{answer}; {row.kernel_said}"
             row = replace(row, kernel_said=told, bound_by="")
-            if failure.name in SHORTAGES:
-                row = replace(row, outcome=Outcome.STOPPED, bound_by=self._limit_behind(failure))
+            slots = self.carrier is CarrierName.URING and failure.name == "EMFILE"
+            if limit := "direct-descriptors" if slots else limit_behind(failure.name, failure.step):
+                row = replace(row, outcome=Outcome.STOPPED, bound_by=limit)
         self.doing = ""
         self.rows.append(row)
         self.observer.row_added(row)
@@ -160,14 +163,6 @@ class Stage:
     def broken_off(self, claim: str, bound_by: str, why: str) -> None:
         """As `stopped`, in the middle of whatever was being shown; `claim` is for where nothing was."""
         self.stopped(self.doing or claim, bound_by, why, self.reached if self.doing else 0)
-
-    def _limit_behind(self, shortage: Failure) -> str:
-        """The catalogue's name for what ran out."""
-        if shortage.name in ("ENOMEM", "ENOBUFS"):
-            return memory_room()[1]
-        if self.carrier is CarrierName.URING and shortage.name == "EMFILE":
-            return "direct-descriptors"
-        return (suspects(shortage.step, shortage.name) or suspects("", shortage.name))[0].name
 
     def result(self, step: str, title: str) -> StepResult:
         """What the step came to: failed if any row failed, else stopped if any part could not run."""
@@ -223,6 +218,17 @@ class Meter:
         return sum(host.rss_bytes() for host in self._hosts)
 
 
+def settle() -> None:
+    """Wait, not long, until the kernel has freed the sockets of what came before: that goes on after a close."""
+    before = meminfo_bytes("Slab")
+    for _ in range(int(SETTLE_S / POLL_S)):
+        time.sleep(POLL_S)
+        now = meminfo_bytes("Slab")
+        if before - now < STILL_BYTES:
+            return
+        before = now
+
+
 def meminfo_bytes(key: str) -> int:
     """A line of /proc/meminfo in bytes; 0 if there is no such line."""
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -245,3 +251,12 @@ def space(sources: str, source_ports: str, destinations: str, destination_ports:
 def said(failure: Failure | None) -> str:
     """The kernel's answer as a row shows it."""
     return "" if failure is None else f"{failure.name} at {failure.step}()"
+
+
+def limit_behind(name: str, call: str = "") -> str:
+    """The catalogue's name for what ran out when `call` failed with this error; empty if nothing did."""
+    if name not in SHORTAGES:
+        return ""
+    if name in ("ENOBUFS", "ENOMEM"):
+        return memory_room()[1]
+    return (suspects(call, name) or suspects("", name))[0].name

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fourtuple.engine import LoadConfig, SourceChoice
 from fourtuple.prove.model import Outcome, Row, Step
-from fourtuple.prove.stage import ECHO_PORT, Meter, Stage, said, space
+from fourtuple.prove.stage import ECHO_PORT, Meter, Stage, said, settle, space
 from fourtuple.tuples import AddressSet
 
 FIRST_PORT = 40_000
@@ -85,6 +85,7 @@ def run(stage: Stage) -> None:
             fleet,
         )
         fleet.close()
+        settle()
 
 
 ADDRESSES = Step(
