@@ -12,12 +12,14 @@ from fourtuple.errors import BadConfig
 
 MOST_ACTS = 250
 MOST_BYTES = 65_535
-"""Of one act."""
+"""Of one act that waits for them."""
+MOST_SAID_BYTES = 2_048
+"""Of one Say: what a buffer of the engine holds. More is several, which `said` makes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Send these bytes."""
+    """Send these bytes, at most 2,048; `said` sends more."""
 
     data: bytes
 
@@ -89,6 +91,11 @@ class Pong:
         return ("pong", self.data, 0, 0)
 
 
+def said(data: bytes) -> tuple[Say, ...]:
+    """Bytes of any number, as one Say after the other."""
+    return tuple(Say(data[start : start + MOST_SAID_BYTES]) for start in range(0, len(data), MOST_SAID_BYTES))
+
+
 Act = Say | Expect | Until | Skip | Response | Pong
 
 
@@ -111,10 +118,17 @@ class Dialogue:
         if len(self.opening) + len(self.round) > MOST_ACTS:
             raise BadConfig("dialogue", f"has {len(self.opening) + len(self.round)} acts; at most {MOST_ACTS}")
 
+    @property
+    def longest_say_bytes(self) -> int:
+        """Of all of its acts; 0 if it says nothing."""
+        return max((len(act.data) for act in self.opening + self.round if isinstance(act, Say)), default=0)
+
 
 def _check(path: str, act: object) -> None:
     match act:
-        case Say(data=data) | Expect(data=data) | Until(mark=data):
+        case Say(data=data):
+            _bytes(path, data, 1, MOST_SAID_BYTES)
+        case Expect(data=data) | Until(mark=data):
             _bytes(path, data, 1, MOST_BYTES)
         case Pong(data=data):
             _bytes(path, data, 0, 125)  # RFC 6455 5.5: a control frame carries no more

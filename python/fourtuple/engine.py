@@ -294,6 +294,7 @@ class Engine:
         _whole_or_none("workers", workers, 1, 1_024)
         count = workers or _worth_while(config)
         chosen = settings or CarrierSettings()
+        _require_room_to_say(config, chosen)
         if carrier is not CarrierName.AUTO:
             return cls(_core.Workers.start(config, carrier.value, count, chosen), carrier, "")
         try:
@@ -396,6 +397,13 @@ class Engine:
 def uring_abilities() -> dict[str, bool]:
     """What io_uring can do for this process, each ability tried; raises, naming the reason, where there is none."""
     return dict(_core.uring_abilities())
+
+
+def _require_room_to_say(config: LoadConfig | EchoConfig, settings: CarrierSettings) -> None:
+    if isinstance(config, LoadConfig) and config.dialogue is not None and settings.buffer_bytes is not None:
+        longest = config.dialogue.longest_say_bytes
+        if longest > settings.buffer_bytes:
+            raise BadConfig("settings.buffer_bytes", f"is {settings.buffer_bytes}; the dialogue says {longest} at once")
 
 
 def _worth_while(config: LoadConfig | EchoConfig) -> int:

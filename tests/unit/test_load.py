@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourtuple.cli.main import main
-from fourtuple.dialogue import Dialogue, Expect, Pong, Response, Say, Skip, Until
-from fourtuple.engine import EchoConfig, Engine, Failure, LoadConfig, Snapshot, SourceChoice
+from fourtuple.dialogue import Act, Dialogue, Expect, Pong, Response, Say, Skip, Until, said
+from fourtuple.engine import CarrierSettings, EchoConfig, Engine, Failure, LoadConfig, Snapshot, SourceChoice
 from fourtuple.errors import BadConfig
 from fourtuple.facts import Conntrack, Host, RLimit, Sockets
 from fourtuple.limits import by_name
@@ -190,6 +190,7 @@ def test_presets_say_what_the_standards_want() -> None:
     "acts",
     [
         (Say(b""),),
+        (Say(b"x" * 2_049),),
         (Expect(b"x" * 65_536),),
         (Until(b"ab", 1),),
         (Skip(0),),
@@ -204,8 +205,23 @@ def test_a_dialogue_that_cannot_be_played(acts: tuple[object, ...]) -> None:
         Dialogue(round=acts)  # type: ignore[arg-type]
 
 
+def test_much_is_said_in_parts() -> None:
+    data = bytes(range(256)) * 20
+    assert b"".join(say.data for say in said(data)) == data
+    dialogue = Dialogue(opening=said(data))
+    assert dialogue.longest_say_bytes == 2_048
+    config = LoadConfig(space=SPACE, connections=0, dialogue=dialogue)
+    with pytest.raises(BadConfig, match=r"settings\.buffer_bytes"):
+        Engine.start(config, workers=1, settings=CarrierSettings(buffer_bytes=1_024))
+
+
 def test_a_dialogue_is_played_by_the_engine() -> None:
-    dialogue = Dialogue(opening=(Say(b"hello"), Skip(2), Expect(b"llo")), round=(Say(b"ab\n"), Until(b"\n")))
+    long = bytes(range(1, 256)) * 40
+    parts: list[Act] = [act for say in said(long) for act in (say, Expect(say.data))]
+    dialogue = Dialogue(
+        opening=(Say(b"hello"), Skip(2), Expect(b"llo"), *parts),
+        round=(Say(b"ab\n"), Until(b"\n")),
+    )
     port = _free_port()
     space = TupleSpace(
         sources=AddressSet.parse("127.0.0.1"),

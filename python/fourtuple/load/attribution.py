@@ -193,7 +193,7 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
             "connected, but it does not answer in time: it stalls, or never accepted",
             ("accept-queue", "accept-at-limit") if overflow else ("accept-at-limit",),
         ),
-        (snapshot.pings_wrong, "it answers with other bytes than it should", ()),
+        (snapshot.pings_wrong, "it answers with other bytes than it should, or ends the dialogue", ()),
         (snapshot.pings_refused, "it answers with an error status", ()),
         (snapshot.openings_failed, "the opening handshake is refused, garbled or not answered", ()),
         (snapshot.closed_by_peer, "it closes connections that we hold", ("accept-at-limit", "keepalive")),

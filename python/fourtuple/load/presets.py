@@ -9,7 +9,7 @@ import base64
 import random
 import re
 
-from fourtuple.dialogue import Dialogue, Expect, Pong, Response, Say, Until
+from fourtuple.dialogue import Dialogue, Expect, Pong, Response, Say, Until, said
 from fourtuple.errors import BadConfig
 from fourtuple.load.scenario import Scheme, Target
 
@@ -34,7 +34,7 @@ def preset(target: Target, size_bytes: int, seed: int) -> Dialogue | None:
 def http(target: Target) -> Dialogue:
     """A GET for each round, on a connection that is kept (RFC 9112 9.3)."""
     request = f"GET {target.path} HTTP/1.1\r\nHost: {target.authority}\r\nUser-Agent: {AGENT}\r\nAccept: */*\r\n\r\n"
-    return Dialogue(round=(Say(request.encode()), Response()))
+    return Dialogue(round=(*said(request.encode()), Response()))
 
 
 def websocket(target: Target, size_bytes: int, seed: int) -> Dialogue:
@@ -47,7 +47,7 @@ def websocket(target: Target, size_bytes: int, seed: int) -> Dialogue:
     )
     payload = chance.randbytes(min(size_bytes, _MOST_PING_BYTES))
     return Dialogue(
-        opening=(Say(request.encode()), Response(101, 101)),
+        opening=(*said(request.encode()), Response(101, 101)),
         round=(Say(_masked_ping(payload, chance.randbytes(4))), Pong(payload)),
     )
 
@@ -60,7 +60,7 @@ def typed(say: str | None, expect: str | None) -> Dialogue:
     wanted = expect.removesuffix("...")
     acts = [Expect(unescaped("--expect", wanted))] if wanted else []
     return Dialogue(
-        round=(Say(unescaped("--say", say)), *acts, *([Until(b"\n")] if expect.endswith("...") else [])),
+        round=(*said(unescaped("--say", say)), *acts, *([Until(b"\n")] if expect.endswith("...") else [])),
     )
 
 
