@@ -13,6 +13,7 @@ use fourtuple_carrier::sim::{Broken, FAULTS, Fault, Faults, Network, Random, Scr
 use fourtuple_engine::echo::{EchoConfig, EchoCore};
 use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::report::{Counter, Phase, Report};
+use fourtuple_engine::script::{Act, Script as Dialogue};
 use fourtuple_engine::space::{Addresses, Ports, Space};
 use fourtuple_engine::{Command, Core, Errno, Event, Instant, Order, Outbox, SourceChoice, Step};
 
@@ -29,6 +30,8 @@ const CHOICES: [SourceChoice; 5] = [
 #[derive(Debug)]
 struct World {
     clients: Vec<LoadConfig>,
+    /// None is tokens.
+    dialogue: Option<Dialogue>,
     servers: Vec<EchoConfig>,
     network: Network,
     faults: Faults,
@@ -120,13 +123,22 @@ impl World {
         }
         let until = Instant(until_ms * 1_000_000);
         let script = Script { orders, until, most_steps: 2_000_000, strict: true };
-        World { clients, servers, network, faults, script }
+        World { clients, dialogue: dialogue(seed), servers, network, faults, script }
+    }
+
+    fn clients(&self) -> Vec<Box<dyn Core>> {
+        let core = |config: &LoadConfig| match &self.dialogue {
+            Some(dialogue) => Box::new(LoadCore::playing(config.clone(), dialogue.clone())) as Box<dyn Core>,
+            None => Box::new(LoadCore::new(config.clone())),
+        };
+        self.clients.iter().map(core).collect()
     }
 
     fn run(&self, seed: u64) -> Result<(SimReport, Vec<Report>), Broken> {
-        let mut clients: Vec<LoadCore> = self.clients.iter().cloned().map(LoadCore::new).collect();
+        let mut clients = self.clients();
         let mut servers: Vec<EchoCore> = self.servers.iter().cloned().map(EchoCore::new).collect();
-        let mut client_cores: Vec<&mut dyn Core> = clients.iter_mut().map(|core| core as &mut dyn Core).collect();
+        let mut client_cores: Vec<&mut dyn Core> =
+            clients.iter_mut().map(|core| core.as_mut() as &mut dyn Core).collect();
         let mut server_cores: Vec<&mut dyn Core> = servers.iter_mut().map(|core| core as &mut dyn Core).collect();
         let mut sim = Sim::new(seed, self.faults);
         sim.network = self.network;
@@ -150,6 +162,10 @@ impl World {
             if count(Counter::OpenPeak) > asked {
                 return Err(format!("client {client} held {} of {asked}", count(Counter::OpenPeak)));
             }
+            // No peer here says other bytes than it was sent, however slowly and in whatever parts.
+            if count(Counter::PingsWrong) + count(Counter::PingsRefused) > 0 {
+                return Err(format!("client {client} heard what nobody said: {report:?}"));
+            }
             if report.phase != Phase::Done || settled > count(Counter::PingsSent) {
                 return Err(format!("client {client} ended as {report:?}"));
             }
@@ -159,6 +175,19 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+/// In every other world, a dialogue in which an echo answers as it should; in half of those, with an opening.
+fn dialogue(seed: u64) -> Option<Dialogue> {
+    let long: Vec<u8> = (0..31).collect();
+    let opening = vec![Act::Say(b"hello".to_vec()), Act::Skip(2), Act::Until(b"lo".to_vec(), 3)];
+    let round =
+        vec![Act::Say(b"one".to_vec()), Act::Expect(b"one".to_vec()), Act::Say(long.clone()), Act::Expect(long)];
+    match seed % 4 {
+        1 => Dialogue::new(opening, round).ok(),
+        3 => Dialogue::new(Vec::new(), round).ok(),
+        _ => None,
     }
 }
 
@@ -269,7 +298,7 @@ fn peaceful(clients: Vec<LoadConfig>, servers: Vec<EchoConfig>, orders: &[(Insta
     let network = Network { ports: (40_000, 40_099), ..Network::default() };
     let until = Instant(3_000_000_000);
     let script = Script { orders: orders.to_vec(), until, most_steps: 1_000_000, strict: true };
-    World { clients, servers, network, faults: Faults::NONE, script }
+    World { clients, dialogue: None, servers, network, faults: Faults::NONE, script }
 }
 
 #[test]

@@ -50,7 +50,7 @@ def load(
         typer.Argument(
             metavar="URL",
             help="tcp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH. HOST may be a range or list of "
-            "addresses, 10.0.0.1-10.0.0.8, and PORT of ports: one pair is filled after the other.",
+            "addresses, 10.0.0.1-10.0.0.8, and PORT of ports: connections are spread over all of them.",
         ),
     ],
     connections: Annotated[
