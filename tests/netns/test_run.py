@@ -1,0 +1,255 @@
+"""`fourtuple run` with real programs: past one address's ports to one destination, and nothing else changed for them.
+
+The client's ephemeral range is 100 ports, so that 28,232 + 1 is 100 + 1 here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fourtuple.cli import Exit
+from fourtuple.engine import EchoConfig
+from fourtuple.lab import Lab
+from fourtuple.tuples import Endpoint
+
+PROGRAMS = Path(__file__).parent / "programs"
+RUN = [sys.executable, "-m", "fourtuple", "run"]
+PORTS = 100
+SERVER = "10.77.0.2"
+ECHO, ECHO_6, WEB, REDIS = f"{SERVER}:7000", "[fd77::2]:7000", f"{SERVER}:8000", 6379
+EIGHT = "10.81.0.0-10.81.0.7"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(("client", "server")) as made:
+        client, server = made["client"], made["server"]
+        client.set_sysctl("net.ipv4.ip_local_port_range", f"40000 {40_000 + PORTS - 1}")
+        # TIME_WAIT would hold the tuples of one test against the next: here each ends at once.
+        for host in (client, server):
+            host.set_sysctl("net.ipv4.tcp_max_tw_buckets", 0)
+        client.add_any_ip("10.81.0.0/24")
+        client.add_any_ip("fd81::/64")
+        listening = [
+            Endpoint.parse(ECHO),
+            *([Endpoint.parse(ECHO_6)] if len(client.links["server"].addresses) > 1 else []),
+        ]
+        echo = server.start_engine(EchoConfig(listen=tuple(listening), backlog=4_096), workers=1)
+        echo.wait_for(lambda now: now.listening_now == len(listening), 30)
+        yield made
+
+
+def inside(lab: Lab, host: str) -> list[str]:
+    """The words that run a program on this host of the lab."""
+    pid = lab[host].pid
+    namespaces = [f"--net=/proc/{pid}/ns/net"]
+    if lab.in_user_namespace:
+        namespaces += [f"--user=/proc/{pid}/ns/user", "--preserve-credentials"]
+    return ["nsenter", *namespaces, "--"]
+
+
+def on_client(lab: Lab, *words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401
+    settings = {"capture_output": True, "text": True, "timeout": 60, "check": False} | options
+    return subprocess.run([*inside(lab, "client"), *map(str, words)], **settings)
+
+
+def naive(lab: Lab, sources: str | None, *words: str) -> dict[str, dict[str, int]]:
+    """What the naive client reports, with `fourtuple run --from sources` before it or without."""
+    before = [*RUN, "--from", sources, "--"] if sources else []
+    done = on_client(lab, *before, sys.executable, PROGRAMS / "naive_client.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    answer: dict[str, dict[str, int]] = json.loads(done.stdout)
+    return answer
+
+
+def needs(program: str, package: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed (Debian: {package})")
+    return found
+
+
+class TestTupleSpace:
+    def test_without_it_one_address_is_all_there_is(self, lab: Lab) -> None:
+        answer = naive(lab, None, ECHO, "110")
+        assert answer == {"sources": {"10.77.0.1": PORTS}, "errors": {"EADDRNOTAVAIL": 10}}
+
+    @pytest.mark.parametrize("way", [[], ["nonblocking"], ["threads=4"], ["processes=4"], ["mapped"]])
+    def test_every_port_of_every_address_to_one_destination(self, lab: Lab, way: list[str]) -> None:
+        answer = naive(lab, EIGHT, ECHO, str(8 * PORTS), *way)
+        mapped = "::ffff:" if "mapped" in way else ""
+        assert answer == {"sources": {f"{mapped}10.81.0.{last}": PORTS for last in range(8)}, "errors": {}}
+
+    def test_one_more_fails_as_it_does_without(self, lab: Lab) -> None:
+        answer = naive(lab, "10.81.0.0/31", ECHO, str(2 * PORTS + 1))
+        assert answer["errors"] == {"EADDRNOTAVAIL": 1}
+        assert sum(answer["sources"].values()) == 2 * PORTS
+
+    def test_ipv6_out_of_a_64(self, lab: Lab) -> None:
+        if len(lab["client"].links["server"].addresses) < 2:
+            pytest.skip("this kernel has no IPv6")
+        answer = naive(lab, "fd81::/64", ECHO_6, str(3 * PORTS))
+        assert answer["errors"] == {}
+        assert len(answer["sources"]) == 3 * PORTS, "each connection has an address of its own"
+        assert all(source.startswith("fd81::") for source in answer["sources"])
+
+    def test_a_chosen_address_serves_every_destination(self, lab: Lab) -> None:
+        """bind(address, 0) before connect: without help the port is taken for all destinations (A7)."""
+        second = Endpoint.parse(f"{SERVER}:7002")
+        lab["server"].listen(second, backlog=1_000)
+        try:
+            words = (f"{ECHO},{second}", str(PORTS), "bind=10.81.0.9")
+            assert naive(lab, None, *words) == {"sources": {"10.81.0.9": PORTS}, "errors": {"EADDRINUSE": PORTS}}
+            assert naive(lab, EIGHT, *words) == {"sources": {"10.81.0.9": 2 * PORTS}, "errors": {}}
+        finally:
+            lab["server"].release()
+
+    def test_nobody_else_is_disturbed(self, lab: Lab) -> None:
+        """No port is poisoned: while every port of eight addresses is held, a plain program has all of its own."""
+        client = [*RUN, "--from", EIGHT, "--", sys.executable, str(PROGRAMS / "naive_client.py")]
+        with subprocess.Popen(
+            [*inside(lab, "client"), *client, ECHO, str(8 * PORTS), "bind=10.81.0.3", "hold"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as holding:
+            assert holding.stdin is not None
+            assert holding.stdout is not None
+            assert json.loads(holding.stdout.readline())["sources"] == {"10.81.0.3": PORTS}
+            assert naive(lab, None, ECHO, str(PORTS)) == {"sources": {"10.77.0.1": PORTS}, "errors": {}}
+            holding.stdin.close()
+
+    def test_the_range_that_is_asked_for(self, lab: Lab) -> None:
+        words = [sys.executable, PROGRAMS / "naive_client.py", ECHO, "60"]
+        done = on_client(lab, *RUN, "--from", "10.81.0.0/30", "--range", "40010-40019", "--", *words)
+        answer = json.loads(done.stdout)
+        assert answer == {
+            "sources": {f"10.81.0.{last}": 10 for last in range(4)},
+            "errors": {"EADDRNOTAVAIL": 20},
+        }
+
+
+@contextmanager
+def nginx(lab: Lab, folder: Path) -> Iterator[Path]:
+    """nginx on the server; its log has the address of each client, one to a line."""
+    log = folder / "clients"
+    (folder / "conf").write_text(
+        f"""daemon off; master_process off; pid {folder}/pid; error_log {folder}/errors;
+        events {{ worker_connections 4096; }}
+        http {{
+            log_format clients "$remote_addr"; access_log {log} clients;
+            client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+            uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+            server {{ listen {WEB} backlog=4096; keepalive_requests 1000000; location / {{ return 200 "hello\\n"; }} }}
+        }}"""
+    )
+    server = [needs("nginx", "nginx-light"), "-c", str(folder / "conf"), "-p", str(folder)]
+    with listening(lab, [*inside(lab, "server"), *server], Endpoint.parse(WEB)):
+        yield log
+
+
+@contextmanager
+def listening(lab: Lab, words: list[str], endpoint: Endpoint) -> Iterator[None]:
+    """A server, once it takes connections; ended by its own pid."""
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            while lab["client"].connect_once(endpoint) != "ok":
+                assert server.poll() is None, server.stderr.read() if server.stderr else ""
+            yield
+        finally:
+            server.kill()
+
+
+class TestRealPrograms:
+    def test_curl(self, lab: Lab, tmp_path: Path) -> None:
+        curl = needs("curl", "curl")
+        with nginx(lab, tmp_path) as log:
+            for _ in range(30):
+                done = on_client(lab, *RUN, "--from", "10.81.0.0/24", "--", curl, "-sS", f"http://{WEB}/")
+                assert (done.stdout, done.stderr, done.returncode) == ("hello\n", "", 0)
+            seen = log.read_text().split()
+        assert len(seen) == 30
+        assert len(set(seen)) > 10, "thirty processes of one connection each spread, too"
+        assert all(source.startswith("10.81.0.") for source in seen)
+
+    def test_wrk(self, lab: Lab, tmp_path: Path) -> None:
+        wrk = [needs("wrk", "wrk"), "-t", "2", "-c", str(3 * PORTS), "-d", "1s", f"http://{WEB}/"]
+        with nginx(lab, tmp_path) as log:
+            without = on_client(lab, *wrk)
+            assert re.search(r"connect [1-9]", without.stdout), without.stdout
+            log.write_text("")
+            done = on_client(lab, *RUN, "--from", EIGHT, "--", *wrk)
+            assert done.returncode == 0, done.stderr
+            assert "Socket errors" not in done.stdout
+            seen = set(log.read_text(errors="replace").replace("\0", "").split())
+        assert seen == {f"10.81.0.{last}" for last in range(8)}
+
+    def test_redis_benchmark(self, lab: Lab, tmp_path: Path) -> None:
+        words = ["-h", SERVER, "-c", str(3 * PORTS), "-n", "3000", "-t", "ping", "-q"]
+        benchmark = [needs("redis-benchmark", "redis-tools"), *words]
+        server = [needs("redis-server", "redis-server"), "--bind", SERVER, "--port", str(REDIS), "--save", ""]
+        server += ["--dir", str(tmp_path), "--protected-mode", "no", "--tcp-backlog", "511"]
+        with listening(lab, [*inside(lab, "server"), *server], Endpoint.parse(f"{SERVER}:{REDIS}")):
+            assert "Cannot assign requested address" in (without := on_client(lab, *benchmark)).stdout + without.stderr
+            done = on_client(lab, *RUN, "--from", EIGHT, "--", *benchmark)
+        assert done.returncode == 0, done.stderr
+        assert "requests per second" in done.stdout
+        assert "Cannot" not in done.stdout + done.stderr
+
+
+class TestNothingElseChanges:
+    def test_every_answer_is_the_same(self, lab: Lab) -> None:
+        words = [sys.executable, PROGRAMS / "refusals.py", SERVER]
+        without = on_client(lab, *words)
+        done = on_client(lab, *RUN, "--from", "10.81.0.0/24,fd81::/64", "--", *words)
+        assert without.returncode == 0, without.stderr
+        assert without.stdout.count("\n") > 30
+        assert done.stdout.splitlines() == without.stdout.splitlines()
+
+    def test_on_loopback_from_loopback(self, lab: Lab) -> None:
+        here = Endpoint.parse("127.0.0.1:7003")
+        lab["client"].listen(here, backlog=1_000)
+        try:
+            assert naive(lab, EIGHT, str(here), "10")["sources"] == {"127.0.0.1": 10}, "left alone"
+            answer = naive(lab, "127.5.0.0/29", str(here), str(8 * PORTS))
+            assert answer == {"sources": {f"127.5.0.{last}": PORTS for last in range(8)}, "errors": {}}
+        finally:
+            lab["client"].release()
+
+    def test_a_thread_can_be_cancelled_in_connect(self, lab: Lab, tmp_path: Path) -> None:
+        program = tmp_path / "cancelled"
+        gcc = needs("gcc", "gcc")
+        subprocess.run([gcc, "-O2", "-w", "-o", program, PROGRAMS / "cancelled.c", "-lpthread"], check=True, timeout=60)
+        # The server is asked to forward, which it does not do: nobody ever answers.
+        lab["client"].route("198.18.0.0/24", SERVER)
+        done = on_client(lab, *RUN, "--from", EIGHT, "--", program, "198.18.0.1")
+        assert (done.stdout, done.stderr, done.returncode) == ("cleaned up\ncancelled\n", "", 0)
+
+    def test_the_exit_status_is_the_commands(self, lab: Lab) -> None:
+        assert on_client(lab, *RUN, "--from", EIGHT, "--", "sh", "-c", "exit 7").returncode == 7
+        assert on_client(lab, *RUN, "--from", EIGHT, "sh", "-c", "kill -9 $$").returncode == -signal.SIGKILL
+        ignored = on_client(lab, *RUN, "--from", EIGHT, "--", "grep", "SigIgn", "/proc/self/status")
+        assert int(ignored.stdout.split()[1], 16) == 0, "Python's own ignored signals do not reach the program"
+
+    def test_an_address_of_another_host_is_refused_before_anything_runs(self, lab: Lab) -> None:
+        done = on_client(lab, *RUN, "--from", "10.81.0.0/23", "--", "echo", "ran")
+        assert (done.stdout, done.returncode) == ("", Exit.USAGE)
+        assert "10.81.1.0-10.81.1.255" in done.stderr
+        assert "ip route add local" in done.stderr
+
+    def test_ports_outside_the_hosts_range_are_refused(self, lab: Lab) -> None:
+        done = on_client(lab, *RUN, "--from", EIGHT, "--range", "1024-65535", "--", "echo", "ran")
+        assert (done.stdout, done.returncode) == ("", Exit.USAGE)
+        assert "net.ipv4.ip_local_port_range, 40000-40099 here" in done.stderr
