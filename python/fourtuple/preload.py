@@ -45,7 +45,7 @@ class Sources:
         """Read "10.81.0.0/16", "10.7.0.1-10.7.0.9,fd81::/64" and the like, and ports such as "40000-49999"."""
         by_version: dict[int, AddressSet] = {}
         for part in (part for text in addresses for part in text.split(",")):
-            one = AddressSet.parse(part)
+            one = _addresses(part)
             known = by_version.get(one.version)
             by_version[one.version] = one if known is None else known.union(one)
         if not by_version:
@@ -129,6 +129,13 @@ def require_loadable(path: Path) -> Program:
         return program
     name = str(path) if program.path == path else f"{path} runs {program.path}, which"
     raise MissingFeature(f"{name} {reason}. {_OTHERWISE}")
+
+
+def _addresses(text: str) -> AddressSet:
+    try:
+        return AddressSet.parse(text)
+    except BadConfig as problem:
+        raise BadConfig("--from", problem.why) from None
 
 
 def _port_range(text: str) -> PortSet:

@@ -132,7 +132,7 @@ class TestTupleSpace:
             holding.stdin.close()
 
     def test_the_range_that_is_asked_for(self, lab: Lab) -> None:
-        words = [sys.executable, PROGRAMS / "naive_client.py", ECHO, "60"]
+        words = [sys.executable, str(PROGRAMS / "naive_client.py"), ECHO, "60"]
         done = on_client(lab, *RUN, "--from", "10.81.0.0/30", "--range", "40010-40019", "--", *words)
         answer = json.loads(done.stdout)
         assert answer == {
@@ -176,24 +176,25 @@ class TestRealPrograms:
     def test_curl(self, lab: Lab, tmp_path: Path) -> None:
         curl = needs("curl", "curl")
         with nginx(lab, tmp_path) as log:
-            for _ in range(30):
+            for _ in range(12):
                 done = on_client(lab, *RUN, "--from", "10.81.0.0/24", "--", curl, "-sS", f"http://{WEB}/")
                 assert (done.stdout, done.stderr, done.returncode) == ("hello\n", "", 0)
             seen = log.read_text().split()
-        assert len(seen) == 30
-        assert len(set(seen)) > 10, "thirty processes of one connection each spread, too"
+        assert len(seen) == 12
+        assert len(set(seen)) > 5, "twelve processes of one connection each spread, too"
         assert all(source.startswith("10.81.0.") for source in seen)
 
     def test_wrk(self, lab: Lab, tmp_path: Path) -> None:
         wrk = [needs("wrk", "wrk"), "-t", "2", "-c", str(3 * PORTS), "-d", "1s", f"http://{WEB}/"]
-        with nginx(lab, tmp_path) as log:
+        with nginx(lab, tmp_path):
             without = on_client(lab, *wrk)
-            assert re.search(r"connect [1-9]", without.stdout), without.stdout
-            log.write_text("")
+        assert re.search(r"connect [1-9]", without.stdout), without.stdout
+        (tmp_path / "clients").unlink()
+        with nginx(lab, tmp_path) as log:
             done = on_client(lab, *RUN, "--from", EIGHT, "--", *wrk)
             assert done.returncode == 0, done.stderr
             assert "Socket errors" not in done.stdout
-            seen = set(log.read_text(errors="replace").replace("\0", "").split())
+        seen = set(log.read_text().split())
         assert seen == {f"10.81.0.{last}" for last in range(8)}
 
     def test_redis_benchmark(self, lab: Lab, tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ class TestRealPrograms:
 
 class TestNothingElseChanges:
     def test_every_answer_is_the_same(self, lab: Lab) -> None:
-        words = [sys.executable, PROGRAMS / "refusals.py", SERVER]
+        words = [sys.executable, str(PROGRAMS / "refusals.py"), SERVER]
         without = on_client(lab, *words)
         done = on_client(lab, *RUN, "--from", "10.81.0.0/24,fd81::/64", "--", *words)
         assert without.returncode == 0, without.stderr

@@ -19,7 +19,7 @@ from fourtuple.errors import BadConfig
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND [ARGUMENT]...", help="The program to run.")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="The program to run.")],
     sources: Annotated[
         list[str],
         typer.Option(

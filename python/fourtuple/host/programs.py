@@ -109,7 +109,7 @@ def _segments(file: BinaryIO, form: str, kind: int, table: int, length: int, cou
 
 
 def _takes_on_rights(path: Path) -> bool:
-    """As the kernel decides AT_SECURE (bprm_fill_uid, cap_bprm_creds_from_file): rights that this process has count not."""
+    """As the kernel decides AT_SECURE (bprm_fill_uid, cap_bprm_creds_from_file); rights it has already do not count."""
     status = path.stat()
     if status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid():
         return True

@@ -1,9 +1,9 @@
 """A client that knows nothing of the tuple space: connect, hold, count. Written as most programs are.
 
 Arguments: destinations ("10.77.0.2:7000", "[fd77::2]:7000", more with commas), connections to each, and words:
-"bind=ADDRESS" binds to that address and port 0 first, "threads=N" and "processes=N" share the work out, "mapped" uses an
-IPv6 socket for IPv4, "nonblocking" connects as event loops do, "bystander" makes one plain connection of another kind at
-the end. Prints JSON: connections per source address, and errors by name.
+"bind=ADDRESS" binds to that address and port 0 first, "threads=N" and "processes=N" share the work out, "mapped" uses
+an IPv6 socket for IPv4, "nonblocking" connects as event loops do, "hold" keeps all until standard input ends. Prints
+JSON: connections per source address, and errors by name.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def main() -> None:
         if child == 0:
             # What it has counted goes to the parent, and its connections are held until the parent is done.
             os.close(reading)
-            found = work(destinations, each, options)
-            os.write(writing, json.dumps(found).encode() + b"\n")
+            os.write(writing, json.dumps(work(destinations, each, options)).encode() + b"\n")
             time.sleep(600)
         os.close(writing)
         children.append(child)

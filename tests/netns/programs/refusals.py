@@ -1,4 +1,4 @@
-"""What the socket calls answer, right and wrong uses alike, one line each: the same with the preload library and without.
+"""What the socket calls answer, rightly and wrongly used, one line each: the same with the preload library as without.
 
 Argument: an address with a server on port 7000. The lines name no address and no port, which are what may differ.
 """
