@@ -171,6 +171,18 @@ class TestThePortTerm:
             bound(role(roomy({"net.ipv4.ip_local_port_range": ports}), Role.CLIENT_ONE), "ephemeral-ports") == certain
         )
 
+    @pytest.mark.parametrize(("searches_all", "certain"), [(True, 101), (False, 100)])
+    def test_a_search_of_every_port_misses_none_where_the_kernel_does_it(
+        self, searches_all: bool, certain: int
+    ) -> None:
+        machine = roomy(
+            {"net.ipv4.ip_local_port_range": "40000 40100"}, features={"local_port_range_searches_all": searches_all}
+        )
+        found = role(machine, Role.CLIENT_ONE, searches_all_ports=True)
+        assert bound(found, "ephemeral-ports") == certain
+        assert ("port-parity" in [one.name for one in found.not_applicable]) is searches_all
+        assert bound(role(machine, Role.CLIENT_ONE), "ephemeral-ports") == 100
+
     def test_reserved_poisoned_and_listening_ports_count_once(self) -> None:
         machine = roomy(
             {"net.ipv4.ip_local_port_range": "40000 40099", "net.ipv4.ip_local_reserved_ports": "40000-40009,80,50000"},
@@ -598,6 +610,7 @@ GOALS = st.builds(
     accepts=st.booleans(),
     backlog=COUNTS,
     binds_first=st.booleans(),
+    searches_all_ports=st.booleans(),
 )
 
 
