@@ -28,8 +28,8 @@ LIBRARY = Path(__file__).parent / "libfourtuple_preload.so"
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1"}
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _OTHERWISE = (
-    "What works for any program: SNAT to several addresses (fourtuple limits show G4), or one network namespace per "
-    "source address (fourtuple limits show A20)."
+    "What works for any program: --by cgroup, where a BPF program may be attached; SNAT to several addresses "
+    "(fourtuple limits show G4); or one network namespace per source address (fourtuple limits show A20)."
 )
 
 
