@@ -114,6 +114,8 @@ class Flow(Facts):
     destination: Endpoint
     connections: Count
     """In any state that holds the tuple, TIME_WAIT included."""
+    time_wait: Count = 0
+    """Of them, those in TIME_WAIT: net.ipv4.tcp_tw_reuse may give their tuples away (A12)."""
 
 
 class Listener(Facts):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
-from fourtuple.facts import Goal, Host, Role
+from fourtuple.facts import Flow, Goal, Host, Role
 from fourtuple.limits._model import (
     Bound,
     Check,
@@ -91,10 +91,25 @@ def _ephemeral_use(host: Host) -> tuple[Usage, ...]:
     if isinstance(term, Unknown):
         return ()
     uses = [
-        Usage(used=flow.connections, of=term.size, unit="ports", subject=f"{flow.source} -> {flow.destination}")
+        Usage(used=_held(host, flow), of=term.size, unit="ports", subject=f"{flow.source} -> {flow.destination}")
         for flow in host.flows
     ]
     return tuple(sorted(uses, key=lambda use: -use.used))
+
+
+def _held(host: Host, flow: Flow) -> int:
+    """Tuples that connect() cannot have: TIME_WAIT counts unless it gives way (tcp_twsk_unique)."""
+    reuse, timestamps = number(host, "net.ipv4.tcp_tw_reuse"), number(host, "net.ipv4.tcp_timestamps")
+    # 2 is for loopback alone: either address in 127.0.0.0/8 will do, or ::1.
+    gives_way = reuse == 1 or (reuse == 2 and (flow.destination.address.is_loopback or _is_loopback(flow.source)))
+    return flow.connections - (min(flow.time_wait, flow.connections) if gives_way and timestamps in (1, 2) else 0)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _parity(host: Host, goal: Goal) -> Answer:
