@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .arg(&folder)
         // pthread_cancel() unwinds through our frames, on every architecture.
         .args(["--", "-Cforce-unwind-tables=yes"])
+        // musl's targets make static programs unless told, which have no shared objects; maturin tells them the same.
+        .args(target.contains("musl").then_some("-Ctarget-feature=-crt-static"))
         // Set by `cargo clippy`, which would check and make nothing.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .status()?;

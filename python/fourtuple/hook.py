@@ -283,7 +283,8 @@ def _load(code: bytes, attach: int) -> int:
     try:
         return _bpf(_PROG_LOAD, attributes, "load a program")
     except MissingFeature as problem:
-        problem.add_note(log.value.decode(errors="replace"))
+        if log.value:
+            problem.add_note(log.value.decode(errors="replace"))
         raise
 
 

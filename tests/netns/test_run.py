@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fourtuple.cli import Exit
 from fourtuple.engine import EchoConfig
+from fourtuple.hook import cgroup_with
 from fourtuple.lab import Lab
+from fourtuple.preload import Sources
 from fourtuple.tuples import Endpoint
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -31,6 +35,12 @@ PORTS = 100
 SERVER = "10.77.0.2"
 ECHO, ECHO_6, WEB, REDIS = f"{SERVER}:7000", "[fd77::2]:7000", f"{SERVER}:8000", 6379
 EIGHT = "10.81.0.0-10.81.0.7"
+SOURCE_TEXTS = [
+    *("127.0.0.0/8", "::1", "10.0.0.0/8", "1.0.0.0-126.255.255.255", "126.0.0.0-128.0.0.9", "128.0.0.0/2"),
+    *("fd81::/64", "fd82::/32", "2001:db8::ffff:ffff:ffff:fff0-2001:db8:0:1::9", "fe80::/10"),
+    *(f"10.{number}.0.1" for number in range(1, 30)),
+    *(f"fd{number:02x}::1" for number in range(1, 30)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +197,16 @@ class TestRealPrograms:
         assert len(set(seen)) > 3, "eight processes of one connection each spread, too"
         assert all(source.startswith("10.81.0.") for source in seen)
 
+    def test_curl_with_many_at_once(self, lab: Lab, tmp_path: Path) -> None:
+        curl = [needs("curl", "curl"), "-sS", "-Z", "--parallel-immediate", "--parallel-max", str(2 * PORTS + 50)]
+        curl.append(f"http://{WEB}/[1-{2 * PORTS + 50}]")
+        with nginx(lab, tmp_path) as log:
+            assert "Couldn't connect" in on_client(lab, *curl).stderr
+            done = on_client(lab, *RUN, "--from", EIGHT, "--", *curl)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == "hello\n" * (2 * PORTS + 50)
+        assert set(log.read_text().split()) >= {f"10.81.0.{last}" for last in range(8)}
+
     def test_wrk(self, lab: Lab, tmp_path: Path) -> None:
         wrk = [needs("wrk", "wrk"), "-t", "2", "-c", str(3 * PORTS), "-d", "1s", f"http://{WEB}/"]
         with nginx(lab, tmp_path):
@@ -307,6 +327,13 @@ class TestByCgroup:
         done = on_client(hooked, *setpriv, *by_cgroup(EIGHT), "echo", "ran")
         assert (done.stdout, done.returncode) == ("", Exit.UNABLE)
         assert "CAP_BPF" in done.stderr
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.sampled_from(SOURCE_TEXTS), min_size=1, max_size=40))
+    def test_the_kernel_verifies_what_is_assembled(self, hooked: Lab, texts: list[str]) -> None:
+        with cgroup_with(Sources.parse(texts)) as folder:
+            assert (folder / "cgroup.procs").read_text() == ""
+        assert not folder.exists()
 
     def test_ports_are_not_its_business(self, hooked: Lab) -> None:
         words = ["--by", "cgroup", "--from", EIGHT, "--range", "40000-40009", "--", "true"]
