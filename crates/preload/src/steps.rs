@@ -89,7 +89,12 @@ pub unsafe extern "C-unwind" fn connect(fd: c_int, address: *const sockaddr, len
 
     let wants_freebind = pool.nth(0).is_some_and(|source| source.is_ipv6());
     let before = socket.options(wants_freebind);
-    socket.set_no_port(1);
+    // Without it each bind() would take a port for all destinations, which is worse than one address.
+    if !socket.set_no_port(1) {
+        socket::set_errno(errno);
+        // SAFETY: the caller's promise.
+        return unsafe { socket::connect(fd, address, length) };
+    }
     if before.range == Some(0) {
         socket.set_range(config.range);
     }
