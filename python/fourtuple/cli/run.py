@@ -102,17 +102,22 @@ def _become(found: str, command: list[str], environment: Mapping[str, str]) -> N
 def _wait_for(found: str, command: list[str], folder: Path) -> int:
     """Run it in the cgroup; its exit status, or the signal that ended it as a negative number."""
 
-    def join() -> None:
-        (folder / "cgroup.procs").write_text("0")
-
+    # What is ignored stays ignored, as nohup(1) wants it.
+    heeded = [number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
     started: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if not started:
-            raise KeyboardInterrupt
         started[0].send_signal(number)
 
-    for number in PASSED_ON:
+    def join() -> None:
+        (folder / "cgroup.procs").write_text("0")
+        for number in heeded:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)
+
+    # The program may run before we know of it: until then a signal waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
+    for number in heeded:
         signal.signal(number, pass_on)
     try:
         started.append(subprocess.Popen(command, executable=found, preexec_fn=join))
@@ -120,6 +125,7 @@ def _wait_for(found: str, command: list[str], folder: Path) -> int:
         raise BadConfig("COMMAND", f"{found} cannot be run: {error.strerror}") from None
     except subprocess.SubprocessError:
         raise BadConfig("--by", f"this process may not join {folder}") from None
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)
     # Ctrl-C and Ctrl-\ go to both of us; what becomes of it is the program's affair.
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
