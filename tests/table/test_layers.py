@@ -24,6 +24,8 @@ UPWARD = [
     ("tuples.py", "from fourtuple.facts import Host"),
     ("facts.py", "import fourtuple.limits"),
     ("engine.py", "import fourtuple.lab"),
+    ("preload.py", "import fourtuple.hook"),
+    ("hook.py", "import fourtuple.lab"),
     ("host/__init__.py", "import fourtuple.doctor"),
     ("lab/__init__.py", "import fourtuple.prove"),
     ("prove/__init__.py", "from fourtuple.cli import main"),
@@ -33,6 +35,7 @@ UPWARD = [
 SIDEWAYS = [
     ("host/__init__.py", "import fourtuple.engine"),
     ("engine.py", "import fourtuple.host"),
+    ("preload.py", "import fourtuple.doctor"),
     ("limits/__init__.py", "from fourtuple import host"),
     ("metrics.py", "import fourtuple.errors"),
 ]

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fourtuple.cli import Exit, doctor, limits, prove
+from fourtuple.cli import Exit, doctor, limits, prove, run
 from fourtuple.errors import BadConfig, FourtupleError
 
 EPILOG = (
@@ -54,6 +54,8 @@ def _options(
 app.command("doctor")(doctor.doctor)
 app.add_typer(limits.app, name="limits")
 app.command("prove")(prove.prove)
+# What follows COMMAND is the command's, options too.
+app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
