@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fourtuple.cli import Exit, doctor, limits, prove
+from fourtuple.cli import Exit, doctor, limits, plan, prove, tune
 from fourtuple.errors import BadConfig, FourtupleError
 
 EPILOG = (
@@ -53,6 +53,8 @@ def _options(
 # The table of commands. Nouns read, verbs change.
 app.command("doctor")(doctor.doctor)
 app.add_typer(limits.app, name="limits")
+app.command("plan")(plan.plan)
+app.command("tune")(tune.tune)
 app.command("prove")(prove.prove)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from fourtuple.errors import BadConfig, FourtupleError
+from fourtuple.errors import BadConfig, FourtupleError, MissingFeature
 from fourtuple.facts import Change, ChangeKind
 from fourtuple.host import journal, knobs
 from fourtuple.host.journal import Entry, Journal, Phase
@@ -92,6 +92,7 @@ def undo(*, root: Path = Path("/"), state: Path | None = None, force: bool = Fal
     settings of the running system are not ours any more: one that has not our value is left as it is.
     """
     state = state or root / STATE
+    journal.read(state)
     with journal.locked(state):
         found = journal.read(state)
         entries = _to_restore(found, root, force=force)
@@ -109,18 +110,19 @@ def _to_restore(found: Journal, root: Path, *, force: bool) -> tuple[Entry, ...]
     rebooted = found.boot != journal.boot_id(root)
     entries, foreign = [], []
     for entry in found.entries:
-        now = knobs.read(root, entry.kind, entry.name)
-        if now == entry.old:
-            # Its directories may still have to go.
-            entries.append(entry)
-        elif knobs.same(entry.kind, entry.name, now, entry.new) or (force and not rebooted):
-            entries.append(entry)
-        elif rebooted and entry.kind is not KnobKind.FILE:
+        try:
+            now = knobs.read(root, entry.kind, entry.name)
+        except MissingFeature:
+            # After a reboot a module may not be loaded, and its settings not be there.
+            if not rebooted:
+                raise
             continue
-        elif force:
-            entries.append(entry)
-        else:
+        ours = now == entry.old or knobs.same(entry.kind, entry.name, now, entry.new)
+        if not ours and rebooted and entry.kind is not KnobKind.FILE:
+            continue
+        if not ours and not force:
             foreign.append(entry.name)
+        entries.append(entry)
     if foreign:
         names = ", ".join(foreign)
         raise BadConfig("--undo", f"changed since by somebody else: {names}; --force puts the old values over it")
@@ -136,7 +138,7 @@ def _restore(entries: Sequence[Entry], root: Path) -> None:
                 knobs.write(root, entry.kind, entry.name, entry.old)
             if knobs.read(root, entry.kind, entry.name) != entry.old:
                 failed.append(f"{entry.name}: the old value does not come back byte for byte")
-            knobs.remove_directories(root, entry.made)
+            knobs.tidy(root, entry.kind, entry.name, entry.made)
         except (FourtupleError, OSError) as error:
             failed.append(f"{entry.name}: {error}")
     if failed:

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import stat
+from contextlib import suppress
 from enum import Enum
 from ipaddress import ip_network
 from pathlib import Path
@@ -96,7 +97,9 @@ def read(root: Path, kind: KnobKind, name: str) -> bytes | None:
             except FileNotFoundError:
                 return None
             except OSError as error:
-                raise BadConfig(f"/{name}", f"cannot be read: {error.strerror}; fourtuple replaces plain files") from None
+                raise BadConfig(
+                    f"/{name}", f"cannot be read: {error.strerror}; fourtuple replaces plain files"
+                ) from None
 
 
 def write(root: Path, kind: KnobKind, name: str, value: bytes | None) -> None:
@@ -133,22 +136,25 @@ def made_directories(root: Path, kind: KnobKind, name: str) -> tuple[str, ...]:
     """Directories, the deepest first, that writing this file would make."""
     if kind is not KnobKind.FILE:
         return ()
-    parents = [parent for parent in Path(name).parents if parent != Path(".")]
+    parents = [parent for parent in Path(name).parents if parent != Path()]
     return tuple(str(parent) for parent in parents if not (root / parent).exists())
 
 
-def remove_directories(root: Path, names: tuple[str, ...]) -> None:
-    """Remove those of these directories that are empty, the deepest first."""
-    for name in names:
-        try:
-            (root / name).rmdir()
-        except OSError:
-            return
+def tidy(root: Path, kind: KnobKind, name: str, made: tuple[str, ...]) -> None:
+    """Remove what an interrupted write may have left: its partial file, and the directories that it had made."""
+    if kind is KnobKind.ROUTE or (kind is KnobKind.SYSCTL and root == Path("/")):
+        return
+    path = root / name if kind is KnobKind.FILE else _sysctl(root, name)
+    _partial(path).unlink(missing_ok=True)
+    for directory in made:
+        # Not empty: something else is in it, or another of our files still is.
+        with suppress(OSError):
+            (root / directory).rmdir()
 
 
 def replace_file(path: Path, value: bytes, mode: int = 0o644) -> None:
     """Have a file be these bytes at once or not at all, on the disk when this returns."""
-    partial = path.with_name(f".{path.name}.fourtuple")
+    partial = _partial(path)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         os.fchmod(descriptor, mode)
@@ -169,6 +175,10 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.fourtuple")
 
 
 def _sysctl(root: Path, name: str) -> Path:

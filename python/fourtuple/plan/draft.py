@@ -82,7 +82,9 @@ class Draft:
         if self.host.cgroup is None:
             return self
         knob, old = "memory.kmem.tcp.limit_in_bytes", str(self.host.cgroup.kmem_tcp_limit_bytes)
-        change = _change(ChangeKind.ELSEWHERE, knob, old, str(size_bytes), limit, arithmetic, "whoever makes the cgroup")
+        change = _change(
+            ChangeKind.ELSEWHERE, knob, old, str(size_bytes), limit, arithmetic, "whoever makes the cgroup"
+        )
         cgroup = self.host.cgroup.model_copy(update={"kmem_tcp_limit_bytes": size_bytes})
         return replace(self.with_change(change), host=self.host.model_copy(update={"cgroup": cgroup}))
 
@@ -104,7 +106,7 @@ class Draft:
 
     def own_addresses(self) -> tuple[IPAddress, ...]:
         """Addresses of the goal's family that the host can use towards others."""
-        found = {}
+        found: dict[IPAddress, None] = {}
         for address in self.host.addresses:
             try:
                 parsed = ip_address(address.address)

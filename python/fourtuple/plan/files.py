@@ -158,7 +158,9 @@ NAMESPACED_SAFE = ("net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_por
 def _container(plan: Plan) -> str:
     """Notes for containers: which changes go where."""
     lines = ["# The same plan in containers", ""]
-    own = [one for one in plan.changes if one.kind is ChangeKind.SYSCTL and one.knob.startswith(("net.ipv4", "net.core"))]
+    own = [
+        one for one in plan.changes if one.kind is ChangeKind.SYSCTL and one.knob.startswith(("net.ipv4", "net.core"))
+    ]
     host = [one for one in plan.changes if one.kind is ChangeKind.SYSCTL and one not in own]
     host += [one for one in plan.changes if one.kind is ChangeKind.ELSEWHERE]
     units = {one.knob: one.new for one in plan.changes if one.kind is ChangeKind.UNIT}
@@ -181,7 +183,7 @@ def _container(plan: Plan) -> str:
             "",
         ]
     if "MemoryMax" in units:
-        lines += [f"Memory: `resources.limits.memory: \"{units['MemoryMax']}\"`; sockets are charged to it (C6).", ""]
+        lines += [f'Memory: `resources.limits.memory: "{units["MemoryMax"]}"`; sockets are charged to it (C6).', ""]
     if prefixes := _prefixes(plan):
         lines += ["Source addresses: in the namespace of the pod, with CAP_NET_ADMIN (an init container):", "", "```sh"]
         lines += [_ip(prefix, "replace") for prefix in prefixes]

@@ -43,5 +43,3 @@ def balancer(goal: Goal, host: Host, machines: int, connections: int) -> Balance
         relay_machines=relays,
         relay_sources_each=sources,
     )
-
-

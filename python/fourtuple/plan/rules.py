@@ -13,11 +13,8 @@ from fourtuple.errors import BadConfig
 from fourtuple.facts import Goal, Host, Role, SourceNat
 from fourtuple.limits import Unknown
 from fourtuple.limits._terms import (
-
-
     PORT_RANGE,
     RESERVED_PORTS,
-
     TIME_WAIT_S,
     bytes_per_connection,
     count,
@@ -133,8 +130,10 @@ def more_descriptors(draft: Draft) -> Draft | None:
     wanted = draft.wanted * each + used + OWN_DESCRIPTORS
     arithmetic = f"{draft.wanted:,} x {count(each, 'descriptor')} + {used:,} open + {OWN_DESCRIPTORS} = {wanted:,}"
     ceiling = number(draft.host, "fs.nr_open")
-    raised = draft if ceiling is None or ceiling >= wanted else draft.with_sysctl(
-        "fs.nr_open", str(wanted), "B3", arithmetic
+    raised = (
+        draft
+        if ceiling is None or ceiling >= wanted
+        else draft.with_sysctl("fs.nr_open", str(wanted), "B3", arithmetic)
     )
     limit = draft.host.process.rlimits.get("NOFILE")
     enough = limit is not None and (limit.soft is None or limit.soft >= wanted)
@@ -281,14 +280,18 @@ def use_events(draft: Draft) -> Draft | None:
     """An event loop instead of threads."""
     threads = draft.goal.threads_per_connection
     why = f"{draft.wanted:,} x {count(threads, 'thread')} are {draft.wanted * threads:,} threads"
-    return draft.with_program("threads", f"{threads} per connection", "an event loop", "J1", why, threads_per_connection=0)
+    return draft.with_program(
+        "threads", f"{threads} per connection", "an event loop", "J1", why, threads_per_connection=0
+    )
 
 
 def reuse_time_wait(draft: Draft) -> Draft | None:
     """tcp_tw_reuse, where timestamps are on; else more tuples."""
     host, rate = draft.host, draft.goal.rate_per_s
     if number(host, "net.ipv4.tcp_tw_reuse") != 1 and number(host, "net.ipv4.tcp_timestamps") in (1, 2):
-        why = f"{rate:,} per second x {TIME_WAIT_S} s = {rate * TIME_WAIT_S:,} tuples would wait; with it each waits 1 s"
+        why = (
+            f"{rate:,} per second x {TIME_WAIT_S} s = {rate * TIME_WAIT_S:,} tuples would wait; with it each waits 1 s"
+        )
         return draft.with_sysctl("net.ipv4.tcp_tw_reuse", "1", "A12", why)
     delay_ms = TIME_WAIT_S * 1_000
     if number(host, "net.ipv4.tcp_tw_reuse") == 1 and number(host, "net.ipv4.tcp_timestamps") in (1, 2):
@@ -340,7 +343,7 @@ RATE_RULES: Mapping[str, Rule] = {"A12": reuse_time_wait, "G3": forget_sooner}
 
 
 def memory(goal: Goal, tracked: int) -> tuple[int, str]:
-    """What the connections of one machine take, kernel and program, and how it adds up; `tracked` entries of conntrack."""
+    """What the connections of one machine take, in kernel and program, `tracked` entries included; how it adds up."""
     connections = goal.connections or 0
     table = f" + {tracked:,} tracked x {ENTRY_BYTES} B" if tracked else ""
     if goal.role is Role.NAT:

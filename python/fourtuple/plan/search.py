@@ -184,7 +184,8 @@ def _tracked(host: Host, connections: int) -> int:
 def _notes(goal: Goal, draft: Draft, stop: Binding | None, needed: int) -> Iterator[str]:
     available = draft.host.machine.memory_available_bytes
     if available is not None and needed > available * MEMORY_SHARE_PERCENT // 100:
-        yield f"the memory that is needed, {needed:,} B, is more than {MEMORY_SHARE_PERCENT} % of the {available:,} B available"
+        share = f"{MEMORY_SHARE_PERCENT} % of the {available:,} B available"
+        yield f"the memory that is needed, {needed:,} B, is more than {share}"
     if stop is not None and draft.wanted and (draft.means.machines or 1) == 1:
         machines = -(-(goal.connections or 0) // draft.wanted)
         if machines > 1:
