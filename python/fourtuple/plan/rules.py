@@ -169,13 +169,17 @@ def more_watches(draft: Draft) -> Draft | None:
 
 def more_buffers(draft: Draft) -> Draft | None:
     """net.ipv4.tcp_mem, up to half of the memory; the kernel's own proportions of its three numbers (C3)."""
-    host, total = draft.host, draft.host.machine.memory_total_bytes
-    page = host.kernel.page_bytes or 4_096
+    total = draft.host.machine.memory_total_bytes
+    page = draft.host.kernel.page_bytes or 4_096
     each = draft.goal.bytes_queued * 5 * sockets_per_connection(draft.goal) // 4
-    most = -(-draft.wanted * each // page)
-    if total is None or most * page * 2 > total:
+    wanted = -(-draft.wanted * each // page)
+    most = wanted if total is None else min(wanted, total // 2 // page)
+    now = numbers(draft.host, "net.ipv4.tcp_mem", 3)
+    if now is not None and most <= now[2]:
         return None
-    arithmetic = f"{draft.wanted:,} x {each:,} B queued and their overhead / {page:,} B = {most:,} pages"
+    arithmetic = f"{draft.wanted:,} x {each:,} B queued and their overhead / {page:,} B = {wanted:,} pages"
+    if most < wanted:
+        arithmetic += f", of which half of the memory is {most:,}"
     return draft.with_sysctl("net.ipv4.tcp_mem", f"{most // 2} {most * 2 // 3} {most}", "C3", arithmetic)
 
 
