@@ -149,7 +149,7 @@ def test_25_kills_leave_the_old_state_or_the_new(root: Path, tmp_path: Path) -> 
 
 
 def test_undo_restores_what_a_power_failure_leaves(root: Path, tmp_path: Path) -> None:
-    found = kills(root, tmp_path / "state", 15, "--both")
+    found = kills(root, tmp_path / "state", 10, "--both")
     assert found["wrong"] == []
 
 

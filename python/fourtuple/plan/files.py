@@ -118,7 +118,7 @@ def _nft(plan: Plan) -> str:
     if translate:
         rule = translate[0]
         missing = "" if plan.sources else "# Name the addresses with --from and plan again.\n# "
-        text = f'        {missing}oifname "WAN" {rule.new.removesuffix(" addresses")} fully-random'
+        text = f'        {missing}oifname "WAN" {rule.new} fully-random'
         return "\n".join(
             [
                 f"{HEAD}: {rule.arithmetic} ({rule.limit}).",

@@ -25,7 +25,7 @@ from fourtuple.limits._terms import (
     sockets_per_connection,
 )
 from fourtuple.plan.draft import Draft
-from fourtuple.tuples import HIGHEST_PORT, PortSet
+from fourtuple.tuples import HIGHEST_PORT, AddressSet, PortSet
 
 Rule = Callable[[Draft], Draft | None]
 
@@ -253,12 +253,14 @@ def more_tracked(draft: Draft) -> Draft | None:
 def more_snat(draft: Draft) -> Draft | None:
     """SNAT addresses, filled no further than the search is certain to find a port."""
     ways = destinations(draft.goal)
-    each = SNAT_PORTS * NAT_FILL_PERCENT // 100
-    wanted = -(-draft.wanted // (each * ways))
+    bounded = next((rule.ports for rule in draft.host.source_nat if rule.ports is not None), None)
+    ports = SNAT_PORTS if bounded is None else bounded[1] - bounded[0] + 1
+    each = ports * NAT_FILL_PERCENT // 100
+    wanted = -(-draft.wanted // max(1, each * ways))
     if wanted <= sum(max(1, rule.addresses) for rule in draft.host.source_nat):
         return None
     arithmetic = (
-        f"{draft.wanted:,} / ({SNAT_PORTS:,} ports x {NAT_FILL_PERCENT} % x {count(ways, 'destination')})"
+        f"{draft.wanted:,} / ({ports:,} ports x {NAT_FILL_PERCENT} % x {count(ways, 'destination')})"
         f" = {count(wanted, 'address', 'addresses')}"
     )
     pool = draft.means.sources
@@ -266,9 +268,9 @@ def more_snat(draft: Draft) -> Draft | None:
         wanted = pool.size
     chosen = None if pool is None else pool.between(0, wanted)
     old = "; ".join(rule.rule for rule in draft.host.source_nat[:3])
-    new = f"snat to {chosen}" if chosen is not None else f"snat to {count(wanted, 'address', 'addresses')}"
+    new = f"snat to {count(wanted, 'address', 'addresses')}" if chosen is None else _snat(chosen, bounded)
     named = draft.with_rules("source NAT", old, new, "G4", arithmetic)
-    rule = SourceNat(table="ip fourtuple", rule=new, addresses=wanted)
+    rule = SourceNat(table="ip fourtuple", rule=new, addresses=wanted, ports=bounded)
     if number(draft.host, "net.ipv4.ip_forward") == 0:
         named = named.with_sysctl("net.ipv4.ip_forward", "1", "G4", "a NAT box forwards packets")
     return replace(
@@ -278,6 +280,14 @@ def more_snat(draft: Draft) -> Draft | None:
         sources=chosen,
         unnamed_sources=wanted if pool is None else 0,
     )
+
+
+def _snat(chosen: AddressSet, ports: tuple[int, int] | None) -> str:
+    """As nft(8) writes it; ports only where the rules before had them, for they need a protocol."""
+    if ports is None:
+        return f"snat to {chosen}"
+    ends = [f"[{one}]" if chosen.version == 6 else str(one) for one in dict.fromkeys(chosen.ranges()[0])]
+    return f"meta l4proto tcp snat to {'-'.join(ends)}:{ports[0]}-{ports[1]}"
 
 
 def use_events(draft: Draft) -> Draft | None:

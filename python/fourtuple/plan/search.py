@@ -190,6 +190,9 @@ def _notes(goal: Goal, draft: Draft, stop: Binding | None, needed: int) -> Itera
         machines = -(-(goal.connections or 0) // draft.wanted)
         if machines > 1:
             yield f"{machines:,} machines of this shape would reach it: --machines auto plans them"
+    if goal.role is Role.NAT and draft.goal.sources > 1:
+        # find_best_ips_proto() in net/netfilter/nf_nat_core.c.
+        yield "the kernel picks the SNAT address by a hash of client and server: few clients fill few of the addresses"
     if draft.unnamed_sources and goal.role is not Role.NAT:
         yield f"{draft.unnamed_sources:,} source addresses have no name yet: --from names them"
     if draft.goal.sources > 1 and goal.role is not Role.NAT:
