@@ -156,7 +156,7 @@ class Display:
         """A heading, and what the step claims."""
         self._console.print()
         self._console.print(Text.assemble((f"{number}/{of} {step.name}  ", "bold"), (step.title, "bold cyan")))
-        self._console.print(Padding(Text(step.claim, style="italic"), (0, 0, 0, INDENT)))
+        self._console.print(Padding(Text(step.claim, style="italic"), (0, 0, 0, INDENT), expand=False))
 
     def claimed(self, claim: str) -> None:
         """The moving line names it at once; elsewhere the row that follows is enough."""
@@ -164,7 +164,7 @@ class Display:
 
     def noted(self, text: str) -> None:
         """A line of talk."""
-        self._console.print(Padding(Text(text, style="dim"), (0, 0, 0, INDENT + NUMBER)))
+        self._console.print(Padding(Text(text, style="dim"), (0, 0, 0, INDENT + NUMBER), expand=False))
 
     def progressed(self, label: str, value: int, target: int | None) -> None:
         """The moving line."""

@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 AGENT_MODULE = "fourtuple.lab.agent"
 """Every agent carries it in its command line, followed by the host's name and the parent's pid."""
+UNSURPRISED = ("-W", "ignore::RuntimeWarning:runpy")
+"""runpy warns that the package has imported the module before; in an agent's last words that would mislead."""
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 60.0
 LAST_WORDS_BYTES = 2_000
@@ -48,7 +50,7 @@ class Agent:
         ours, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", AGENT_MODULE, name, str(os.getpid()), str(theirs.fileno())],
+                [sys.executable, "-P", *UNSURPRISED, "-m", AGENT_MODULE, name, str(os.getpid()), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=self._words,
                 stderr=self._words,

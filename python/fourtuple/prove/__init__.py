@@ -6,13 +6,14 @@ terminal: an `Observer` is told. Every step plays in network namespaces of its o
 
 from __future__ import annotations
 
+import errno
 import time
 from datetime import UTC, datetime
 from platform import machine, release
 
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.prove.model import Curve, Observer, Options, Outcome, Proof, Row, Step, StepResult
-from fourtuple.prove.stage import Stage, meminfo_bytes
+from fourtuple.prove.stage import Stage, limit_behind, meminfo_bytes
 from fourtuple.prove.steps import STEPS, server
 
 __all__ = ["STEPS", "Curve", "Observer", "Options", "Outcome", "Proof", "Row", "Step", "StepResult", "prove"]
@@ -60,11 +61,20 @@ def _played(step: Step, options: Options, observer: Observer) -> tuple[StepResul
     except KeyboardInterrupt:
         interrupted = True
         stage.broken_off(step.claim, "", "interrupted")
-    except (LimitReached, MissingPrivilege) as error:
+    except LimitReached as error:
+        stage.broken_off(step.claim, error.limit, error.remedy or str(error))
+    except MissingPrivilege as error:
         stage.broken_off(step.claim, error.limit, str(error))
     except MissingFeature as error:
         stage.broken_off(step.claim, "direct-descriptors" if options.carrier == "uring" else "", str(error))
-    except (EngineStopped, BadConfig, OSError) as error:
+    except OSError as error:
+        # This very process may be what runs out: each process of the lab takes two of its descriptors.
+        limit = limit_behind(errno.errorcode.get(error.errno or 0, ""))
+        if limit:
+            stage.broken_off(step.claim, limit, str(error))
+        else:
+            stage.add(Row(claim=stage.doing or step.claim, reached=0, kernel_said=str(error), outcome=Outcome.FAILED))
+    except (EngineStopped, BadConfig) as error:
         stage.add(Row(claim=stage.doing or step.claim, reached=0, kernel_said=str(error), outcome=Outcome.FAILED))
     return stage.result(step.name, step.title), interrupted
 

@@ -29,7 +29,7 @@ SHORTAGES = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 """Errors that say that something ran out which is not a tuple."""
 POLL_S, SETTLE_S, STILL_BYTES = 0.25, 10.0, 2 << 20
 ENOUGH_TO_WEIGH = 100_000
-"""Sockets from which on memory per socket means something: fewer find much of their room in slabs that are half empty."""
+"""Sockets from which on memory per socket means something: fewer find their room in slabs that are half empty."""
 
 
 class Stage:
@@ -149,8 +149,9 @@ class Stage:
             answer = said(failure)
             told = row.kernel_said if answer in row.kernel_said else f"{answer}; {row.kernel_said}"
             row = replace(row, kernel_said=told, bound_by="")
-            if failure.name in SHORTAGES:
-                row = replace(row, outcome=Outcome.STOPPED, bound_by=self._limit_behind(failure))
+            slots = self.carrier is CarrierName.URING and failure.name == "EMFILE"
+            if limit := "direct-descriptors" if slots else limit_behind(failure.name, failure.step):
+                row = replace(row, outcome=Outcome.STOPPED, bound_by=limit)
         self.doing = ""
         self.rows.append(row)
         self.observer.row_added(row)
@@ -162,14 +163,6 @@ class Stage:
     def broken_off(self, claim: str, bound_by: str, why: str) -> None:
         """As `stopped`, in the middle of whatever was being shown; `claim` is for where nothing was."""
         self.stopped(self.doing or claim, bound_by, why, self.reached if self.doing else 0)
-
-    def _limit_behind(self, shortage: Failure) -> str:
-        """The catalogue's name for what ran out."""
-        if shortage.name in ("ENOMEM", "ENOBUFS"):
-            return memory_room()[1]
-        if self.carrier is CarrierName.URING and shortage.name == "EMFILE":
-            return "direct-descriptors"
-        return (suspects(shortage.step, shortage.name) or suspects("", shortage.name))[0].name
 
     def result(self, step: str, title: str) -> StepResult:
         """What the step came to: failed if any row failed, else stopped if any part could not run."""
@@ -258,3 +251,12 @@ def space(sources: str, source_ports: str, destinations: str, destination_ports:
 def said(failure: Failure | None) -> str:
     """The kernel's answer as a row shows it."""
     return "" if failure is None else f"{failure.name} at {failure.step}()"
+
+
+def limit_behind(name: str, call: str = "") -> str:
+    """The catalogue's name for what ran out when `call` failed with this error; empty if nothing did."""
+    if name not in SHORTAGES:
+        return ""
+    if name in ("ENOBUFS", "ENOMEM"):
+        return memory_room()[1]
+    return (suspects(call, name) or suspects("", name))[0].name
