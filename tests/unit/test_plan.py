@@ -121,7 +121,8 @@ def test_a_hundred_million_over_many_machines() -> None:
         "with state 100,000,000 x 110 % = 110,000,000 entries x 256 B = 28,160,000,000 B"
     )
     assert balancer.relay_machines == -(-100_000_000 // (24_159_191_040 * 80 // 100 // 7_900)) == 41
-    assert balancer.relay_sources_each == -(-(-(-100_000_000 // (41 * 21))) // 64_512) == 2
+    to_each = -(-100_000_000 // (41 * 21))
+    assert balancer.relay_sources_each == -(-to_each // 64_512) == 2
 
 
 def test_ipv6_client() -> None:
@@ -308,6 +309,7 @@ def test_each_machine_has_addresses_of_its_own() -> None:
         ({"connections": 0}, {}),
         ({"connections": None}, {}),
         ({"connections": 5}, {"machines": 6}),
+        ({"connections": 5, "role": Role.NAT}, {"sources": pool("10.0.0.1,10.0.0.9")}),
         ({"connections": 5}, {"to": VIP}),
         ({"connections": 5}, {"sources": pool("10.0.0.1")}),
         ({"connections": 500, "role": Role.CLIENT_ONE}, {"sources": pool("10.0.0.1"), "machines": 2}),

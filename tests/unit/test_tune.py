@@ -160,7 +160,7 @@ def test_a_value_that_somebody_changed_since_stops_undo(root: Path) -> None:
     before = everything(root)
     apply(STEPS, root=root)
     set_value(root, "net.core.somaxconn", "777\n")
-    with pytest.raises(BadConfig, match="changed since by somebody else: net.core.somaxconn"):
+    with pytest.raises(BadConfig, match=r"changed since by somebody else: net\.core\.somaxconn"):
         undo(root=root)
     assert value(root, "net.ipv4.ip_local_port_range") == "1024 65535\n", "nothing may be undone by half"
     undo(root=root, force=True)

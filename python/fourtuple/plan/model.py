@@ -47,6 +47,8 @@ class Means:
             raise BadConfig("--connections", "0: a goal of 1 connection or more is wanted")
         if goal.role is Role.SERVER and (self.to or self.sources):
             raise BadConfig("--role", "server: its clients bring addresses and ports; leave out --to and --from")
+        if goal.role is Role.NAT and self.sources is not None and len(self.sources.runs) > 1:
+            raise BadConfig("--from", f"{str(self.sources)[:80]}: source NAT takes one range of addresses")
         if self.machines is not None and goal.connections < self.machines:
             raise BadConfig("--machines", f"{self.machines:,} for {goal.connections:,} connections: at most one each")
         if self.sources is not None and self.machines is not None and self.sources.size < self.machines:
