@@ -360,7 +360,7 @@ goals = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(goal=goals, name=st.sampled_from(NAMES), machines=st.sampled_from((1, None)))
 def test_every_plan_keeps_its_promises(goal: Goal, name: str, machines: int | None) -> None:
     made = plan(goal, host(name), Means(machines=machines))
@@ -381,7 +381,7 @@ def test_every_plan_keeps_its_promises(goal: Goal, name: str, machines: int | No
         assert text.endswith("\n")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(goal=goals, name=st.sampled_from(NAMES))
 def test_the_doctor_confirms_what_was_planned(goal: Goal, name: str) -> None:
     """The changes of a plan, made in the facts by hand, give the ceiling that it promises, or more."""

@@ -227,6 +227,17 @@ def test_a_journal_cannot_reach_beyond_what_tune_sets(root: Path) -> None:
             undo(root=root)
 
 
+def test_a_journal_removes_only_folders_of_its_file(root: Path, tmp_path: Path) -> None:
+    path, kept = damaged(root), tmp_path / "kept"
+    kept.mkdir()
+    body = json.loads(path.read_text())["body"]
+    body["entries"][-1]["made"] = [str(kept)]
+    path.write_text(json.dumps({"body": body, "checksum": journal._checksum(body)}))
+    with pytest.raises(BadConfig, match="is no journal"):
+        undo(root=root)
+    assert kept.is_dir()
+
+
 def test_a_journal_that_is_a_link_is_not_followed(root: Path, tmp_path: Path) -> None:
     path = damaged(root)
     shutil.move(path, tmp_path / "elsewhere")
@@ -286,7 +297,7 @@ def test_a_plan_is_for_its_host() -> None:
     stock = host("stock_distribution")
     made = client_plan(stock)
     assert hazards(made, stock) == ()
-    assert any("another host: it has 8 processors, this one 2" in one for one in hazards(made, host("container")))
+    assert any("another host: processors 8 there, 2 here" in one for one in hazards(made, host("container")))
 
 
 def test_a_stale_plan_says_what_changed() -> None:

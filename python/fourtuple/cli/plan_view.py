@@ -151,6 +151,7 @@ def _lines(lines: Iterable[str]) -> list[RenderableType]:
 
 def _table(*headings: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    for place, heading in enumerate(headings):
+        # The name of a knob is to be copied, so that it stays in one piece.
+        table.add_column(heading, overflow="fold", no_wrap=place == 0)
     return table

@@ -149,7 +149,8 @@ def _body(journal: Journal) -> dict[str, object]:
 
 def _entry(row: dict[str, object]) -> Entry:
     old, new, made = row["old"], row["new"], row["made"]
-    if not isinstance(made, list) or not all(isinstance(one, str) and ".." not in one for one in made):
+    parents = {str(parent) for parent in Path(str(row["name"])).parents if not parent.is_absolute()}
+    if not isinstance(made, list) or not parents.issuperset(made):
         raise ValueError("made")
     return Entry(
         kind=KnobKind(row["kind"]), name=str(row["name"]), old=_decoded(old), new=_decoded(new), made=tuple(made)

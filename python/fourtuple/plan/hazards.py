@@ -25,11 +25,15 @@ def _another_host(plan: Plan, host: Host) -> Iterator[str]:
     for field, what in (
         ("cpus", "processors"),
         ("memory_total_bytes", "bytes of memory"),
-        ("initial_network_namespace", "for initial network namespace"),
+        ("initial_network_namespace", "initial network namespace"),
     ):
         theirs, ours = getattr(made_for, field), getattr(here, field)
         if theirs != ours:
-            yield f"the plan was made for another host: it has {theirs} {what}, this one {ours}"
+            yield f"the plan was made for another host: {what} {_said(theirs)} there, {_said(ours)} here"
+
+
+def _said(fact: int | bool | None) -> str:
+    return "unknown" if fact is None else f"{fact:,}" if type(fact) is int else "yes" if fact else "no"
 
 
 def _stale(plan: Plan, host: Host) -> Iterator[str]:
