@@ -303,7 +303,7 @@ def _source_addresses(host: Host, goal: Goal) -> Answer:
     return Bound(
         connections=total,
         arithmetic=(
-            f"{term.size:,} ports x {count(own, 'address', 'addresses')} that the host has"
+            f"{term.arithmetic} x {count(own, 'address', 'addresses')} that the host has"
             f" (of {goal.sources:,} wanted) x {count(ways, 'destination')} = {total:,}"
         ),
     )
