@@ -217,7 +217,8 @@ def test_addresses_that_are_local_already_need_no_route() -> None:
     goal = Goal(role=Role.CLIENT_ONE, connections=2_000_000)
     made = plan(goal, ready, Means(to=VIP, sources=pool("10.9.0.0/24")))
     assert made.reached
-    assert all(change.kind is not ChangeKind.LOCAL_PREFIX for change in made.changes)
+    assert [change.kind for change in made.changes] == [ChangeKind.UNIT, ChangeKind.PROGRAM]
+    assert pool(made.sources).size == -(-2_000_000 // 28_232)
 
 
 def test_a_tracked_client_gets_a_larger_table_and_a_way_without() -> None:

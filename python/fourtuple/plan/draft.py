@@ -135,7 +135,7 @@ class Draft:
         draft = replace(self, sources=chosen, unnamed_sources=unnamed)
         kept = tuple(one for one in self.changes if one.kind is not ChangeKind.LOCAL_PREFIX)
         draft = replace(draft, changes=kept, host=self.host.model_copy(update={"addresses": self.found.addresses}))
-        missing = chosen.subtract(_local(self.found, chosen.version))
+        missing = chosen.subtract(local_addresses(self.found, chosen.version))
         for first, last in missing.ranges():
             for prefix in summarize_address_range(first, last):
                 draft = draft._with_local_prefix(str(prefix), limit, arithmetic)
@@ -168,7 +168,7 @@ class Draft:
         return replace(self, host=self.host.model_copy(update={"addresses": (*self.host.addresses, local)}))
 
 
-def _local(host: Host, version: int) -> AddressSet:
+def local_addresses(host: Host, version: int) -> AddressSet:
     """Every address that is bindable already: the host's own, and those of its local prefixes."""
     known = AddressSet(version=version)
     for one in host.addresses:

@@ -24,7 +24,7 @@ from fourtuple.limits._terms import (
     port_term,
     sockets_per_connection,
 )
-from fourtuple.plan.draft import Draft
+from fourtuple.plan.draft import Draft, local_addresses
 from fourtuple.tuples import HIGHEST_PORT, AddressSet, PortSet
 
 Rule = Callable[[Draft], Draft | None]
@@ -74,8 +74,10 @@ def _more_tuples(draft: Draft, each: int, limit: str) -> Draft | None:
 
 def _own(draft: Draft) -> int:
     """Addresses that are there already and may be used."""
-    own = draft.own_addresses()
-    return sum(one in draft.means.sources for one in own) if draft.means.sources is not None else len(own)
+    pool = draft.means.sources
+    if pool is None:
+        return len(draft.own_addresses())
+    return pool.intersect(local_addresses(draft.found, pool.version)).size
 
 
 def _widened(draft: Draft) -> Draft | None:
