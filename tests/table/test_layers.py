@@ -22,6 +22,7 @@ UPWARD = [
     ("errors.py", "import fourtuple.ranges"),
     ("ranges.py", "import fourtuple.tuples"),
     ("tuples.py", "from fourtuple.facts import Host"),
+    ("sources.py", "import fourtuple.connect"),
     ("facts.py", "import fourtuple.limits"),
     ("engine.py", "import fourtuple.lab"),
     ("host/__init__.py", "import fourtuple.doctor"),
@@ -35,11 +36,14 @@ SIDEWAYS = [
     ("engine.py", "import fourtuple.host"),
     ("limits/__init__.py", "from fourtuple import host"),
     ("metrics.py", "import fourtuple.errors"),
+    ("connect/__init__.py", "import fourtuple.host"),
 ]
 
 IMPURE = [
     ("ranges.py", "import os"),
     ("tuples.py", "import socket"),
+    ("sources.py", "import socket"),
+    ("sources.py", "from time import monotonic"),
     ("facts.py", "import subprocess"),
     ("limits/__init__.py", "import pathlib"),
     ("limits/_model.py", "import os.path"),
@@ -127,7 +131,8 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_pure_modules_are_the_pure_layers() -> None:
-    pure = {"fourtuple.ranges", "fourtuple.tuples", "fourtuple.facts", "fourtuple.limits", "fourtuple.doctor"}
+    names = ("ranges", "tuples", "sources", "facts", "limits", "doctor")
+    pure = {f"fourtuple.{name}" for name in names}
     assert set(CONTRACTS["forbidden"]["source_modules"]) == pure
 
 
