@@ -72,7 +72,9 @@ async def _fill(kind: type[Client], source: Any, count: int, destinations: list[
         one_more=_one_more(pool, destinations[0]) if pool else "",
     )
     await _maybe(client.close())
-    still_held = sum(pool.usage(destination_of(pool, one), time.monotonic()).held for one in destinations) if pool else 0
+    still_held = (
+        sum(pool.usage(destination_of(pool, one), time.monotonic()).held for one in destinations) if pool else 0
+    )
     step.done(still_held=still_held)
 
 
@@ -93,7 +95,7 @@ def _why(error: BaseException) -> str:
         return "LimitReached"
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in errno.errorcode:
+        if isinstance(seen, OSError) and seen.errno is not None and seen.errno in errno.errorcode:
             return errno.errorcode[seen.errno]
         for inner in getattr(seen, "exceptions", ()):
             return _why(inner)

@@ -277,7 +277,7 @@ class Requests(Client):
         response = self.session.get(f"http://{host}:{port}/", stream=True, timeout=TIMEOUT_S)
         response.raise_for_status()
         self.held.append(response)
-        connected = response.raw.connection
+        connected: Any = response.raw.connection
         return (connected.sock.getsockname()[:2], connected.sock.getpeername()[:2])
 
     def close(self) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from fourtuple.sources import Mechanism, SourcePool
 from fourtuple.tuples import ALL_PORTS, PortSet
@@ -26,6 +27,8 @@ _REUSE_DELAY_MS = 1_000
 _CLOSING_S = 0.05
 """TIME_WAIT begins when the peer has closed as well, a round trip after our close()."""
 _SETTINGS = Path("/proc/sys/net/ipv4")
+_ROUTES = Path("/proc/thread-self/net/ipv6_route")
+_RTF_LOCAL = 0x8000_0000
 _ON = struct.pack("=i", 1)
 
 
@@ -69,6 +72,25 @@ def look_again(pool: SourcePool) -> None:
     _KNOWN.pop(pool, None)
 
 
+def has_route_alone(address: str) -> bool:
+    """Whether an IPv6 address is local by a route, without being any interface's: then bind() asks for FREEBIND.
+
+    Without such a route FREEBIND would let a socket have any address of the world, and no answer would ever arrive.
+    """
+    number = int(IPv6Address(address))
+    try:
+        lines = _ROUTES.read_text().splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        # destination and its prefix length, source and its, next hop, metric, users, uses, flags (rt6_seq_show)
+        fields = line.split()
+        length, flags = int(fields[1], 16), int(fields[8], 16)
+        if flags & _RTF_LOCAL and (number ^ int(fields[0], 16)) >> (128 - length) == 0:
+            return True
+    return False
+
+
 def automatic_ports() -> PortSet:
     """The ports of this network namespace that automatic choice takes from, as a pool may use them all.
 
@@ -78,6 +100,8 @@ def automatic_ports() -> PortSet:
 
 
 _KNOWN: WeakKeyDictionary[SourcePool, Kernel] = WeakKeyDictionary()
+NEED_FREEBIND: WeakSet[SourcePool] = WeakSet()
+"""Pools with an address that `has_route_alone`."""
 
 
 def _examine(pool: SourcePool) -> Kernel:

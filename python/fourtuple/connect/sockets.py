@@ -90,6 +90,9 @@ class SourceSocket(socket.socket):
                 self._lease = lease  # under way: the kernel holds the tuple until the socket is closed
                 self._check_port(lease)
                 raise
+            except BaseException:
+                lease.release()  # and not by its own end: whoever keeps the exception would keep the lease
+                raise
             else:
                 self._lease = lease
                 self._check_port(lease)
@@ -119,6 +122,8 @@ class SourceSocket(socket.socket):
         lease = self._lease
         if lease is None:
             super().close()
+            if self._first is not None:
+                self._first.release()
             return
         rests_until = None if self.fileno() == -1 else when_free(self, self._pool, lease, self._mechanism)
         super().close()
@@ -206,6 +211,8 @@ class SourceSocket(socket.socket):
         super().setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, _ON)
 
     def _bind(self, address: str, port: int) -> None:
+        if self._pool in kernel.NEED_FREEBIND:
+            super().setsockopt(socket.IPPROTO_IPV6, kernel.FREEBIND, _ON)
         try:
             super().bind((address, port))
         except OSError as error:
@@ -213,8 +220,9 @@ class SourceSocket(socket.socket):
                 raise _Refused from None
             if error.errno != EADDRNOTAVAIL:
                 raise
-            if self.family != socket.AF_INET6 or not _is_local(address):
+            if self.family != socket.AF_INET6 or not kernel.has_route_alone(address):
                 raise BadConfig("sources", _not_ours(address)) from None
+            kernel.NEED_FREEBIND.add(self._pool)
             super().setsockopt(socket.IPPROTO_IPV6, kernel.FREEBIND, _ON)
             super().bind((address, port))
         self._bound_to = address
@@ -258,8 +266,7 @@ def destination_of(pool: SourcePool, address: Any) -> Endpoint:
 
 
 def when_free(connected: socket.socket, pool: SourcePool, lease: Lease, mechanism: Mechanism) -> float | None:
-    """When TIME_WAIT will have let go of the tuple, if this is closed now. There is none if the peer closed first, or if
-    closing resets."""
+    """When TIME_WAIT will have let go of the tuple, if this is closed now; None if there is none to come."""
     try:
         if connected.type != socket.SOCK_STREAM:
             return None
@@ -333,16 +340,6 @@ def _watch(pool: SourcePool, lease: Lease, descriptor: int) -> None:
             return True
 
     pool.doubt(lease, is_over)
-
-
-def _is_local(address: str) -> bool:
-    """Whether a route makes this address one of ours: then it is its own source. Sends nothing."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, 9))
-        except OSError:
-            return False
-        return ip_address(probe.getsockname()[0]) == ip_address(address)
 
 
 def _not_ours(address: str) -> str:
