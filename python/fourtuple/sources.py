@@ -240,7 +240,7 @@ class SourcePool:
             remedy=(
                 f"no source endpoint is left from {_shortened(self.sources)} ports {_shortened(self.ports)} to"
                 f" {destination} ({shown}); add source addresses or ports to the pool, give the server more addresses"
-                f" or ports, or close connections: `fourtuple limits A1`"
+                f" or ports, or close connections: `fourtuple limits show four-tuple`"
             ),
         )
 

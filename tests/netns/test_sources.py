@@ -7,6 +7,7 @@ without it the libraries that need long for that get smaller ones.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,33 @@ def test_every_port_serves_every_destination_and_none_is_poisoned(name: str) -> 
         assert client.step().numbers["still_held"] == 0
         if FULL:
             print(f"{name}: {numbers['connected']:,} connections in {numbers['seconds']:.1f} s")
+
+
+def test_the_example_of_the_page_on_eaddrnotavail() -> None:
+    page = (Path(__file__).parents[2] / "docs/eaddrnotavail.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with Lab(("here",)) as lab:
+        here = lab["here"]
+        here.add_any_ip("10.0.0.0/28")
+        here.add_any_ip("192.0.2.1/32")
+        here.set_sysctl("net.ipv4.ip_local_port_range", "1024 65535")
+        here.listen(Endpoint(ip_address("192.0.2.1"), 5432))
+        done = subprocess.run(
+            [
+                *entering(lab, here),
+                sys.executable,
+                "-W",
+                "error",
+                "-c",
+                f"{example}    print(connection.getsockname())",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("('10.0.0.")
 
 
 NAIVE = {

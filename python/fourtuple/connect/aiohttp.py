@@ -51,8 +51,8 @@ class SourceConnector(aiohttp.TCPConnector):
             address, lease = first_with_room(pool, addresses, Protocol.TCP)
             destination = destination_of(pool, address)
             lease = lease or await wait_for_lease(pool, destination, deadline)
-            self._waited_for.setdefault(destination, []).append(lease)
-            del lease
+            leases = self._waited_for.setdefault(destination, [])
+            leases.append(lease)  # for the socket that `_make` makes next, whichever task asks for it
             ordered = sorted(addr_infos, key=lambda info: info[4] != address)
             try:
                 return await super()._wrap_create_connection(*positional, addr_infos=ordered, **named)
@@ -60,5 +60,8 @@ class SourceConnector(aiohttp.TCPConnector):
                 if time.monotonic() >= deadline:
                     raise
             finally:
-                if not self._waited_for.get(destination):
+                if lease in leases:
+                    leases.remove(lease)
+                    lease.release()
+                if not leases and self._waited_for.get(destination) is leases:
                     self._waited_for.pop(destination, None)

@@ -72,6 +72,8 @@ class SourceSocket(socket.socket):
             super().connect(address)
             return
         destination = destination_of(self._pool, address)
+        if address[0] != str(destination.address):  # a name: it may mean another address if it is asked for again
+            address = (str(destination.address), destination.port, *address[2:])
         timeout_s = self.gettimeout()
         patience_s = self._pool.patience_s if timeout_s is None else min(timeout_s, self._pool.patience_s)
         deadline = time.monotonic() + patience_s
@@ -345,5 +347,5 @@ def _watch(pool: SourcePool, lease: Lease, descriptor: int) -> None:
 def _not_ours(address: str) -> str:
     return (
         f"{address} is not an address of this host; add it (`ip addr add {address} dev lo`) or make its whole prefix"
-        f" local (`ip route add local PREFIX dev lo`): `fourtuple limits A17`"
+        f" local (`ip route add local PREFIX dev lo`): `fourtuple limits show source-addresses`"
     )
