@@ -11,15 +11,19 @@ import asyncio
 import errno
 import gc
 import os
+import shutil
 import socket
 import ssl
 import struct
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +356,77 @@ def tls_is_the_librarys_own(target: Target) -> None:
     assert usage(pool, target).held == 0
 
 
+def tls_gives_its_tuple_back_in_every_library(target: Target) -> None:
+    """TLS in the blocking libraries takes the descriptor out of our socket; its end is found out all the same."""
+    import aiohttp
+    import httpx
+    import requests
+
+    from fourtuple.connect import aiohttp as connect_aiohttp
+    from fourtuple.connect import httpx as connect_httpx
+    from fourtuple.connect import requests as connect_requests
+
+    if shutil.which("openssl") is None:
+        skip("openssl is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = f"{folder}/certificate", f"{folder}/key"
+        for_ip = ("-addext", "subjectAltName=IP:127.0.0.2", "-addext", "basicConstraints=critical,CA:FALSE")
+        new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=here")
+        command = ["openssl", *new, *for_ip, "-days", "2", "-keyout", key, "-out", certificate]
+        subprocess.run(command, check=True, capture_output=True)
+        server = ThreadingHTTPServer(("127.0.0.2", 0), Whole)
+        at_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        at_server.load_cert_chain(certificate, key)
+        server.socket = at_server.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        secure: Target = ("127.0.0.2", server.server_address[1])
+        url = f"https://127.0.0.2:{secure[1]}/"
+        context = ssl.create_default_context(cafile=certificate)
+        pool = SourcePool(SOURCE, "20000-20002", patience_s=10)
+
+        async def by_aiohttp() -> None:
+            connector = connect_aiohttp.SourceConnector(pool, ssl=context)
+            async with aiohttp.ClientSession(connector=connector) as session, session.get(url) as response:
+                assert await response.text() == "whole"
+                assert usage(pool, secure).held == 1
+            await asyncio.sleep(0.05)
+
+        async def by_httpx() -> None:
+            transport = connect_httpx.AsyncSourceTransport(pool, verify=context)
+            async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
+                assert (await client.get(url)).text == "whole"
+
+        # Four connections from three ports.
+        with requests.Session() as session:
+            session.trust_env = False
+            session.mount("https://", connect_requests.SourceAdapter(pool))
+            assert session.get(url, verify=certificate, timeout=10).text == "whole"
+        transport = connect_httpx.SourceTransport(pool, verify=context)
+        with httpx.Client(transport=transport, trust_env=False, timeout=10) as client:
+            assert client.get(url).text == "whole"
+            assert usage(pool, secure).held == 1
+        asyncio.run(by_httpx())
+        asyncio.run(by_aiohttp())
+        assert usage(pool, secure).held == 0
+        server.shutdown()
+        server.server_close()
+
+
+class Whole(BaseHTTPRequestHandler):
+    """Answers "whole" to each request and keeps the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"whole")
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
 def http_kept_alive_connections_stay_with_their_pool(target: Target) -> None:
     import aiohttp
     import httpx
@@ -424,6 +499,7 @@ SCENARIOS: dict[str, Callable[[Target], None]] = {
         udp_flows_share_ports_and_never_a_tuple,
         udp_flows_in_asyncio,
         tls_is_the_librarys_own,
+        tls_gives_its_tuple_back_in_every_library,
         http_kept_alive_connections_stay_with_their_pool,
     )
 }
