@@ -202,6 +202,30 @@ def tuples_of_others_are_gone_around(target: Target) -> None:
             assert "1 by this pool, 0 in TIME_WAIT, 3 by others" in str(reached.value)
 
 
+def many_tuples_of_others_are_gone_around_in_turns(target: Target) -> None:
+    """More than one connect() tries at a stretch; one of them becomes free while it is looked for."""
+    for by_asyncio in (False, True):
+        with ExitStack() as others:
+            listeners = [others.enter_context(socket.socket()) for _ in range(400)]
+            for number, listener in enumerate(listeners):
+                listener.bind((SOURCE, 30000 + number))
+                listener.listen()
+            pool = SourcePool(SOURCE, "30000-30399", patience_s=10)
+            threading.Timer(0.2, listeners[7].close).start()
+            if by_asyncio:
+                asyncio.run(by_name_of(pool, target, 30007))
+            else:
+                with blocking.create_connection(pool, target) as one:
+                    assert one.getsockname()[1] == 30007
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+
+
+async def by_name_of(pool: SourcePool, target: Target, port: int) -> None:
+    _, writer = await connect_asyncio.open_connection(pool, *target)
+    assert writer.get_extra_info("sockname")[1] == port
+    writer.close()
+
+
 def ports_outside_the_range_are_bound(target: Target) -> None:
     """Automatic choice never goes outside its range, nor to a reserved port: binding there poisons nothing."""
     pool = SourcePool(SOURCE, "20003-20005,30000-30001")
@@ -490,6 +514,7 @@ SCENARIOS: dict[str, Callable[[Target], None]] = {
         makefile_keeps_the_tuple,
         a_refused_connection_costs_no_tuple,
         tuples_of_others_are_gone_around,
+        many_tuples_of_others_are_gone_around_in_turns,
         ports_outside_the_range_are_bound,
         every_mechanism_fills,
         options_survive_a_second_try,

@@ -15,7 +15,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from fourtuple.connect.asyncio import wait_for_lease
 from fourtuple.connect.attempts import addresses_of, first_with_room
-from fourtuple.connect.sockets import SourceSocket, destination_of, family_of
+from fourtuple.connect.sockets import GLANCE_S, SourceSocket, destination_of, family_of
 from fourtuple.errors import LimitReached
 from fourtuple.sources import Lease, SourcePool
 from fourtuple.tuples import Endpoint, Protocol
@@ -59,6 +59,7 @@ class SourceConnector(aiohttp.TCPConnector):
             except LimitReached:  # others have what there was
                 if time.monotonic() >= deadline:
                     raise
+                await asyncio.sleep(GLANCE_S)
             finally:
                 if lease in leases:
                     leases.remove(lease)

@@ -71,7 +71,9 @@ async def connect_socket(pool: SourcePool, host: str, port: int, *, protocol: Pr
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, family=family_of(pool), type=KINDS[protocol])
     addresses = addresses_of(pool, found, host)
-    return await connect_any(pool, addresses, protocol, partial(wait_for_lease, pool, protocol=protocol), _dial)
+    return await connect_any(
+        pool, addresses, protocol, partial(wait_for_lease, pool, protocol=protocol), _dial, asyncio.sleep
+    )
 
 
 async def wait_for_lease(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from fourtuple.connect.sockets import SourceSocket, destination_of, family_of
+from fourtuple.connect.sockets import GLANCE_S, SourceSocket, destination_of, family_of
 from fourtuple.errors import LimitReached
 from fourtuple.sources import Lease, SourcePool
 from fourtuple.tuples import Endpoint, Protocol
@@ -47,6 +47,7 @@ async def connect_any(
     protocol: Protocol,
     wait: Callable[[Endpoint, float], Awaitable[Lease]],
     dial: Callable[[SourceSocket, SocketAddress], Awaitable[None]],
+    sleep: Callable[[float], Awaitable[None]],
 ) -> SourceSocket:
     """Connect to one of the addresses, waiting only when there is room towards none; the first error if all fail."""
     deadline = time.monotonic() + pool.patience_s
@@ -69,6 +70,7 @@ async def connect_any(
             attempt.close()
             if time.monotonic() >= deadline:
                 raise
+            await sleep(GLANCE_S)
         except BaseException:
             attempt.close()
             raise

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from errno import EADDRINUSE, EADDRNOTAVAIL
 from functools import lru_cache
 from ipaddress import ip_address
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -24,11 +25,11 @@ from fourtuple.sources import Lease, Mechanism, SourcePool
 from fourtuple.tuples import Endpoint, IPAddress, Protocol
 
 MOST_REFUSALS = 256
-"""Tuples in a row that others hold before one connect() gives up: at 10 us each it stays a matter of milliseconds."""
+"""Tuples in a row that others hold before one connect() pauses: at 10 us each it stays a matter of milliseconds."""
 REFUSED_FOR_S = 1.0
 """How long a tuple that somebody else holds is left alone. Trying it again costs 10 us."""
 GLANCE_S = 0.05
-"""How often a caller that waits looks whether a socket that left our sight is closed."""
+"""The pause then; and how often a caller that waits looks whether a socket that left our sight is closed."""
 
 _ON, _OFF = struct.pack("=i", 1), struct.pack("=i", 0)
 _LINGER = struct.Struct("=ii")
@@ -77,7 +78,7 @@ class SourceSocket(socket.socket):
         timeout_s = self.gettimeout()
         patience_s = self._pool.patience_s if timeout_s is None else min(timeout_s, self._pool.patience_s)
         deadline = time.monotonic() + patience_s
-        for _ in range(MOST_REFUSALS):
+        for attempt in count(1):
             lease, self._first = self._first or self._take(destination, deadline), None
             if lease.destination != destination:
                 lease = self._take(destination, deadline)
@@ -88,6 +89,10 @@ class SourceSocket(socket.socket):
                     self._connect_from(lease, address)
             except _Refused:
                 lease.refused(time.monotonic() + REFUSED_FOR_S)
+                if attempt % MOST_REFUSALS == 0:
+                    if time.monotonic() >= deadline:
+                        raise self._pool.exhausted(destination, time.monotonic(), protocol=self.protocol) from None
+                    time.sleep(GLANCE_S)
             except (BlockingIOError, InterruptedError, TimeoutError):
                 self._lease = lease  # under way: the kernel holds the tuple until the socket is closed
                 self._check_port(lease)
@@ -99,7 +104,6 @@ class SourceSocket(socket.socket):
                 self._lease = lease
                 self._check_port(lease)
                 return
-        raise self._pool.exhausted(destination, time.monotonic(), protocol=self.protocol)
 
     def connect_ex(self, address: Any) -> int:
         """As connect(), with the error as a number; EADDRNOTAVAIL if nothing is left."""

@@ -62,7 +62,7 @@ async def connect_socket(pool: SourcePool, host: str, port: int) -> SourceSocket
     """A connected, non-blocking socket, to the first of the host's addresses that has room and answers."""
     found = await trio.socket.getaddrinfo(host, port, family_of(pool), socket.SOCK_STREAM)
     addresses = addresses_of(pool, found, host)
-    return await connect_any(pool, addresses, Protocol.TCP, partial(wait_for_lease, pool), _dial)
+    return await connect_any(pool, addresses, Protocol.TCP, partial(wait_for_lease, pool), _dial, trio.sleep)
 
 
 async def wait_for_lease(pool: SourcePool, destination: Endpoint, deadline: float) -> Lease:
