@@ -1,17 +1,27 @@
-"""Writes docs/limits from the catalogue; `--check` only says which pages are stale, missing or left over.
+"""Writes what in docs/ follows from something else; `--check` only says what is stale, missing or left over.
 
-Decides nothing but where the pages go: their text is `fourtuple.limits.pages`.
+docs/limits comes from the catalogue, the tables of the recorded run from docs/recorded/proof.json. Decides where things
+go: the text of a page is `fourtuple.limits.pages`, and the prose around a table is in the file itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from fourtuple.limits.pages import pages
 
-FOLDER = Path(__file__).resolve().parent / "limits"
+DOCS = Path(__file__).resolve().parent
+PROOF = DOCS / "recorded" / "proof.json"
+RECORDED = (DOCS / "65535.md", DOCS.parent / "README.md")
+"""Files with a place for the recorded run, between two comments: "recorded", or "recorded in short"."""
+WEIGHED = 500_000
+"""Connections from which on the record says what each cost: fewer say more about the allocator than about sockets."""
+PLACE = re.compile(r"(?s)(<!-- recorded(?P<short> in short)?: [^>]*-->\n).*?(<!-- /recorded -->)")
 
 
 def differences(folder: Path) -> list[str]:
@@ -32,17 +42,75 @@ def write(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def with_record(text: str, proof: dict[str, Any]) -> str:
+    """The text with the recorded run in its place; ValueError if it has none."""
+
+    def fill(found: re.Match[str]) -> str:
+        return f"{found[1]}{(in_short if found['short'] else record)(proof)}{found[3]}"
+
+    replaced, places = PLACE.subn(fill, text)
+    if places != 1:
+        raise ValueError(f"{places} places for the recorded run; exactly one is needed")
+    return replaced
+
+
+def record(proof: dict[str, Any]) -> str:
+    """The recorded run as Markdown: what it ran on, and a row for each claim."""
+    rows = [
+        f"| `{result['step']}` | {row['claim']} | {row['arithmetic']} | {row['reached']:,} | {_answer(row)} |"
+        for result in proof["results"]
+        for row in result["rows"]
+    ]
+    notes = [f"- `{result['step']}`: {note}" for result in proof["results"] for note in result["notes"]]
+    head = "| step | claim | arithmetic | reached | the kernel said |\n|---|---|---|---:|---|\n"
+    return f"{_where(proof)}\n\n{head}" + "\n".join(rows) + "\n\n" + "\n".join(notes) + "\n"
+
+
+def in_short(proof: dict[str, Any]) -> str:
+    """The recorded run as Markdown, the largest number of each step."""
+    largest = [(result, max(reversed(result["rows"]), key=lambda row: row["reached"])) for result in proof["results"]]
+    rows = [f"| `{result['step']}` | {row['claim']} | {row['reached']:,} | {_answer(row)} |" for result, row in largest]
+    return (
+        f"{_where(proof)}\n\n| step | claim | reached | the kernel said |\n|---|---|---:|---|\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+def stale_records() -> list[str]:
+    """Names of files whose recorded run is not that of proof.json."""
+    proof = json.loads(PROOF.read_text(encoding="utf-8"))
+    texts = {path: path.read_text(encoding="utf-8") for path in RECORDED}
+    return [path.name for path, text in texts.items() if with_record(text, proof) != text]
+
+
 def main() -> int:
     """Exit status 1 if `--check` finds a difference."""
-    parser = argparse.ArgumentParser(description="Write docs/limits from the catalogue of limits.")
-    parser.add_argument("--check", action="store_true", help="change nothing; list the pages that differ")
+    parser = argparse.ArgumentParser(description="Write the limits' pages and the tables of the recorded run.")
+    parser.add_argument("--check", action="store_true", help="change nothing; list what differs")
     if not parser.parse_args().check:
-        write(FOLDER)
+        write(DOCS / "limits")
+        proof = json.loads(PROOF.read_text(encoding="utf-8"))
+        for path in RECORDED:
+            path.write_text(with_record(path.read_text(encoding="utf-8"), proof), encoding="utf-8")
         return 0
-    stale = differences(FOLDER)
+    stale = differences(DOCS / "limits") + stale_records()
     if stale:
-        print(f"run python docs/generate.py: {len(stale)} pages differ: {', '.join(stale)}", file=sys.stderr)
+        print(f"run python docs/generate.py: {len(stale)} files differ: {', '.join(stale)}", file=sys.stderr)
     return 1 if stale else 0
+
+
+def _where(proof: dict[str, Any]) -> str:
+    kernel = re.match(r"[0-9.]+", proof["kernel"])
+    number = kernel[0] if kernel else proof["kernel"]
+    return f"*Linux {number}, {proof['machine']}, {proof['started_at'][:10]}, {proof['seconds']:.0f} s in all:*"
+
+
+def _answer(row: dict[str, Any]) -> str:
+    bound = f" (`{row['bound_by']}`)" if row["bound_by"] else ""
+    memory = row["kernel_bytes_per_socket"]
+    cost = f"; {memory:,.0f} B of kernel memory per socket" if memory and row["reached"] >= WEIGHED else ""
+    return f"{row['kernel_said']}{bound}{cost}"
 
 
 if __name__ == "__main__":

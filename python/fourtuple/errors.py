@@ -19,7 +19,14 @@ class LimitReached(FourtupleError):
 
 
 class MissingPrivilege(FourtupleError):
-    """The process may not do this; the message names the capability or the setting that would allow it."""
+    """The process may not do this; the message names the capability or the setting that would allow it.
+
+    `limit` is the catalogue's name for what forbids it.
+    """
+
+    def __init__(self, why: str, limit: str = "security-modules") -> None:
+        self.limit = limit
+        super().__init__(why)
 
 
 class MissingFeature(FourtupleError):

@@ -114,6 +114,8 @@ class Flow(Facts):
     destination: Endpoint
     connections: Count
     """In any state that holds the tuple, TIME_WAIT included."""
+    time_wait: Count = 0
+    """Of them, those in TIME_WAIT: net.ipv4.tcp_tw_reuse may give their tuples away (A12)."""
 
 
 class Listener(Facts):
@@ -245,5 +247,7 @@ class Goal(Facts):
     """What the program passes to listen(); None is "at least somaxconn"."""
     binds_first: bool = False
     """Client: bind() before connect() without IP_BIND_ADDRESS_NO_PORT (A7)."""
+    searches_all_ports: bool = False
+    """Client: sets IP_LOCAL_PORT_RANGE to the whole range, so that connect() looks at every port of it (A4)."""
     rate_per_s: Count = 0
     """New connections per second that are wanted; 0 leaves rates out."""

@@ -220,6 +220,15 @@ def test_the_pages_are_current() -> None:
     assert _generator().differences(REPOSITORY / "docs" / "limits") == [], "run python docs/generate.py"
 
 
+def test_the_tables_of_the_recorded_run_are_current() -> None:
+    assert _generator().stale_records() == [], "run python docs/generate.py"
+
+
+def test_a_file_without_a_place_for_the_record_is_an_error() -> None:
+    with pytest.raises(ValueError, match="0 places"):
+        _generator().with_record("no place", {})
+
+
 def test_stale_missing_and_foreign_pages_are_found(tmp_path: Path) -> None:
     generator = _generator()
     generator.write(tmp_path)

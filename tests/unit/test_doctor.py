@@ -171,6 +171,18 @@ class TestThePortTerm:
             bound(role(roomy({"net.ipv4.ip_local_port_range": ports}), Role.CLIENT_ONE), "ephemeral-ports") == certain
         )
 
+    @pytest.mark.parametrize(("searches_all", "certain"), [(True, 101), (False, 100)])
+    def test_a_search_of_every_port_misses_none_where_the_kernel_does_it(
+        self, searches_all: bool, certain: int
+    ) -> None:
+        machine = roomy(
+            {"net.ipv4.ip_local_port_range": "40000 40100"}, features={"local_port_range_searches_all": searches_all}
+        )
+        found = role(machine, Role.CLIENT_ONE, searches_all_ports=True)
+        assert bound(found, "ephemeral-ports") == certain
+        assert ("port-parity" in [one.name for one in found.not_applicable]) is searches_all
+        assert bound(role(machine, Role.CLIENT_ONE), "ephemeral-ports") == 100
+
     def test_reserved_poisoned_and_listening_ports_count_once(self) -> None:
         machine = roomy(
             {"net.ipv4.ip_local_port_range": "40000 40099", "net.ipv4.ip_local_reserved_ports": "40000-40009,80,50000"},
@@ -202,6 +214,25 @@ class TestThePortTerm:
         assert (found.bounds[0].name, found.ceiling) == ("source-addresses", 2 * 28_232)
         prefix = Address(interface="lo", address="10.77.0.0", prefix_length=16, any_ip=True)
         assert role(roomy(addresses=(*addresses, prefix)), Role.CLIENT_ONE, sources=5).ceiling == 5 * 28_232
+
+    @pytest.mark.parametrize(
+        ("reuse", "timestamps", "source", "used"),
+        [
+            ("0", "1", "10.0.0.1", [28_000]),
+            ("1", "1", "10.0.0.1", []),
+            ("1", "0", "10.0.0.1", [28_000]),
+            ("2", "1", "10.0.0.1", [28_000]),
+            ("2", "1", "127.0.0.1", []),
+        ],
+    )
+    def test_time_wait_that_gives_way_uses_no_port(
+        self, reuse: str, timestamps: str, source: str, used: list[int]
+    ) -> None:
+        there = Endpoint.parse("10.9.9.9:443")
+        flows = (Flow(source=source, destination=there, connections=28_000, time_wait=27_000),)
+        settings_of = {"net.ipv4.tcp_tw_reuse": reuse, "net.ipv4.tcp_timestamps": timestamps}
+        found = diagnose(roomy(settings_of, flows=flows), [])
+        assert [one.used for one in found.pressures if one.name == "ephemeral-ports"] == used
 
     @pytest.mark.parametrize(("ports", "rate"), [("32768 60999", 470), ("1024 65535", 1_075)])
     def test_time_wait_bounds_the_rate(self, ports: str, rate: int) -> None:
@@ -246,6 +277,18 @@ class TestResources:
         able = IoUring(available=True, direct_descriptors=True)
         found = role(host(io_uring=able), Role.SERVER, descriptors_per_connection=0)
         assert not {"descriptors-soft", "descriptors-hard", "descriptors-ceiling"} & set(names(found))
+        process = Process(pid=1, rlimits={"NOFILE": RLimit(soft=64, hard=64)}, open_descriptors=7)
+        few = role(host(io_uring=able, process=process), Role.CLIENT_ONE, descriptors_per_connection=0)
+        assert (few.bounds[0].name, few.ceiling) == ("direct-descriptors", (64 - 7) * 64)
+        assert (
+            bound(
+                role(host(io_uring=able, process=process), Role.PROXY, descriptors_per_connection=0),
+                "direct-descriptors",
+            )
+            == 57 * 32
+        )
+        unlimited = Process(pid=1, rlimits={"NOFILE": RLimit(soft=None, hard=None)})
+        found = role(host(io_uring=able, process=unlimited), Role.SERVER, descriptors_per_connection=0)
         assert "direct-descriptors" in [one.name for one in found.not_applicable]
         refused = role(host(), Role.SERVER, descriptors_per_connection=0)
         assert (refused.bounds[0].name, refused.ceiling) == ("direct-descriptors", 0)
@@ -598,6 +641,7 @@ GOALS = st.builds(
     accepts=st.booleans(),
     backlog=COUNTS,
     binds_first=st.booleans(),
+    searches_all_ports=st.booleans(),
 )
 
 

@@ -21,6 +21,8 @@ use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
 /// After accept() failed for want of something, it is left alone for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// When no buffer is free: those that come back do so with an edge, or because the core has thought again.
+const BUFFER_PAUSE: Duration = Duration::from_millis(1);
 /// Accepts per listener and turn.
 const ACCEPT_BATCH: usize = 64;
 /// Buffers read per connection and turn.
@@ -53,6 +55,8 @@ pub struct Epoll {
     accept_at: Instant,
     /// Places whose socket may hold bytes.
     readable: VecDeque<u32>,
+    /// The last read found no buffer.
+    dry: bool,
     /// What happened while obeying commands: told after them.
     happened: VecDeque<Event>,
     outbox: Option<Outbox>,
@@ -122,6 +126,7 @@ impl Epoll {
             acceptable: VecDeque::new(),
             accept_at: Instant(0),
             readable: VecDeque::new(),
+            dry: false,
             happened: VecDeque::new(),
             outbox: Some(Outbox::new(buffers)),
         })
@@ -161,11 +166,11 @@ impl Epoll {
 
     /// How long to sleep if no edge comes.
     fn nap(&self, core: &dyn Core) -> Duration {
-        if !self.happened.is_empty() || !self.readable.is_empty() {
+        if !self.happened.is_empty() || (!self.readable.is_empty() && !self.dry) {
             return Duration::ZERO;
         }
         let now = self.clock.now();
-        let mut nap = PUBLISH_EVERY;
+        let mut nap = if self.dry { BUFFER_PAUSE } else { PUBLISH_EVERY };
         if let Some(at) = core.poll_timeout() {
             nap = nap.min(at.since(now));
         }
@@ -384,6 +389,7 @@ impl Epoll {
     }
 
     fn read(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
+        self.dry = false;
         for _ in 0..self.readable.len().min(READ_TURN) {
             let Some(place) = self.readable.pop_front() else { return };
             let entry = &mut self.conns[place as usize];
@@ -396,9 +402,9 @@ impl Epoll {
             }
             if !self.read_one(core, place, outbox) {
                 // No buffer: the rest waits as well.
+                self.dry = true;
                 self.counts.receive_rearms += 1;
-                self.queue_read(place);
-                return;
+                return self.queue_read(place);
             }
             // Only commands stop a connection, so they are obeyed before its next turn, and its next turn is after others'.
             self.obey(outbox);

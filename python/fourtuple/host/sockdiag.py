@@ -66,6 +66,7 @@ def census(most_sockets: int = MOST_SOCKETS) -> Census:
     result = Census()
     bound = _listeners(result)
     flows: Counter[bytes] = Counter()
+    time_wait: Counter[bytes] = Counter()
     listening = frozenset(port.to_bytes(2, "big") for port in bound)
     states: Counter[int] = Counter()
     count = 0
@@ -85,6 +86,8 @@ def census(most_sockets: int = MOST_SOCKETS) -> Census:
                 key = data[start + 6 : start + 40]
                 if key in flows or len(flows) < MOST_FLOWS_COUNTED:
                     flows[key] += 1
+                    if state == _TIME_WAIT_STATE:
+                        time_wait[key] += 1
                 else:
                     result.flows_complete = False
             count += 1
@@ -93,7 +96,7 @@ def census(most_sockets: int = MOST_SOCKETS) -> Census:
                 break
     for state, sockets in states.items():
         result.by_state[_STATES[state] if state < len(_STATES) else str(state)] += sockets
-    result.flows = _largest(flows)
+    result.flows = _largest(flows, time_wait)
     result.bound_ports = frozenset(bound)
     return result
 
@@ -134,18 +137,26 @@ def _listeners(result: Census) -> set[int]:
     return ports
 
 
-def _largest(flows: Counter[bytes]) -> tuple[Flow, ...]:
+def _largest(flows: Counter[bytes], time_wait: Counter[bytes]) -> tuple[Flow, ...]:
     # A connection of an IPv6 socket to a mapped address is an IPv4 connection: the two share tuples and are one flow.
     merged: Counter[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address, int]] = Counter()
+    waiting = merged.copy()
     for key, connections in nlargest(2 * MOST_FLOWS, flows.items(), key=lambda item: item[1]):
         port = int.from_bytes(key[:2], "big")
         if port:
             # A dump of IPv4 leaves the last 12 of the 16 bytes of an address zero.
             family = socket.AF_INET if not any(key[6:18]) and not any(key[22:34]) else socket.AF_INET6
-            merged[_address(family, key[2:18]), _address(family, key[18:34]), port] += connections
+            group = _address(family, key[2:18]), _address(family, key[18:34]), port
+            merged[group] += connections
+            waiting[group] += time_wait[key]
     return tuple(
-        Flow(source=str(source), destination=Endpoint(destination, port), connections=connections)
-        for (source, destination, port), connections in merged.most_common(MOST_FLOWS)
+        Flow(
+            source=str(group[0]),
+            destination=Endpoint(group[1], group[2]),
+            connections=connections,
+            time_wait=waiting[group],
+        )
+        for group, connections in merged.most_common(MOST_FLOWS)
     )
 
 

@@ -3,7 +3,7 @@
 from fourtuple.lab.lab import Lab, LabHost, Link
 from fourtuple.lab.leftovers import Leftover, leftovers
 from fourtuple.lab.operations import Opened
-from fourtuple.lab.readings import Slab, UserMemory, kernel_memory_bytes, slabs
+from fourtuple.lab.readings import Slab, UserMemory, kernel_memory_bytes, memory_room, slabs
 from fourtuple.lab.remote import RemoteEngine
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "UserMemory",
     "kernel_memory_bytes",
     "leftovers",
+    "memory_room",
     "slabs",
 ]

@@ -139,7 +139,8 @@ class LabHost:
     """A host of a lab, through one process in it. Made by `Lab`.
 
     What an operation raises in the agent is raised here, same class, with the agent's trace in its notes. If the agent
-    is dead, EngineStopped names the host, its process and the signal.
+    is dead, EngineStopped names the host, its process and the signal; LimitReached if memory ran out and the kernel
+    killed it for that.
     """
 
     def __init__(self, lab: Lab, agent: Agent, links: dict[str, Link] | None = None) -> None:
@@ -226,6 +227,10 @@ class LabHost:
     def listen(self, endpoint: Endpoint, backlog: int = 128) -> None:
         """Listen with a plain socket and hold it; nobody accepts."""
         self._agent.ask(operations.listen, endpoint, backlog)
+
+    def bind(self, endpoint: Endpoint) -> None:
+        """Bind a plain socket and hold it: its port is poisoned for automatic choice (catalogue A8)."""
+        self._agent.ask(operations.bind, endpoint)
 
     def connect_once(
         self,

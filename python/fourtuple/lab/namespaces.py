@@ -61,16 +61,16 @@ def enter(membership: Membership) -> bool:
         _unshare(CLONE_NEWNET)
     except PermissionError:
         if in_user_namespace:
-            raise MissingPrivilege(_why_refused("a network namespace inside a user namespace", errno.EPERM)) from None
+            raise _refused("a network namespace inside a user namespace", errno.EPERM) from None
         _new_user_namespace()
         in_user_namespace = True
         try:
             _unshare(CLONE_NEWNET)
         except OSError as error:
             what = "a network namespace inside a user namespace"
-            raise MissingPrivilege(_why_refused(what, error.errno or 0)) from None
+            raise _refused(what, error.errno or 0) from None
     except OSError as error:
-        raise MissingPrivilege(_why_refused("a network namespace", error.errno or 0)) from None
+        raise _refused("a network namespace", error.errno or 0) from None
     return in_user_namespace
 
 
@@ -149,10 +149,10 @@ def _new_user_namespace() -> None:
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     except OSError as error:
-        raise MissingPrivilege(_why_refused("a user namespace", error.errno or 0)) from None
+        raise _refused("a user namespace", error.errno or 0) from None
 
 
-def _why_refused(what: str, number: int) -> str:
+def _refused(what: str, number: int) -> MissingPrivilege:
     """Name what forbids it, with the remedy, from the settings that are known to; never more than they say."""
     setting_remedies = (
         ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=10000"),
@@ -175,7 +175,9 @@ def _why_refused(what: str, number: int) -> str:
     if not reasons:
         reasons.append("CAP_SYS_ADMIN is missing and the kernel or a security module allows no namespace without it")
     name = errno.errorcode.get(number, str(number))
-    return f"cannot make {what} ({name}): {'; '.join(reasons)}; or run as root with CAP_SYS_ADMIN"
+    counted = number == errno.ENOSPC or any("user.max_" in reason for reason in reasons)
+    why = f"cannot make {what} ({name}): {'; '.join(reasons)}; or run as root with CAP_SYS_ADMIN"
+    return MissingPrivilege(why, "namespaces-per-user" if counted else "security-modules")
 
 
 def _first_line(path: Path) -> str | None:

@@ -197,6 +197,17 @@ def listen(held: Held, endpoint: Endpoint, backlog: int) -> None:
     held.sockets.append(listener)
 
 
+def bind(held: Held, endpoint: Endpoint) -> None:
+    """Bind a plain socket and hold it, neither listening nor connected."""
+    one = socket.socket(_family(endpoint.address), socket.SOCK_STREAM)
+    try:
+        one.bind((str(endpoint.address), endpoint.port))
+    except OSError:
+        one.close()
+        raise
+    held.sockets.append(one)
+
+
 def connect_once(
     held: Held,
     destination: Endpoint,
@@ -305,6 +316,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         user_memory,
         open_sockets,
         listen,
+        bind,
         connect_once,
         release,
         start_engine,

@@ -18,17 +18,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
-from fourtuple.errors import EngineStopped
+from fourtuple.errors import EngineStopped, LimitReached
 from fourtuple.lab.agent import Birth
 from fourtuple.lab.channel import Asker
 from fourtuple.lab.namespaces import Membership
 from fourtuple.lab.operations import Held
+from fourtuple.lab.readings import memory_room
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 AGENT_MODULE = "fourtuple.lab.agent"
 """Every agent carries it in its command line, followed by the host's name and the parent's pid."""
+UNSURPRISED = ("-W", "ignore::RuntimeWarning:runpy")
+"""runpy warns that the package has imported the module before; in an agent's last words that would mislead."""
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 60.0
 LAST_WORDS_BYTES = 2_000
@@ -47,7 +50,7 @@ class Agent:
         ours, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", AGENT_MODULE, name, str(os.getpid()), str(theirs.fileno())],
+                [sys.executable, "-P", *UNSURPRISED, "-m", AGENT_MODULE, name, str(os.getpid()), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=self._words,
                 stderr=self._words,
@@ -128,23 +131,25 @@ class Agent:
             try:
                 return talk(self._asker)
             except (EOFError, BrokenPipeError, ConnectionResetError):
-                raise EngineStopped(self._obituary(name)) from None
+                raise self._obituary(name) from None
 
-    def _obituary(self, operation: str) -> str:
+    def _obituary(self, operation: str) -> EngineStopped | LimitReached:
         try:
             code = self._process.wait(5.0)
         except subprocess.TimeoutExpired:
-            return f"lab host {self.name!r} (process {self.pid}) hung up during {operation} and is still ending"
+            return EngineStopped(f"lab host {self.name!r} ({self.pid}) hung up during {operation} and is still ending")
+        out_of_memory = -code == signal.SIGKILL and _oom_kills() > self._oom_kills_before
         if code >= 0:
             cause = f"ended with status {code}"
-        elif -code == signal.SIGKILL and _oom_kills() > self._oom_kills_before:
+        elif out_of_memory:
             cause = "was killed (SIGKILL), and the kernel's out-of-memory killer has struck on this host meanwhile"
         else:
             cause = f"was killed by {signal.Signals(-code).name}"
         words = os.pread(self._words, LAST_WORDS_BYTES, max(0, os.fstat(self._words).st_size - LAST_WORDS_BYTES))
         last_words = words.decode(errors="replace").strip()
         said = f"; its last words: {last_words}" if last_words else ""
-        return f"lab host {self.name!r} (process {self.pid}) {cause} during {operation}{said}"
+        story = f"lab host {self.name!r} (process {self.pid}) {cause} during {operation}{said}"
+        return LimitReached(memory_room()[1], remedy=story) if out_of_memory else EngineStopped(story)
 
 
 def end_all(agents: list[Agent], timeout_s: float) -> tuple[int, ...]:

@@ -68,6 +68,22 @@ def kernel_memory_bytes() -> int:
     return sum(fields.get(name, 0) for name in ("Slab", "PageTables", "KernelStack", "Percpu", "VmallocUsed"))
 
 
+def memory_room() -> tuple[int, str]:
+    """Memory that this process could still take, in bytes, and the limit that says so: the host's or a cgroup's.
+
+    Both ends of a lab live in the cgroup of the process that made it, and sockets are charged there (catalogue C6).
+    """
+    from fourtuple.host import read_host
+
+    free_bytes = _kilobyte_fields(Path("/proc/meminfo")).get("MemAvailable", 0)
+    cgroup = read_host().cgroup
+    if cgroup is None or cgroup.memory_max_bytes is None:
+        return free_bytes, "kernel-memory"
+    used_bytes = (cgroup.memory_current_bytes or 0) - (cgroup.memory_reclaimable_bytes or 0)
+    allowed_bytes = max(0, cgroup.memory_max_bytes - used_bytes)
+    return (allowed_bytes, "memory-cgroup") if allowed_bytes < free_bytes else (free_bytes, "kernel-memory")
+
+
 def slabs(root: Path = Path("/")) -> dict[str, Slab]:
     """The kernel's object caches by name, host-wide; MissingPrivilege for anybody but root."""
     path = root / "proc/slabinfo"

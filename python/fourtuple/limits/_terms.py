@@ -78,8 +78,11 @@ class PortTerm:
     arithmetic: str
 
 
-def port_term(host: Host) -> PortTerm | Unknown:
-    """The range less reserved and poisoned ports (catalogue section 1)."""
+def port_term(host: Host, *, searches_all: bool = False) -> PortTerm | Unknown:
+    """The range less reserved and poisoned ports (catalogue section 1).
+
+    `searches_all`: for sockets with IP_LOCAL_PORT_RANGE, which from 6.8 are given every port of it.
+    """
     bounds = numbers(host, PORT_RANGE, 2)
     if bounds is None or not 0 <= bounds[0] <= bounds[1] <= HIGHEST_PORT or bounds[1] == 0:
         return unread(host, PORT_RANGE)
@@ -90,7 +93,8 @@ def port_term(host: Host) -> PortTerm | Unknown:
     poisoned = everything.intersect(_poisoned(host)).subtract(reserved)
     usable = everything.subtract(reserved).subtract(poisoned)
     # __inet_hash_connect() and inet_csk_find_open_port() round the number of ports to scan down to even.
-    odd = everything.size > 1 and everything.size % 2
+    misses_none = searches_all and host.features.get("local_port_range_searches_all", False)
+    odd = everything.size > 1 and everything.size % 2 and not misses_none
     size = max(0, usable.size - odd)
     arithmetic = f"{high} - {low} + 1 - {reserved.size:,} reserved - {poisoned.size:,} poisoned"
     if odd:

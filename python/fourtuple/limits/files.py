@@ -157,9 +157,20 @@ def _direct(host: Host, goal: Goal) -> Answer:
             connections=0, arithmetic=f"io_uring cannot be used here: {host.io_uring.reason or 'not tried'} = 0"
         )
     limit = _nofile(host)
-    soft = None if isinstance(limit, Unknown) else limit.soft
-    slots = DIRECT_DESCRIPTORS_PER_RING if soft is None else min(soft, DIRECT_DESCRIPTORS_PER_RING)
-    return NotApplicable(reason=f"{slots:,} slots per ring, and as many rings as the program opens")
+    if isinstance(limit, Unknown):
+        return limit
+    if limit.soft is None:
+        return NotApplicable(reason=f"{DIRECT_DESCRIPTORS_PER_RING:,} slots per ring, and no limit to the rings")
+    # A ring is a descriptor itself. One is open when the program is examined, and one more has to stay free: the socket
+    # that is about to get a slot.
+    used, slots = host.process.open_descriptors, min(limit.soft, DIRECT_DESCRIPTORS_PER_RING)
+    rings = max(0, limit.soft - (used or 0))
+    text = f"{limit.soft:,} soft - {used:,} open" if used is not None else f"{limit.soft:,} soft - open ones, not read"
+    total = rings * slots // sockets_per_connection(goal)
+    sockets = " / 2 sockets" if sockets_per_connection(goal) == 2 else ""
+    return Bound(
+        connections=total, arithmetic=f"({text}) = {rings:,} rings x {slots:,} slots each{sockets} = {total:,}"
+    )
 
 
 def _uring_allowed(host: Host) -> Check | None:
@@ -353,20 +364,23 @@ LIMITS = (
         evidence=Evidence.SOURCE,
         why=(
             "Direct descriptors live in a table of the ring, not of the process. A ring holds 2^20 of them, and no"
-            " more at registration than RLIMIT_NOFILE allows, although none is a descriptor. Rings are counted by"
-            " nothing but memory."
+            " more at registration than RLIMIT_NOFILE allows, although none is a descriptor. The rings themselves are"
+            " descriptors, so the soft limit counts twice over: with 64, 57 rings of 64 slots held 3,648 connections."
         ),
         read=("io_uring_register result", "RLIMIT_NOFILE"),
         default="min(RLIMIT_NOFILE, 1,048,576) slots per ring",
-        formula="slots x rings",
+        formula="slots x rings, of which there are as many as descriptors are left",
         bounds=(
-            "Programs that use direct descriptors; with several rings they pass every descriptor limit of the process."
+            "Programs that use direct descriptors: about the square of the soft limit, a million with 1,024. One ring"
+            " alone ends at the soft limit."
         ),
         hit=(
             error("io_uring_register", "EMFILE", "more slots than RLIMIT_NOFILE", rank=1),
             error("accept", "ENFILE", "no free slot: in the completion of the request", rank=2),
+            error("io_uring_setup", "EMFILE", "no descriptor left for another ring", rank=1),
+            error("socket", "EMFILE", "a socket is a descriptor until it has its slot; rings took the others", rank=3),
         ),
-        remedies=(in_program("open another ring"),),
+        remedies=(in_program("open another ring; raise the soft limit when none can be opened (B1)"),),
         since="5.1; accept into a slot 5.15",
         side_effects="the files still count in fs.file-max and take the same kernel memory",
         sources=("io_sqe_files_register() in io_uring/rsrc.c", "io_uring/filetable.c"),

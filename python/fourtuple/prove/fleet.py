@@ -9,6 +9,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 from fourtuple.engine import CarrierName, EchoConfig, Failure, LoadConfig, Phase, Snapshot, SourceChoice
 from fourtuple.lab import LabHost, RemoteEngine
@@ -123,11 +124,11 @@ def connect(host: LabHost, config: LoadConfig, carrier: CarrierName, workers: in
 
 def share_out(config: LoadConfig, processes: int) -> list[LoadConfig]:
     """The configuration in parts: tuples that we choose are divided; where the kernel chooses, all share the same."""
-    part, more = divmod(config.connections, processes)
-    wanted = [part + (number < more) for number in range(processes)]
-    if config.choice in KERNEL_CHOICES:
-        return [replace(config, connections=connections) for connections in wanted]
-    spaces = divide(config.space, processes)
+    spaces = [config.space] * processes if config.choice in KERNEL_CHOICES else divide(config.space, processes)
+    # In proportion to the tuples of each, so that no part is asked for more connections than it has tuples.
+    total = sum(one.size for one in spaces)
+    upto = [config.connections * tuples // total for tuples in accumulate(one.size for one in spaces)]
+    wanted = [end - start for start, end in pairwise([0, *upto])]
     return [replace(config, space=own, connections=n) for own, n in zip(spaces, wanted, strict=True)]
 
 
@@ -144,5 +145,9 @@ def processes_for(descriptors: int) -> int:
 
 def descriptors_each() -> int:
     """Descriptors that one process of the lab has for connections."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, hard - OWN_DESCRIPTORS)
+    return max(1, hard_limit() // 2, hard_limit() - OWN_DESCRIPTORS)
+
+
+def hard_limit() -> int:
+    """RLIMIT_NOFILE as far as a process may raise it by itself: what each process of the lab gets."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]

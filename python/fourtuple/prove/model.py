@@ -128,8 +128,11 @@ class Observer(Protocol):
     def step_started(self, step: Step, number: int, of: int) -> None:
         """A step begins."""
 
-    def said(self, text: str) -> None:
-        """A claim, or what the kernel answered."""
+    def claimed(self, claim: str) -> None:
+        """A claim is about to be held against the kernel; its row follows."""
+
+    def noted(self, text: str) -> None:
+        """Something that belongs to the step but to no row."""
 
     def progressed(self, label: str, value: int, target: int | None) -> None:
         """A number that is growing, a few times a second."""

@@ -21,7 +21,9 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #dde3ea; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number { text-align: right; white-space: normal; } .wide { overflow-x: auto; }
+.passed, .failed, .stopped { white-space: nowrap; }
 .passed { color: #1a7f37; } .failed { color: #c4232a; font-weight: 600; } .stopped { color: #9a6700; }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } .dim { color: #66707c; }
 @media (prefers-color-scheme: dark) { body { background: #12161c; color: #e2e7ee; } th, td { border-color: #2b333d; }
@@ -29,16 +31,16 @@ figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } .dim 
 """
 WORDS = {Outcome.PASSED: "passed", Outcome.FAILED: "failed", Outcome.STOPPED: "could not run"}
 COLUMNS = (
-    "",
-    "Claim",
-    "Arithmetic",
-    "Reached",
-    "Limit that bound",
-    "The kernel said",
-    "Kernel memory per socket",
-    "User memory per connection",
-    "Time",
+    ("Claim", ""),
+    ("Arithmetic", ""),
+    ("Reached", "number"),
+    ("Limit that bound", ""),
+    ("The kernel said", ""),
+    ("Kernel memory per socket", "number"),
+    ("User memory per connection", "number"),
+    ("Time", "number"),
 )
+"""Heading and class of each column after the verdict; a step without a value for a column goes without the column."""
 
 
 def require_matplotlib() -> None:
@@ -67,37 +69,42 @@ Every number was reached with live connections in network namespaces made for it
 
 
 def _step(result: StepResult) -> str:
-    rows = "\n".join(_row(row) for row in result.rows)
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
+    lines = [_texts(row) for row in result.rows]
+    used = [number for number in range(len(COLUMNS)) if any(texts[number] for texts in lines)]
+    head = "".join(f'<th class="{COLUMNS[number][1]}">{escape(COLUMNS[number][0])}</th>' for number in used)
+    rows = "\n".join(
+        f'<tr><td class="{row.outcome.value}">{WORDS[row.outcome]}</td>'
+        + "".join(f'<td class="{COLUMNS[number][1]}">{escape(texts[number])}</td>' for number in used)
+        + "</tr>"
+        for row, texts in zip(result.rows, lines, strict=True)
+    )
     notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
     figures = "\n".join(f"<figure>{_svg(curve)}</figure>" for curve in result.curves)
     return f"""<h2>{escape(result.title)} <span class="{result.outcome.value}">{WORDS[result.outcome]}</span>
 <span class="dim">({escape(result.step)}, {result.seconds:.1f} s)</span></h2>
-<table><thead><tr>{head}</tr></thead><tbody>
+<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>
 {rows}
-</tbody></table>
+</tbody></table></div>
 {f"<ul>{notes}</ul>" if notes else ""}
 {figures}"""
 
 
-def _row(row: Row) -> str:
+def _texts(row: Row) -> tuple[str, ...]:
+    """The cells of a row, in the order of the columns."""
+
     def memory(value: float | None) -> str:
         return "" if value is None else f"{value:,.0f} B"
 
-    texts = (row.claim, row.arithmetic)
-    numbers = (f"{row.reached:,}",)
-    answers = (row.bound_by, row.kernel_said)
-    costs = (
+    return (
+        row.claim,
+        row.arithmetic,
+        f"{row.reached:,}",
+        row.bound_by,
+        row.kernel_said,
         memory(row.kernel_bytes_per_socket),
         memory(row.user_bytes_per_connection),
         f"{row.seconds:.1f} s" if row.seconds else "",
     )
-    cells = [f'<td class="{row.outcome.value}">{WORDS[row.outcome]}</td>']
-    cells += [f"<td>{escape(text)}</td>" for text in texts]
-    cells += [f'<td class="number">{text}</td>' for text in numbers]
-    cells += [f"<td>{escape(text)}</td>" for text in answers]
-    cells += [f'<td class="number">{text}</td>' for text in costs]
-    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _svg(curve: Curve) -> str:

@@ -5,15 +5,16 @@ Decides how a step waits, measures and reports, so that the steps say only what 
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from fourtuple.engine import CarrierName, EchoConfig, Failure, LoadConfig
-from fourtuple.lab import Lab, LabHost
+from fourtuple.lab import Lab, LabHost, memory_room
+from fourtuple.limits import suspects
 from fourtuple.prove import fleet as fleet_of
 from fourtuple.prove.fleet import Fleet
 from fourtuple.prove.model import Curve, Observer, Options, Outcome, Row, StepResult
@@ -24,8 +25,11 @@ ECHO_PORT = 1_023
 CLIENT_PREFIX, SERVER_PREFIX = "10.81.0.0/16", "10.82.0.0/15"
 CLIENT_PREFIX_6, SERVER_PREFIX_6 = "fd81::/64", "fd82::/64"
 BACKLOG = 65_535
-ENOUGH_TO_WEIGH = 20_000
-"""Sockets from which on memory per socket means something: below, 1 MiB of noise is more than 50 B each."""
+SHORTAGES = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
+"""Errors that say that something ran out which is not a tuple."""
+POLL_S, SETTLE_S, STILL_BYTES = 0.25, 10.0, 2 << 20
+ENOUGH_TO_WEIGH = 100_000
+"""Sockets from which on memory per socket means something: fewer find their room in slabs that are half empty."""
 
 
 class Stage:
@@ -33,6 +37,8 @@ class Stage:
 
     def __init__(self, options: Options, observer: Observer) -> None:
         self.options, self.observer = options, observer
+        self.doing, self.reached = "", 0
+        """The claim that is being shown, and the number that it stands at."""
         self.rows: list[Row] = []
         self.curves: list[Curve] = []
         self.notes: list[str] = []
@@ -53,12 +59,12 @@ class Stage:
 
     def lab(self, *hosts: str) -> Lab:
         """A fresh lab of these hosts, as far as descriptors go; gone at the end of the step."""
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         refuse = self.options.refuse_io_uring
-        return self._stack.enter_context(Lab(hosts, refuse_io_uring=refuse, descriptors=hard))
+        return self._stack.enter_context(Lab(hosts, refuse_io_uring=refuse, descriptors=fleet_of.hard_limit()))
 
     def pair(self) -> tuple[LabHost, LabHost]:
         """A client and a server, a veth link between them, a prefix of addresses on each, a long accept queue."""
+        settle()
         lab = self.lab("client", "server")
         client, server = lab["client"], lab["server"]
         for host, prefixes in (
@@ -101,7 +107,7 @@ class Stage:
         """Make the connections of `config` and wait until all that can be made stand; `each` sees them grow."""
 
         def progress(open_now: int) -> None:
-            self.observer.progressed(label, open_now, target)
+            self.progressed(label, open_now, target)
             if each is not None:
                 each(open_now)
 
@@ -112,30 +118,51 @@ class Stage:
 
     def ping(self, fleet: Fleet, label: str, target: int) -> None:
         """Have every connection of the fleet send its token once, and wait until each is back, wrong or missing."""
-        fleet.ping(lambda right: self.observer.progressed(label, right, target))
+        fleet.ping(lambda right: self.progressed(label, right, target))
         self._say_if_stalled(fleet, label)
 
     def _say_if_stalled(self, fleet: Fleet, label: str) -> None:
         if fleet.stalled:
             self.note(f"{label}: nothing moved any more for {fleet_of.STALL_S:.0f} s")
 
-    def say(self, text: str) -> None:
-        """State a claim, or what the kernel answered."""
-        self.observer.said(text)
+    def say(self, claim: str) -> None:
+        """State the claim that comes next."""
+        self.doing, self.reached = claim, 0
+        self.observer.claimed(claim)
+
+    def progressed(self, label: str, value: int, target: int | None) -> None:
+        """A number grows."""
+        self.reached = value
+        self.observer.progressed(label, value, target)
 
     def note(self, text: str) -> None:
         """Say something that belongs into the result as well."""
         self.notes.append(text)
-        self.observer.said(text)
+        self.observer.noted(text)
 
-    def add(self, row: Row) -> None:
-        """Leave a row."""
+    def add(self, row: Row, *fleets: Fleet) -> None:
+        """Leave a row. If it fell short because one of the fleets ran out of something, that does not refute the claim:
+        the row says which limit stopped it.
+        """
+        failure = next((one.stopped_by for one in fleets if one.stopped_by is not None), None)
+        if row.outcome is Outcome.FAILED and failure is not None:
+            answer = said(failure)
+            told = row.kernel_said if answer in row.kernel_said else f"{answer}; {row.kernel_said}"
+            row = replace(row, kernel_said=told, bound_by="")
+            slots = self.carrier is CarrierName.URING and failure.name == "EMFILE"
+            if limit := "direct-descriptors" if slots else limit_behind(failure.name, failure.step):
+                row = replace(row, outcome=Outcome.STOPPED, bound_by=limit)
+        self.doing = ""
         self.rows.append(row)
         self.observer.row_added(row)
 
-    def stopped(self, claim: str, bound_by: str, why: str) -> None:
+    def stopped(self, claim: str, bound_by: str, why: str, reached: int = 0) -> None:
         """Leave a row that says that this part could not run here, and which limit stopped it."""
-        self.add(Row(claim=claim, reached=0, bound_by=bound_by, kernel_said=why, outcome=Outcome.STOPPED))
+        self.add(Row(claim=claim, reached=reached, bound_by=bound_by, kernel_said=why, outcome=Outcome.STOPPED))
+
+    def broken_off(self, claim: str, bound_by: str, why: str) -> None:
+        """As `stopped`, in the middle of whatever was being shown; `claim` is for where nothing was."""
+        self.stopped(self.doing or claim, bound_by, why, self.reached if self.doing else 0)
 
     def result(self, step: str, title: str) -> StepResult:
         """What the step came to: failed if any row failed, else stopped if any part could not run."""
@@ -191,6 +218,17 @@ class Meter:
         return sum(host.rss_bytes() for host in self._hosts)
 
 
+def settle() -> None:
+    """Wait, not long, until the kernel has freed the sockets of what came before: that goes on after a close."""
+    before = meminfo_bytes("Slab")
+    for _ in range(int(SETTLE_S / POLL_S)):
+        time.sleep(POLL_S)
+        now = meminfo_bytes("Slab")
+        if before - now < STILL_BYTES:
+            return
+        before = now
+
+
 def meminfo_bytes(key: str) -> int:
     """A line of /proc/meminfo in bytes; 0 if there is no such line."""
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -213,3 +251,12 @@ def space(sources: str, source_ports: str, destinations: str, destination_ports:
 def said(failure: Failure | None) -> str:
     """The kernel's answer as a row shows it."""
     return "" if failure is None else f"{failure.name} at {failure.step}()"
+
+
+def limit_behind(name: str, call: str = "") -> str:
+    """The catalogue's name for what ran out when `call` failed with this error; empty if nothing did."""
+    if name not in SHORTAGES:
+        return ""
+    if name in ("ENOBUFS", "ENOMEM"):
+        return memory_room()[1]
+    return (suspects(call, name) or suspects("", name))[0].name

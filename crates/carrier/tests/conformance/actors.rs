@@ -321,11 +321,10 @@ impl Guest {
     }
 
     fn close_done(&mut self, conn: ConnId, outbox: &mut Outbox) {
-        if let Some(talk) = self.talks.get_mut(&(conn.index, conn.generation)) {
-            if talk.done && !talk.closing {
-                talk.closing = true;
-                outbox.push(Command::Close { conn, abort: self.plan.ending == Ending::Abort });
-            }
+        let Some(talk) = self.talks.get_mut(&(conn.index, conn.generation)) else { return };
+        if talk.done && !talk.closing {
+            talk.closing = true;
+            outbox.push(Command::Close { conn, abort: self.plan.ending == Ending::Abort });
         }
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fourtuple.engine import LoadConfig, SourceChoice
 from fourtuple.prove.model import Outcome, Row, Step
-from fourtuple.prove.stage import ECHO_PORT, Meter, Stage, said, space
+from fourtuple.prove.stage import ECHO_PORT, Meter, Stage, said, settle, space
 from fourtuple.tuples import AddressSet
 
 FIRST_PORT = 40_000
@@ -46,7 +46,7 @@ def run(stage: Stage) -> None:
     for product in PRODUCTS:
         six = ":" in product.sources
         if six and not stage.has_ipv6:
-            stage.stopped(f"{product.kind}: sources x destinations x ports", "ipv6", "this kernel has no IPv6")
+            stage.stopped(f"{product.kind}: sources x destinations x ports", "ipv6-tuples", "this kernel has no IPv6")
             continue
         ports = product.ports // 4 if stage.options.quick else product.ports
         last = FIRST_PORT + ports - 1
@@ -81,9 +81,11 @@ def run(stage: Stage) -> None:
                 seconds=meter.seconds(),
                 kernel_bytes_per_socket=meter.kernel_bytes_each(2 * live),
                 user_bytes_per_connection=meter.user_bytes_each(live),
-            )
+            ),
+            fleet,
         )
         fleet.close()
+        settle()
 
 
 ADDRESSES = Step(

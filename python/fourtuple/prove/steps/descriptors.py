@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fourtuple.engine import CarrierName, LoadConfig, SourceChoice
 from fourtuple.lab import LabHost
-from fourtuple.prove.fleet import Fleet
+from fourtuple.prove.fleet import Fleet, hard_limit
 from fourtuple.prove.model import Outcome, Row, Step
 from fourtuple.prove.stage import ECHO_PORT, Meter, Stage, said, space
 
@@ -23,12 +23,12 @@ def run(stage: Stage) -> None:
     client, server = stage.pair()
     connections = QUICK_BEYOND if stage.options.quick else BEYOND
     stage.serve(server, connections, f"0.0.0.0:{ECHO_PORT}")
-    client.limit_descriptors(LIMIT)
-    _wall(stage, client)
-    claim = f"one process with RLIMIT_NOFILE {LIMIT:,} holds {connections:,} connections"
+    limit, _ = client.limit_descriptors(min(LIMIT, hard_limit()))
+    _wall(stage, client, limit)
+    claim = f"one process with RLIMIT_NOFILE {limit:,} holds {connections:,} connections"
     stage.say(claim)
     if stage.carrier is not CarrierName.URING:
-        stage.stopped(claim, "io-uring", f"needs direct descriptors: {stage.carrier_reason}")
+        stage.stopped(claim, "direct-descriptors", f"needs direct descriptors: {stage.carrier_reason}")
         return
     meter = Meter(client)
     load = LoadConfig(space=space(SOURCES, PORTS, "10.82.1.1"), connections=connections, choice=SourceChoice.BIND)
@@ -37,44 +37,44 @@ def run(stage: Stage) -> None:
     user_bytes = meter.user_bytes_each(live)
     stage.ping(fleet, f"{connections:,} tokens", connections)
     tokens, rings = fleet.total("pings_right"), sum(one.carrier.rings for one in fleet.snapshots)
-    passed = live == connections == tokens and descriptors < LIMIT
+    passed = live == connections == tokens and descriptors < limit
     stage.add(
         Row(
             claim=claim,
-            arithmetic=f"{rings} rings x {LIMIT:,} slots (a ring's table is bounded by RLIMIT_NOFILE, too)",
+            arithmetic=f"{rings} rings x {limit:,} slots (a ring's table is bounded by RLIMIT_NOFILE, too)",
             expected=connections,
             reached=tokens,
-            bound_by="" if passed else said(fleet.stopped_by),
             kernel_said=f"{descriptors:,} descriptors open in the process",
             outcome=Outcome.PASSED if passed else Outcome.FAILED,
             seconds=meter.seconds(),
             user_bytes_per_connection=user_bytes,
-        )
+        ),
+        fleet,
     )
 
 
-def _wall(stage: Stage, client: LabHost) -> None:
+def _wall(stage: Stage, client: LabHost, limit: int) -> None:
     load = LoadConfig(
         space=space(SOURCES, PORTS, "10.82.0.1"),
-        connections=2 * LIMIT,
+        connections=2 * limit,
         choice=SourceChoice.BIND,
         abort_on_close=True,
         window=64,
         give_up_after=64,
     )
-    claim = f"with a descriptor for each connection, RLIMIT_NOFILE {LIMIT:,} is the wall"
+    claim = f"with a descriptor for each connection, RLIMIT_NOFILE {limit:,} is the wall"
     stage.say(claim)
     meter = Meter(client)
     fleet = Fleet([client], [client.start_engine(load, CarrierName.EPOLL, 1)])
-    fleet.fill(lambda open_now: stage.observer.progressed(claim, open_now, LIMIT))
+    fleet.fill(lambda open_now: stage.progressed(claim, open_now, limit))
     live, answer = fleet.total("open_now"), said(fleet.stopped_by)
     own = client.descriptors_open() - live
     fleet.close()
-    expected = LIMIT - own
+    expected = limit - own
     stage.add(
         Row(
             claim=claim,
-            arithmetic=f"{LIMIT:,} - {own} open for other things = {expected:,}",
+            arithmetic=f"{limit:,} - {own} open for other things = {expected:,}",
             expected=expected,
             reached=live,
             bound_by="descriptors-soft",

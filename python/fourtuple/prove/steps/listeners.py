@@ -12,7 +12,7 @@ from fourtuple.engine import CarrierName, LoadConfig, SourceChoice
 from fourtuple.lab import LabHost
 from fourtuple.prove.fleet import Fleet, descriptors_each
 from fourtuple.prove.model import Outcome, Row, Step
-from fourtuple.prove.stage import Meter, Stage, said, space
+from fourtuple.prove.stage import Meter, Stage, space
 from fourtuple.tuples import AddressSet, Endpoint, PortSet
 
 ADDRESSES = "10.82.0.1-10.82.0.66"
@@ -53,11 +53,12 @@ def run(stage: Stage) -> None:
             arithmetic=f"{addresses.size} addresses x {ports_each:,} ports = {len(endpoints):,}",
             expected=len(endpoints),
             reached=min(listening, served, tokens),
-            bound_by="" if passed else said(fleet.stopped_by),
             kernel_said=f"{listening:,} listening, {served:,} accepted one, {tokens:,} tokens right",
             outcome=Outcome.PASSED if passed else Outcome.FAILED,
             seconds=meter.seconds(),
-        )
+        ),
+        servers,
+        fleet,
     )
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from fourtuple.engine import CarrierName, LoadConfig, SourceChoice
+from fourtuple.lab import memory_room
 from fourtuple.prove.fleet import MOST_PROCESSES, SPREAD, Fleet, descriptors_each
 from fourtuple.prove.model import Curve, Outcome, Row, Step
-from fourtuple.prove.stage import ECHO_PORT, Meter, Stage, meminfo_bytes, said, space
+from fourtuple.prove.stage import ECHO_PORT, Meter, Stage, space
 
 MILLION, QUICK = 1_000_000, 100_000
 BYTES_PER_SOCKET = 5_000
 """Kernel memory to set aside for an idle socket: 3,750 B of slab (catalogue C1) and the requests armed on it."""
 KEEP_FREE = 0.1
 """Part of the available memory that is left alone."""
+MOST = 65_535 * 64_512
+"""Every address of the lab's client prefix but its first, with every port from 1024 on."""
 FIRST_SOURCE = ip_address("10.81.0.1")
 PORTS_EACH = 64_512
 """Ports 1024-65535 of each source address."""
@@ -27,7 +30,8 @@ DESTINATION = "10.82.0.1"
 
 def run(stage: Stage) -> None:
     """Fill, hold, and have every token back."""
-    wanted = stage.options.connections or (QUICK if stage.options.quick else MILLION)
+    asked = stage.options.connections
+    wanted = asked or (QUICK if stage.options.quick else MILLION)
     client, server = stage.pair()
     before = Meter(client, server)
     connections, bound_by = _reach(stage, wanted)
@@ -39,6 +43,8 @@ def run(stage: Stage) -> None:
             f"to a process (RLIMIT_NOFILE); up to {MOST_PROCESSES} processes at each end hold {most:,}"
         )
         connections, bound_by = (most, "descriptors-hard") if most < connections else (connections, bound_by)
+    if asked and connections < asked:
+        stage.stopped(f"one listening port holds {asked:,} connections", bound_by, f"room for {connections:,}")
     claim = f"one listening port holds {connections:,} connections"
     stage.say(claim)
     addresses = -(-connections // PORTS_EACH)
@@ -74,26 +80,29 @@ def run(stage: Stage) -> None:
             arithmetic=f"{addresses} source addresses x {PORTS_EACH:,} ports = {addresses * PORTS_EACH:,} tuples",
             expected=connections,
             reached=right,
-            bound_by=bound_by if passed else said(fleet.stopped_by),
+            bound_by=bound_by,
             kernel_said=f"{right:,} tokens right, {wrong:,} wrong, {missing:,} missing",
             outcome=Outcome.PASSED if passed else Outcome.FAILED,
             seconds=fill_s,
             kernel_bytes_per_socket=kernel_bytes / max(1, 2 * live),
             user_bytes_per_connection=user_bytes / max(1, live),
-        )
+        ),
+        fleet,
     )
     stage.curves += _curves(opened, memory)
 
 
 def _reach(stage: Stage, wanted: int) -> tuple[int, str]:
     """As many as memory allows, and what bounds them."""
-    room = int(meminfo_bytes("MemAvailable") * (1 - KEEP_FREE)) // (2 * BYTES_PER_SOCKET)
+    room_bytes, bound_by = memory_room()
+    room = max(1, int(room_bytes * (1 - KEEP_FREE)) // (2 * BYTES_PER_SOCKET))
     if room >= wanted:
         return wanted, ""
     stage.note(
-        f"memory: {room:,} connections of 2 x {BYTES_PER_SOCKET:,} B fit into what is available; {wanted:,} wanted"
+        f"memory ({bound_by}): {room:,} connections of 2 x {BYTES_PER_SOCKET:,} B fit into what is available, "
+        f"{wanted:,} wanted"
     )
-    return room, "kernel-memory"
+    return room, bound_by
 
 
 def _of_the_others(fleet: Fleet) -> int:

@@ -1,0 +1,241 @@
+//! How bytes move: a poll that speaks many times, a receive that never waits when it has spoken, one send at a time.
+//!
+//! Decides when a receive is worth its submission. Knows nothing of how connections come about.
+
+use fourtuple_engine::{Buf, Buffers, CarrierError, ConnId, Core, Errno, Event, Instant, Outbox, Step};
+use io_uring::types::Fixed;
+use io_uring::{cqueue, opcode};
+
+use super::ring::{Completion, Operation, user_data};
+use super::{AGAIN, CLOSING, ENDED, HUNG_UP, Machine, PAUSED, POLLING, RECEIVING, SENDING, THIRSTY};
+
+/// Receives under way at once, and so buffers taken before the core has seen them.
+const READS: u32 = 256;
+
+/// A send or receive under way.
+pub(super) struct Transfer {
+    pub(super) buf: Buf,
+    pub(super) conn: ConnId,
+    pub(super) way: Way,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    In,
+    /// With the bytes that the kernel has.
+    Out(usize),
+}
+
+/// The transfers under way, by place; as many places as were ever under way at once.
+#[derive(Default)]
+pub(super) struct Transfers {
+    places: Vec<Option<Transfer>>,
+    free: Vec<u32>,
+}
+
+impl Transfers {
+    pub(super) fn put(&mut self, transfer: Transfer) -> u32 {
+        if let Some(place) = self.free.pop() {
+            self.places[place as usize] = Some(transfer);
+            return place;
+        }
+        self.places.push(Some(transfer));
+        self.places.len() as u32 - 1
+    }
+
+    fn at(&mut self, place: u32) -> &mut Transfer {
+        self.places[place as usize].as_mut().expect("a transfer completes once")
+    }
+
+    fn take(&mut self, place: u32) -> Transfer {
+        self.free.push(place);
+        self.places[place as usize].take().expect("a transfer completes once")
+    }
+
+    /// A walk over all: only a close with its send still under way needs it.
+    pub(super) fn find_send(&self, conn: ConnId) -> Option<u32> {
+        let is_it = |place: &Option<Transfer>| place.as_ref().is_some_and(|it| it.conn == conn && it.way != Way::In);
+        self.places.iter().position(is_it).map(|place| place as u32)
+    }
+}
+
+impl Machine {
+    pub(super) fn watch(&mut self, ring: usize, slot: u16) -> Result<(), CarrierError> {
+        *self.flags_mut(ring, slot) |= POLLING;
+        let entry =
+            opcode::PollAdd::new(Fixed(u32::from(slot)), (libc::POLLIN | libc::POLLRDHUP) as u32).multi(true).build();
+        self.rings[ring].push(&entry.user_data(user_data(Operation::Poll, slot, 0)))
+    }
+
+    pub(super) fn polled(
+        &mut self,
+        ring: usize,
+        completion: &Completion,
+        buffers: &mut Buffers,
+    ) -> Result<(), CarrierError> {
+        let slot = completion.slot;
+        let flags = self.flags_mut(ring, slot);
+        if !completion.more() {
+            *flags &= !POLLING;
+        }
+        if *flags & (CLOSING | ENDED) != 0 {
+            return Ok(());
+        }
+        // An error of the poll itself leaves the reading of it to recv(), as POLLERR does.
+        let hung_up = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as u32;
+        if completion.outcome().map_or(true, |events| events & hung_up != 0) {
+            *flags |= HUNG_UP;
+        }
+        if !completion.more() {
+            self.counts.receive_rearms += 1;
+            self.watch(ring, slot)?;
+        }
+        self.receive(ring, slot, buffers)
+    }
+
+    /// Receive what is there, without waiting for more; or wait for a buffer.
+    pub(super) fn receive(&mut self, ring: usize, slot: u16, buffers: &mut Buffers) -> Result<(), CarrierError> {
+        let index = self.place(ring, slot);
+        let entry = &mut self.rings[ring].conns[usize::from(slot)];
+        if entry.flags & (CLOSING | ENDED) != 0 {
+            return Ok(());
+        }
+        entry.flags |= AGAIN;
+        if entry.flags & (RECEIVING | PAUSED | THIRSTY) != 0 {
+            return Ok(());
+        }
+        let buf = if self.reads < READS { buffers.take() } else { None };
+        let Some(buf) = buf else {
+            entry.flags |= THIRSTY;
+            self.thirsty.push_back(index);
+            self.counts.receive_rearms += 1;
+            return Ok(());
+        };
+        entry.flags = entry.flags & !AGAIN | RECEIVING;
+        let conn = ConnId { index, generation: entry.generation };
+        let memory = buffers.memory(&buf);
+        let entry = opcode::Recv::new(Fixed(u32::from(slot)), memory.as_mut_ptr(), memory.len() as u32)
+            .flags(libc::MSG_DONTWAIT)
+            .build();
+        self.reads += 1;
+        let place = self.transfers.put(Transfer { buf, conn, way: Way::In });
+        self.rings[ring].push(&entry.user_data(user_data(Operation::Receive, slot, place)))
+    }
+
+    pub(super) fn received(
+        &mut self,
+        ring: usize,
+        completion: &Completion,
+        core: &mut dyn Core,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Result<(), CarrierError> {
+        let slot = completion.slot;
+        self.reads -= 1;
+        let Transfer { mut buf, conn, .. } = self.transfers.take(completion.detail);
+        let flags = self.flags_mut(ring, slot);
+        *flags &= !RECEIVING;
+        let flags = *flags;
+        let outcome = completion.outcome();
+        if let (Ok(count @ 1..), false) = (outcome, flags & CLOSING != 0) {
+            let count = count as usize;
+            // The buffer full, more behind it, or an end to be read: the poll will not speak again for those.
+            let more = cqueue::sock_nonempty(completion.flags) || count == outbox.buffers.buffer_bytes();
+            outbox.buffers.set_len(&mut buf, count);
+            core.handle(Event::Received { conn, buf }, now, outbox);
+            if more || flags & (AGAIN | HUNG_UP) != 0 {
+                // The core may have asked for a pause or the end: that goes first.
+                self.obey(outbox)?;
+                if self.open(conn).is_some() {
+                    self.receive(ring, slot, &mut outbox.buffers)?;
+                }
+            }
+            return Ok(());
+        }
+        outbox.buffers.release(buf);
+        if flags & CLOSING != 0 {
+            return Ok(());
+        }
+        match outcome {
+            Ok(_) => {
+                *self.flags_mut(ring, slot) |= ENDED;
+                core.handle(Event::Finished { conn }, now, outbox);
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) if flags & AGAIN == 0 => {}
+            Err(Errno::EAGAIN | Errno::EINTR) => self.receive(ring, slot, &mut outbox.buffers)?,
+            Err(error) => self.fail(conn, Step::Receive, error, core, now, outbox),
+        }
+        Ok(())
+    }
+
+    /// Let what waited for a buffer receive, as far as buffers are free again.
+    pub(super) fn quench(&mut self, buffers: &mut Buffers) -> Result<(), CarrierError> {
+        for _ in 0..self.thirsty.len() {
+            if self.reads >= READS {
+                break;
+            }
+            let Some(place) = self.thirsty.pop_front() else { break };
+            let (ring, slot) = self.locate(place);
+            let flags = self.flags_mut(ring, slot);
+            // Without the flag the slot was closed, and is perhaps another's since.
+            if *flags & THIRSTY != 0 {
+                *flags &= !THIRSTY;
+                self.receive(ring, slot, buffers)?;
+                if self.flags(ring, slot) & THIRSTY != 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn send(
+        &mut self,
+        ring: usize,
+        slot: u16,
+        place: u32,
+        buffers: &mut Buffers,
+    ) -> Result<(), CarrierError> {
+        let transfer = self.transfers.at(place);
+        let Way::Out(taken) = transfer.way else { unreachable!("a receive is not sent") };
+        let bytes = &buffers.bytes(&transfer.buf)[taken..];
+        // MSG_WAITALL: io_send() goes on after a short write by itself.
+        let entry = opcode::Send::new(Fixed(u32::from(slot)), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build();
+        *self.flags_mut(ring, slot) |= SENDING;
+        self.rings[ring].push(&entry.user_data(user_data(Operation::Send, slot, place)))
+    }
+
+    pub(super) fn sent(
+        &mut self,
+        ring: usize,
+        completion: &Completion,
+        core: &mut dyn Core,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Result<(), CarrierError> {
+        let place = completion.detail;
+        let flags = self.flags_mut(ring, completion.slot);
+        *flags &= !SENDING;
+        let closing = *flags & CLOSING != 0;
+        let transfer = self.transfers.at(place);
+        let conn = transfer.conn;
+        let outcome = completion.outcome();
+        if let (Way::Out(taken), Ok(count @ 1..), false) = (&mut transfer.way, outcome, closing) {
+            *taken += count as usize;
+            if *taken < transfer.buf.len() {
+                return self.send(ring, completion.slot, place, &mut outbox.buffers);
+            }
+        }
+        outbox.buffers.release(self.transfers.take(place).buf);
+        if closing {
+            return Ok(());
+        }
+        match outcome {
+            Err(error) => self.fail(conn, Step::Send, error, core, now, outbox),
+            Ok(_) => core.handle(Event::Sent { conn }, now, outbox),
+        }
+        Ok(())
+    }
+}
