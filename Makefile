@@ -64,7 +64,8 @@ docs: setup ## write the pages of the limits catalogue from the code
 
 system: ## install the system packages that tests use (root with apt-get only)
 	@missing=(); \
-	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps; do \
+	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
+	        curl:curl wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools; do \
 	    command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); \
 	done; \
 	if [ "$${#missing[@]}" = 0 ]; then echo "system: nothing is missing"; \
@@ -76,7 +77,7 @@ system: ## install the system packages that tests use (root with apt-get only)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .tools target dist report.html .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -f python/fourtuple/_core*.so
+	rm -f python/fourtuple/*.so
 	find python tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.maturin: pyproject.toml
@@ -88,7 +89,7 @@ $(VENV)/.maturin: pyproject.toml
 	[ -n "$$found" ] || { echo "make: Python 3.11 or newer is not installed" >&2; exit 1; }; \
 	[ -x $(PYTHON) ] || $$found -m venv $(VENV) || { \
 	    echo "make: $$found cannot make a virtual environment; on Debian install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m pip install -q 'maturin>=1.9.4,<2'
+	$(PYTHON) -m pip install -q 'maturin>=1.13,<2'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.maturin $(RUST_SOURCES)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fourtuple.facts import Goal, Host, Role
     from fourtuple.host import read_host
     from fourtuple.limits import LIMITS
+    from fourtuple.plan import Means, Plan
 
 __all__ = [
     "LIMITS",
@@ -33,8 +34,10 @@ __all__ = [
     "Host",
     "LimitReached",
     "LoadConfig",
+    "Means",
     "MissingFeature",
     "MissingPrivilege",
+    "Plan",
     "PortSet",
     "Protocol",
     "Role",
@@ -55,6 +58,8 @@ _LATER = {
     "Host": "fourtuple.facts",
     "LIMITS": "fourtuple.limits",
     "LoadConfig": "fourtuple.engine",
+    "Means": "fourtuple.plan",
+    "Plan": "fourtuple.plan",
     "Role": "fourtuple.facts",
     "Snapshot": "fourtuple.engine",
     "diagnose": "fourtuple.doctor",

@@ -1,4 +1,4 @@
-"""What a machine is, and what somebody wants of it: `Host` (facts, JSON round trip) and `Goal`.
+"""What a machine is, may become, and what somebody wants of it: `Host` (facts, JSON round trip), `Change`, `Goal`.
 
 Decides which facts exist, their types and units. Knows nothing of how they are read (`host/`) or what they mean
 (`limits/`). A fact that could not be read is None (or absent from its mapping), and `unread` says why; the doctor never
@@ -251,3 +251,37 @@ class Goal(Facts):
     """Client: sets IP_LOCAL_PORT_RANGE to the whole range, so that connect() looks at every port of it (A4)."""
     rate_per_s: Count = 0
     """New connections per second that are wanted; 0 leaves rates out."""
+
+
+class ChangeKind(Enum):
+    """Who makes a change, and where. `tune` makes the first two; the rest it shows, and writes files for."""
+
+    SYSCTL = "sysctl"
+    LOCAL_PREFIX = "local prefix"
+    """A route of type local that makes each address of a prefix this host's own (AnyIP, A17)."""
+    UNIT = "unit"
+    """A setting of the service: systemd unit or container; it counts when the program starts anew."""
+    RULES = "rules"
+    """nftables rules of the host's own set, that only a person can join into it."""
+    PROGRAM = "program"
+    """What the program itself has to do."""
+    ELSEWHERE = "elsewhere"
+    """Outside of this machine or this namespace: the host of a container, the network."""
+
+
+class Change(Facts):
+    """One knob, from what it is to what a goal needs."""
+
+    kind: ChangeKind
+    knob: str
+    scope: str
+    """Who shares it, in the catalogue's words."""
+    old: str
+    new: str
+    limit: str
+    """Catalogue id of the limit that it raises, such as A2."""
+    name: str
+    """That limit's name, such as ephemeral-ports: its page."""
+    arithmetic: str
+    persist: str
+    """Where it is made to last."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,12 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fourtuple.cli import Exit, count
+from fourtuple.cli.documents import load
 from fourtuple.errors import BadConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from pydantic import ValidationError
 
     from fourtuple.facts import Goal, Host
 
@@ -122,43 +120,9 @@ def doctor(
 
 def load_host(file: str) -> Host:
     """The host that a file holds. BadConfig names the file, the field and what is allowed there."""
-    import pydantic
-
-    from fourtuple.cli.render import plain
     from fourtuple.facts import Host
 
-    named = "standard input" if file == "-" else plain(file)
-    try:
-        if file == "-":
-            data = sys.stdin.buffer.read(LARGEST_HOST_BYTES + 1)
-        else:
-            with Path(file).open("rb") as opened:
-                data = opened.read(LARGEST_HOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise BadConfig(named, f"cannot be read: {why}; a file that fourtuple doctor --save wrote is wanted") from None
-    if len(data) > LARGEST_HOST_BYTES:
-        raise BadConfig(named, f"is longer than {LARGEST_HOST_BYTES >> 20} MiB, which no host file is")
-    try:
-        found = Host.model_validate_json(data)
-    except pydantic.ValidationError as error:
-        raise BadConfig(named, _first_problem(error)) from None
-    except BadConfig as error:
-        raise BadConfig(named, plain(str(error))) from None
-    if found.schema_version != 1:
-        raise BadConfig(named, f"field schema_version: {found.schema_version} is not known here; 1 is allowed")
-    return found
-
-
-def _first_problem(error: ValidationError) -> str:
-    from fourtuple.cli.render import plain
-
-    problem, *others = error.errors(include_url=False, include_context=False)
-    field = plain(".".join(str(part) for part in problem["loc"]))[:120]
-    value = "" if problem["type"] in ("json_invalid", "missing") else f", not {plain(repr(problem['input']))[:60]}"
-    more = f" (and {len(others):,} more problems)" if others else ""
-    where = f"field {field}: " if field else "is no host file: "
-    return f"{where}{plain(problem['msg'])}{value}{more}"
+    return load(file, Host, "host file", "that fourtuple doctor --save wrote", LARGEST_HOST_BYTES)
 
 
 def _goals(

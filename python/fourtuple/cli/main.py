@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fourtuple.cli import Exit, doctor, limits, prove
+from fourtuple.cli import Exit, doctor, limits, plan, prove, run, tune
 from fourtuple.errors import BadConfig, FourtupleError
 
 EPILOG = (
@@ -53,7 +53,11 @@ def _options(
 # The table of commands. Nouns read, verbs change.
 app.command("doctor")(doctor.doctor)
 app.add_typer(limits.app, name="limits")
+app.command("plan")(plan.plan)
+app.command("tune")(tune.tune)
 app.command("prove")(prove.prove)
+# What follows COMMAND is the command's, options too.
+app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,10 +15,11 @@ How long a lab takes to vanish is in `Lab.close`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network, summarize_address_range
 from itertools import combinations
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -34,6 +35,8 @@ from fourtuple.tuples import AddressSet, Endpoint, IPAddress
 if TYPE_CHECKING:
     from fourtuple.engine import CarrierName, CarrierSettings, EchoConfig, LoadConfig
     from fourtuple.facts import Host
+    from fourtuple.host.apply import Step
+    from fourtuple.host.journal import Entry
     from fourtuple.lab.wiring import IPNetwork
 
 HOST_NAME = re.compile(r"[a-z][a-z0-9]{0,10}")
@@ -203,6 +206,18 @@ class LabHost:
     def route(self, prefix: str | IPNetwork, via: str | IPAddress) -> None:
         """Reach a prefix through a neighbour's address."""
         self._agent.ask(operations.route, _network(prefix), ip_address(via))
+
+    def apply(self, steps: Sequence[Step], state: Path) -> tuple[Entry, ...]:
+        """Apply settings to this host as `fourtuple tune` does, with the journal in the folder `state`."""
+        return self._agent.ask(operations.apply_steps, tuple(steps), str(state))
+
+    def undo(self, state: Path) -> tuple[Entry, ...]:
+        """Take back what the journal in the folder `state` says."""
+        return self._agent.ask(operations.undo_steps, str(state))
+
+    def have_peers_route(self, prefix: str | IPNetwork) -> None:
+        """Have every other host of the lab reach a prefix through this one."""
+        self._have_peers_route(_network(prefix))
 
     def facts(self) -> Host:
         """This host as the doctor sees it, with this process as the one examined."""

@@ -12,7 +12,7 @@ import os
 import re
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -25,6 +25,8 @@ from fourtuple.tuples import AddressSet, Endpoint, IPAddress
 if TYPE_CHECKING:
     from fourtuple.engine import CarrierName, CarrierSettings, EchoConfig, Engine, LoadConfig, Snapshot
     from fourtuple.facts import Host
+    from fourtuple.host.apply import Step
+    from fourtuple.host.journal import Entry
     from fourtuple.lab.wiring import IPInterface, IPNetwork
 
 
@@ -154,6 +156,26 @@ def route(held: Held, prefix: IPNetwork, via: IPAddress) -> None:
     from fourtuple.lab import wiring
 
     wiring.add_route(prefix, via)
+
+
+def apply_steps(held: Held, steps: Sequence[Step], state: str) -> tuple[Entry, ...]:
+    """Apply settings as `fourtuple tune` does, with the journal in a folder. Only what is this namespace's own."""
+    from fourtuple.host.apply import apply
+    from fourtuple.host.knobs import KnobKind
+
+    for step in steps:
+        if step.kind is KnobKind.FILE or (step.kind is KnobKind.SYSCTL and not step.name.startswith("net.")):
+            raise BadConfig(
+                step.name, "a lab changes its own namespaces only: sysctls that begin with net., and routes"
+            )
+    return apply(steps, state=Path(state))
+
+
+def undo_steps(held: Held, state: str) -> tuple[Entry, ...]:
+    """Take back what the journal in a folder says."""
+    from fourtuple.host.apply import undo
+
+    return undo(state=Path(state))
 
 
 # Readings
@@ -312,6 +334,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         add_addresses,
         add_any_ip,
         route,
+        apply_steps,
+        undo_steps,
         facts,
         user_memory,
         open_sockets,
