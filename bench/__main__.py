@@ -1,7 +1,7 @@
 """python -m bench: ours and the peers side by side in one run; a table for people, one JSON file for the rest.
 
-Decides the order of the runs (interleaved), and how results are shown and kept. What is measured is in `bench.rates`
-and `bench.cliff`.
+Decides the order of the runs (interleaved), and how results are shown and kept. What is measured is in `bench.rates`,
+`bench.cliff` and `bench.sources`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from bench import cliff, rates
+from bench import cliff, rates, sources
 from fourtuple.errors import FourtupleError
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 60_000
 """Inside the range 1024-65535 of one source address, which is what the peers have."""
 WIDTH = 132
 """Of a table in a file or a pipe."""
-Row = TypeVar("Row", rates.Contender, cliff.Chooser)
+Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Library)
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     results: dict[str, Any] = {"machine": _machine(), "rounds": options.runs, "connections": options.connections}
     failed: dict[str, str] = {}
     try:
-        if options.only != "cliff":
+        if options.only in (None, "rates"):
             skipped = {row.name: reason for row in rates.CONTENDERS if (reason := rates.absent(row))}
             rows = [row for row in rates.CONTENDERS if row.name not in skipped]
             measured = _interleaved(
@@ -51,12 +51,19 @@ def main(arguments: list[str]) -> int:
             console.print(_rates_table(results["rates"], options))
             for name, reason in skipped.items():
                 console.print(f"skipped {name}: {reason}")
-        if options.only != "rates":
+        if options.only in (None, "cliff"):
             no_uring = bool(rates.absent(rates.CONTENDERS[0]))
             choosers = [row for row in cliff.CHOOSERS if not (no_uring and "uring" in row.arguments)]
             curves = _interleaved(choosers, cliff.run, options.runs, console, failed)
             results["cliff"] = {name: cliff.medians(runs) for name, runs in curves.items()}
-            console.print(_cliff_table(results["cliff"], options))
+            title = f"the cost of one connect() by fill of {cliff.COUNT} ports, us; medians of {options.runs}"
+            console.print(_cliff_table(title, "who chooses the port", results["cliff"]))
+        if options.only == "sources":
+            count = min(options.connections, sources.MOST_PORTS)
+            curves = _interleaved(sources.libraries(count), sources.run, options.runs, console, failed)
+            results["sources"] = {name: cliff.medians(runs) for name, runs in curves.items()}
+            title = f"SourcePool: CPU of one connection by fill of {count:,} ports, us; medians of {options.runs}"
+            console.print(_cliff_table(title, "client library", results["sources"]))
     except FourtupleError as problem:
         console.print(f"bench: {problem}", style="red")
         return 1
@@ -118,10 +125,10 @@ def _rates_table(measured: dict[str, dict[str, Any]], options: argparse.Namespac
     return table
 
 
-def _cliff_table(measured: dict[str, dict[str, Any]], options: argparse.Namespace) -> Table:
-    table = Table(title=f"the cost of one connect() by fill of {cliff.COUNT} ports, us; medians of {options.runs}")
-    for heading in ("who chooses the port", "reached", "1 %", "50 %", "90 %", "99 %", "99 % : 1 %"):
-        table.add_column(heading, justify="left" if heading.startswith("who") else "right")
+def _cliff_table(title: str, rows: str, measured: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title=title)
+    for heading in (rows, "reached", "1 %", "50 %", "90 %", "99 %", "99 % : 1 %"):
+        table.add_column(heading, justify="left" if heading == rows else "right")
     for name, row in measured.items():
         costs = (f"{row[f'us_at_{percent}_percent']:,.1f}" for percent in (1, 50, 90, 99))
         table.add_row(name, f"{row['connected']:,.0f}", *costs, f"{row['ratio_99_to_1']:.2f} x")
@@ -139,7 +146,7 @@ def _machine() -> dict[str, Any]:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=("rates", "cliff"), help="one comparison instead of both")
+    parser.add_argument("--only", choices=("rates", "cliff", "sources"), help="one comparison; default rates and cliff")
     parser.add_argument(
         "--connections", type=_whole(1, MOST_CONNECTIONS), default=15_000, help="per client; default 15000"
     )

@@ -7,11 +7,15 @@ its private memory read from outside between two steps. Knows nothing of what th
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -20,7 +24,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from fourtuple.engine import EchoConfig
-from fourtuple.lab import Lab
+from fourtuple.errors import MissingFeature
+from fourtuple.lab import Lab, LabHost
 from fourtuple.tuples import Endpoint
 
 ROOT = Path(__file__).parent.parent
@@ -80,12 +85,60 @@ def client(script: str, *arguments: str, ports: str = "1024 65535") -> Iterator[
         here.set_sysctl("net.core.somaxconn", 65_535)
         server = here.start_engine(EchoConfig(listen=(Endpoint(ip_address(HOST), PORT),), backlog=65_535), workers=1)
         server.wait_for(lambda now: now.listening_now == 1, TIMEOUT_S)
-        namespaces = [f"--net=/proc/{here.pid}/ns/net"]
-        if lab.in_user_namespace:
-            namespaces += [f"--user=/proc/{here.pid}/ns/user", "--preserve-credentials"]
-        python = [sys.executable, "-m", f"bench.peers.{script}", HOST, str(PORT)]
-        with Client(["nsenter", *namespaces, *python, *arguments]) as started:
-            yield started
+        with started(lab, here, script, HOST, str(PORT), *arguments) as process:
+            yield process
+
+
+def started(lab: Lab, host: LabHost, script: str, *arguments: str) -> Client:
+    """A script of `peers/` as a process of its own in the namespaces of a lab's host."""
+    return Client([*entering(lab, host), sys.executable, "-m", f"bench.peers.{script}", *arguments])
+
+
+def entering(lab: Lab, host: LabHost) -> list[str]:
+    """The command that runs another one in the namespaces of a lab's host."""
+    namespaces = [f"--net=/proc/{host.pid}/ns/net"]
+    if lab.in_user_namespace:
+        namespaces += [f"--user=/proc/{host.pid}/ns/user", "--preserve-credentials"]
+    return ["nsenter", *namespaces]
+
+
+@contextmanager
+def web_server(lab: Lab, host: LabHost, endpoints: Sequence[Endpoint]) -> Iterator[None]:
+    """nginx, whose answers come at a byte per second, so that each held response holds its connection.
+
+    MissingFeature where it is not installed.
+    """
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise MissingFeature("nginx is not installed: `apt-get install nginx-light`")
+    with tempfile.TemporaryDirectory() as folder:
+        listen = "".join(f"listen {endpoint} backlog=65535;" for endpoint in endpoints)
+        settings = Path(folder) / "nginx.conf"
+        settings.write_text(
+            f"daemon off; master_process off; pid {folder}/pid; worker_rlimit_nofile 20000; error_log stderr crit;\n"
+            f"events {{ worker_connections 19000; }}\n"
+            f"http {{ access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;\n"
+            f"fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;\n"
+            f"server {{ {listen} location / {{ limit_rate 1; limit_rate_after 512; return 200 {'x' * 2048}; }}\n"
+            f"location /whole {{ return 200 whole; }} }} }}\n"
+        )
+        command = [*entering(lab, host), program, "-c", str(settings), "-e", "stderr"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            try:
+                _await_listener(host, endpoints[-1], server)
+                yield
+            finally:
+                server.kill()
+
+
+def _await_listener(host: LabHost, endpoint: Endpoint, server: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while host.connect_once(endpoint) != "ok":
+        if server.poll() is not None:
+            raise RuntimeError(server.communicate()[1].strip() or "nginx ended at once")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nginx does not listen within {TIMEOUT_S:g} s")
+        time.sleep(0.02)
 
 
 def _private_bytes(pid: int) -> int:

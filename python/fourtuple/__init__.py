@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fourtuple.errors import BadConfig, EngineStopped, FourtupleError, LimitReached, MissingFeature, MissingPrivilege
+from fourtuple.sources import SourcePool
 from fourtuple.tuples import AddressSet, Endpoint, FourTuple, PortSet, Protocol, TupleSpace, TupleSpaces
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "Protocol",
     "Role",
     "Snapshot",
+    "SourcePool",
     "TupleSpace",
     "TupleSpaces",
     "diagnose",

@@ -22,6 +22,7 @@ UPWARD = [
     ("errors.py", "import fourtuple.ranges"),
     ("ranges.py", "import fourtuple.tuples"),
     ("tuples.py", "from fourtuple.facts import Host"),
+    ("sources.py", "import fourtuple.connect"),
     ("facts.py", "import fourtuple.limits"),
     ("engine.py", "import fourtuple.lab"),
     ("preload.py", "import fourtuple.hook"),
@@ -40,11 +41,14 @@ SIDEWAYS = [
     ("preload.py", "import fourtuple.doctor"),
     ("limits/__init__.py", "from fourtuple import host"),
     ("metrics.py", "import fourtuple.errors"),
+    ("connect/__init__.py", "import fourtuple.host"),
 ]
 
 IMPURE = [
     ("ranges.py", "import os"),
     ("tuples.py", "import socket"),
+    ("sources.py", "import socket"),
+    ("sources.py", "from time import monotonic"),
     ("facts.py", "import subprocess"),
     ("limits/__init__.py", "import pathlib"),
     ("limits/_model.py", "import os.path"),
@@ -134,7 +138,7 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_pure_modules_are_the_pure_layers() -> None:
-    pure = {"ranges", "dialogue", "tuples", "facts", "limits", "doctor", "plan"}
+    pure = {"ranges", "dialogue", "tuples", "sources", "facts", "limits", "doctor", "plan"}
     assert set(CONTRACTS["forbidden"]["source_modules"]) == {f"fourtuple.{module}" for module in pure}
 
 

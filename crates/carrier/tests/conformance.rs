@@ -10,6 +10,7 @@ mod actors;
 #[path = "conformance/pairs.rs"]
 mod pairs;
 
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use actors::{Ending, Guest, Host, Manner, Plan, Tally};
@@ -67,9 +68,14 @@ fn refusal_is_told_once(pair: &dyn Pair) {
     assert_eq!(guest.connect_failed, vec![(Step::Connect, Errno::ECONNREFUSED); 5], "{guest:?}");
 }
 
+/// An endpoint that nothing on this host holds: a fixed one may be another program's, or another test's listener's.
+fn free_endpoint() -> SocketAddr {
+    TcpListener::bind("127.0.0.9:0").and_then(|listener| listener.local_addr()).unwrap()
+}
+
 fn a_tuple_is_used_once(pair: &dyn Pair) {
-    for (choice, port) in [(SourceChoice::Bind, 40_001), (SourceChoice::SinglePort, 40_003)] {
-        let source = format!("127.0.0.9:{port}").parse().unwrap();
+    for choice in [SourceChoice::Bind, SourceChoice::SinglePort] {
+        let source = free_endpoint();
         let plan = Plan { connections: 3, choice, source, hold: true, ending: Ending::Abort, ..Plan::default() };
         let (guest, _) = pair.run(Guest::new(plan), Host::new(Manner::Echo, pair.listen_at()));
         assert_eq!(guest.connected, 1, "{choice:?} {guest:?}");
