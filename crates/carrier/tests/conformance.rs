@@ -240,11 +240,16 @@ fn connections_take_turns_when_buffers_are_few() {
     for kind in KERNELS {
         let few = CarrierSettings { buffers_per_chunk: 2, buffer_chunks: 1, ..settings() };
         let pair = pairs::Kernel { kind, guest: settings(), host: few };
-        let plan = Plan { connections: 100, say: 20_000, ..Plan::default() };
-        let (guest, host, _, carrier) =
-            pair.run_and_report(Guest::new(plan), Host::new(Manner::Echo, pair.listen_at()));
-        assert_eq!((guest.echoed_right, host.closed), (100, 100), "{kind:?} {guest:?}");
-        assert!(carrier.receive_rearms > 0 && host.most_buffers <= 2, "{kind:?} {carrier:?} {host:?}");
+        // Whether both buffers are ever out at once is up to the scheduler: play until they were, and be right each time.
+        let was_short = (0..10).any(|_| {
+            let plan = Plan { connections: 100, say: 50_000, ..Plan::default() };
+            let (guest, host, _, carrier) =
+                pair.run_and_report(Guest::new(plan), Host::new(Manner::Echo, pair.listen_at()));
+            assert_eq!((guest.echoed_right, host.closed), (100, 100), "{kind:?} {guest:?}");
+            assert!(host.most_buffers <= 2, "{kind:?} {carrier:?} {host:?}");
+            carrier.receive_rearms > 0
+        });
+        assert!(was_short, "{kind:?}: ten runs, and never short of a buffer");
     }
 }
 
