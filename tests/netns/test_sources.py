@@ -158,13 +158,20 @@ def test_what_the_libraries_own_options_reach() -> None:
     assert set(NAIVE) == set(CLIENTS)
     found = {}
     for name in NAIVE:
-        with arena(100, 2, http=CLIENTS[name].speaks_http) as here, here.client(name, "naive", ports(100), 100) as one:
-            numbers = filled(one)
-            found[name] = numbers["reached"]
-            if found[name] == [100, 0]:
+        free = []
+        # A library may have let go of some connections before the bystander counts (17 ports were free once): the
+        # bound has to be met in one of three plays, what the library reaches in each.
+        while not free or (min(free) >= 10 and len(free) < 3):
+            speaks_http = CLIENTS[name].speaks_http
+            with arena(100, 2, http=speaks_http) as here, here.client(name, "naive", ports(100), 100) as one:
+                numbers = filled(one)
+                found[name] = numbers["reached"]
+                assert found[name] == NAIVE[name], name
+                if found[name] != [100, 0]:
+                    break
                 assert numbers["errors"] == {"EADDRINUSE": 1}, name
-                # Not none: on a busy machine a library has let go of a few connections by now (17 were free once).
-                assert here.plain_connects(100) < 50, f"{name}: its ports are poisoned for everybody else"
+                free.append(here.plain_connects(100))
+        assert not free or min(free) < 10, f"{name}: its ports are poisoned for everybody else"
     assert found == NAIVE
 
 
