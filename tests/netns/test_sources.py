@@ -158,7 +158,7 @@ def test_what_the_libraries_own_options_reach() -> None:
     assert set(NAIVE) == set(CLIENTS)
     found = {}
     for name in NAIVE:
-        free = []
+        free: list[int] = []
         # A library may have let go of some connections before the bystander counts (17 ports were free once): the
         # bound has to be met in one of three plays, what the library reaches in each.
         while not free or (min(free) >= 10 and len(free) < 3):
