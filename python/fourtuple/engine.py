@@ -246,6 +246,26 @@ class Snapshot:
     bytes_out: int
     buffer_waits: int
     pauses: int
+    sniffing_now: int
+    delivering_now: int
+    relaying_now: int
+    delivery_retries: int
+    ended_handed_off: int
+    ended_relayed: int
+    ended_client_broke: int
+    ended_service_broke: int
+    ended_client_left: int
+    ended_no_route: int
+    ended_sniff_deadline: int
+    ended_sniff_too_long: int
+    ended_garbage: int
+    ended_service_absent: int
+    ended_service_full: int
+    ended_service_unreachable: int
+    ended_over_total: int
+    ended_over_source: int
+    ended_over_service: int
+    ended_stopped: int
     taken_s: float
     """Seconds since the engine started."""
     phase: Phase

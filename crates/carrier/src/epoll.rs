@@ -13,7 +13,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fourtuple_engine::{
-    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, Step, Until,
+    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox,
+    SourceChoice, Step, Target, Until,
 };
 
 use crate::sys::{self, Clock, Poller, Wake};
@@ -92,6 +93,8 @@ const FAILED: u16 = 1 << 5;
 const CLOSING: u16 = 1 << 6;
 /// An edge came while the core did not want bytes.
 const READABLE: u16 = 1 << 7;
+/// Bytes are shown, not taken.
+const PEEKING: u16 = 1 << 8;
 
 /// What an epoll item stands for: kind, generation, place or listener.
 const KIND_CONN: u64 = 0;
@@ -241,6 +244,52 @@ impl Epoll {
                 Command::Unlisten { listener } => {
                     self.listeners.remove(&listener.0);
                 }
+                Command::Reach { ticket, target } => {
+                    if let Err((step, error)) = self.reach(ticket, target, &mut outbox.buffers) {
+                        self.happened.push_back(Event::ConnectFailed { ticket, step, error });
+                    }
+                }
+                Command::Name { conn } => {
+                    if self.is_open(conn) {
+                        let names = sys::names(self.conns[conn.index as usize].fd);
+                        self.happened.push_back(Event::Named { conn, names });
+                    }
+                }
+                Command::Peek { conn } => {
+                    if self.is_open(conn) {
+                        self.conns[conn.index as usize].flags |= PEEKING;
+                        self.queue_read(conn.index);
+                    }
+                }
+                Command::Take { conn } => {
+                    if self.is_open(conn) {
+                        let entry = &mut self.conns[conn.index as usize];
+                        entry.flags = entry.flags & !PEEKING | READABLE;
+                        self.queue_read(conn.index);
+                    }
+                }
+                Command::Shutdown { conn } => {
+                    if self.is_open(conn) {
+                        sys::shutdown(self.conns[conn.index as usize].fd);
+                    }
+                }
+                Command::HandOff { conn, path, note } => {
+                    if self.is_open(conn) {
+                        let fd = self.conns[conn.index as usize].fd;
+                        let buffers = &outbox.buffers;
+                        let event = match sys::hand_off(fd, buffers.bytes(&path), buffers.bytes(&note)) {
+                            Ok(()) => {
+                                self.poller.remove(fd);
+                                self.conns[conn.index as usize].flags |= ENDED;
+                                Event::HandedOff { conn }
+                            }
+                            Err(error) => Event::HandOffFailed { conn, error },
+                        };
+                        self.happened.push_back(event);
+                    }
+                    outbox.buffers.release(path);
+                    outbox.buffers.release(note);
+                }
             }
         }
         outbox.commands = commands;
@@ -274,11 +323,30 @@ impl Epoll {
             Ok(()) | Err(Errno(libc::EINPROGRESS)) => {}
             Err(error) => return Err((Step::Connect, error)),
         }
-        // Connected at once or not, the first edge says so: epoll_ctl looks at the socket when it adds it.
+        self.watch_attempt(ticket, socket)
+    }
+
+    /// Connected at once or not, the first edge says so: epoll_ctl looks at the socket when it adds it.
+    fn watch_attempt(&mut self, ticket: u32, socket: OwnedFd) -> Result<(), (Step, Errno)> {
         let place = self.settle(socket, CONNECTING).map_err(|error| (Step::Connect, error))?;
         self.tickets.insert(place, ticket);
         self.attempts.insert(ticket, place);
         Ok(())
+    }
+
+    fn reach(&mut self, ticket: u32, target: Target, buffers: &mut Buffers) -> Result<(), (Step, Errno)> {
+        match target {
+            Target::Tcp(destination) => {
+                let nowhere = sys::any_endpoint(destination);
+                sys::outgoing(nowhere, destination, SourceChoice::Kernel, (0, 0), libc::SOCK_NONBLOCK)
+                    .and_then(|socket| self.connect(ticket, socket, destination))
+            }
+            Target::Unix(path) => {
+                let socket = sys::unix_connection(buffers.bytes(&path));
+                buffers.release(path);
+                self.watch_attempt(ticket, socket?)
+            }
+        }
     }
 
     /// Give a socket a place and have it watched.
@@ -415,6 +483,9 @@ impl Epoll {
     fn read_one(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) -> bool {
         let Conn { fd, generation, .. } = self.conns[place as usize];
         let conn = ConnId { index: place, generation };
+        if self.conns[place as usize].flags & PEEKING != 0 {
+            return self.show(core, place, outbox);
+        }
         for _ in 0..READ_BATCH {
             let Some(mut buf) = outbox.buffers.take() else { return false };
             match sys::receive(fd, outbox.buffers.memory(&buf)) {
@@ -440,6 +511,30 @@ impl Epoll {
             }
         }
         self.queue_read(place);
+        true
+    }
+
+    /// Show what is there; the next edge is for more. Returns false if no buffer was free.
+    fn show(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) -> bool {
+        let Conn { fd, generation, .. } = self.conns[place as usize];
+        let conn = ConnId { index: place, generation };
+        let Some(mut buf) = outbox.peeks.take() else { return false };
+        let outcome = sys::peek(fd, outbox.peeks.memory(&buf));
+        if let Ok(count @ 1..) = outcome {
+            outbox.peeks.set_len(&mut buf, count);
+            self.tell(core, Event::Peeked { conn, buf }, outbox);
+            return true;
+        }
+        outbox.peeks.release(buf);
+        match outcome {
+            Ok(_) => {
+                self.conns[place as usize].flags |= ENDED;
+                self.tell(core, Event::Finished { conn }, outbox);
+            }
+            Err(Errno::EAGAIN) => {}
+            Err(Errno::EINTR) => self.queue_read(place),
+            Err(error) => self.fail(conn, Step::Receive, error),
+        }
         true
     }
 

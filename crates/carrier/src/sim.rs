@@ -3,7 +3,8 @@
 //!
 //! Decides what a network and a kernel may do to a core: every order of events that the contract allows, chosen by one
 //! seed, so that a failing run replays exactly. Knows no system call, and nothing of a core but its commands; only with
-//! [`Script::strict`] it also knows that servers echo and that reports must add up.
+//! [`Script::strict`] it also knows that reports must add up, and with [`Script::echoing`] that servers echo. In its kernel the
+//! path of a unix socket is the text of an endpoint: whoever listens there listens on both.
 
 mod network;
 mod world;
@@ -118,8 +119,10 @@ pub struct Script {
     pub until: Instant,
     /// A run that takes more steps has no end.
     pub most_steps: u64,
-    /// Servers echo, reports add up, and commands for connections that are gone are wrong rather than ignored.
+    /// Reports add up, and commands for connections that are gone are wrong rather than ignored.
     pub strict: bool,
+    /// Servers send back what they receive, and nothing else.
+    pub echoing: bool,
 }
 
 /// What a run was.

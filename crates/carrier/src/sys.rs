@@ -84,6 +84,12 @@ impl Poller {
         checked(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) }).map(drop)
     }
 
+    /// Watch it no more. Closing does that by itself only if nobody else holds the socket.
+    pub(crate) fn remove(&self, fd: RawFd) {
+        // SAFETY: EPOLL_CTL_DEL reads no event. It cannot fail for a descriptor that was added.
+        unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()) };
+    }
+
     /// Fill `events` from its start; returns how many. A signal, or task work of io_uring, makes it none.
     pub(crate) fn wait(&self, events: &mut [libc::epoll_event], most: Duration) -> Result<usize, Errno> {
         // Rounded up: waking a little late costs less than spinning through the last fraction of a millisecond.
@@ -161,6 +167,14 @@ impl RawAddress {
                 _ => None,
             }
         }
+    }
+}
+
+/// Any address and port of the destination's family.
+pub(crate) fn any_endpoint(destination: SocketAddr) -> SocketAddr {
+    match destination {
+        SocketAddr::V4(_) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        SocketAddr::V6(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
     }
 }
 
@@ -251,6 +265,99 @@ pub(crate) fn receive(socket: RawFd, memory: &mut [u8]) -> Result<usize, Errno> 
     // SAFETY: `memory` is writable for its whole length.
     let count = unsafe { libc::recv(socket, memory.as_mut_ptr().cast(), memory.len(), libc::MSG_DONTWAIT) };
     usize::try_from(count).map_err(|_| last_errno())
+}
+
+/// recv() of what is there without taking it, from the first byte on; 0 is the peer's FIN with nothing before it.
+pub(crate) fn peek(socket: RawFd, memory: &mut [u8]) -> Result<usize, Errno> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: `memory` is writable for its whole length.
+    let count = unsafe { libc::recv(socket, memory.as_mut_ptr().cast(), memory.len(), flags) };
+    usize::try_from(count).map_err(|_| last_errno())
+}
+
+/// FIN behind what was sent. It cannot fail on a connection that stands; on another one there is nobody to tell.
+pub(crate) fn shutdown(socket: RawFd) {
+    // SAFETY: no pointers.
+    unsafe { libc::shutdown(socket, libc::SHUT_WR) };
+}
+
+/// Who is at the other end and which of our endpoints this one is; nothing if the connection is no more.
+pub(crate) fn names(socket: RawFd) -> Option<(SocketAddr, SocketAddr)> {
+    let name = |call: unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int| {
+        let mut raw = RawAddress::unspecified();
+        let mut len = size_of::<RawAddress>() as libc::socklen_t;
+        // SAFETY: `raw` is `len` writable bytes; getpeername() and getsockname() ask for the same.
+        checked(unsafe { call(socket, (&raw mut raw).cast(), &raw mut len) }).ok()?;
+        raw.socket_addr()
+    };
+    Some((name(libc::getpeername)?, name(libc::getsockname)?))
+}
+
+/// A connection to the unix stream socket at `path`, which stands at once or not at all; EAGAIN is a full backlog
+/// (unix_stream_connect()). A path that begins with a zero byte is abstract. The socket does not block.
+pub(crate) fn unix_connection(path: &[u8]) -> Result<OwnedFd, (Step, Errno)> {
+    // SAFETY: all of its members are plain integers, for which zero is a value.
+    let mut raw: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    // A path ends with a zero byte; an abstract name with the length.
+    let room = raw.sun_path.len() - usize::from(path.first() != Some(&0));
+    if path.is_empty() || path.len() > room {
+        return Err((Step::Connect, Errno(libc::ENAMETOOLONG)));
+    }
+    raw.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in raw.sun_path.iter_mut().zip(path) {
+        *to = *from as libc::c_char;
+    }
+    let len = std::mem::offset_of!(libc::sockaddr_un, sun_path) + path.len() + usize::from(path[0] != 0);
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers; the result is checked before it is owned.
+    let socket = owned(unsafe { libc::socket(libc::AF_UNIX, kind, 0) }).map_err(|error| (Step::Socket, error))?;
+    // SAFETY: `raw` holds `len` bytes.
+    checked(unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), len as libc::socklen_t) })
+        .map_err(|error| (Step::Connect, error))?;
+    Ok(socket)
+}
+
+/// Let system calls on the socket wait, as io_uring wants it.
+pub(crate) fn let_block(socket: &OwnedFd) {
+    // SAFETY: no pointers; F_SETFL with no flags cannot fail on a socket of ours.
+    unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, 0) };
+}
+
+/// Give `socket` with `note` to whoever listens at `path` (docs/handoff.md).
+pub(crate) fn hand_off(socket: RawFd, path: &[u8], note: &[u8]) -> Result<(), Errno> {
+    let channel = unix_connection(path).map_err(|(_, error)| error)?;
+    let mut bytes = libc::iovec { iov_base: note.as_ptr().cast_mut().cast(), iov_len: note.len() };
+    let mut control = Control { bytes: [0; CONTROL_BYTES] };
+    // SAFETY: all of its members are plain integers or pointers, for which zero is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut bytes;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = CONTROL_BYTES as _;
+    // SAFETY: `control` is aligned for a header and has room for one with one descriptor (CMSG_SPACE).
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
+        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(socket);
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `message` names memory that lives through the call; sendmsg() only reads it.
+    let sent = unsafe { libc::sendmsg(channel.as_raw_fd(), &raw const message, flags) };
+    // A note is far below a socket's send buffer, so an empty one takes it whole (unix_stream_sendmsg()).
+    if sent == note.len() as isize { Ok(()) } else { Err(last_errno()) }
+}
+
+/// CMSG_SPACE of one descriptor.
+// SAFETY: arithmetic on a constant.
+const CONTROL_BYTES: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
+
+/// Memory for one control message, aligned as its header is.
+#[repr(C)]
+union Control {
+    bytes: [u8; CONTROL_BYTES],
+    header: libc::cmsghdr,
 }
 
 /// send() of what fits.

@@ -122,7 +122,7 @@ impl World {
             }
         }
         let until = Instant(until_ms * 1_000_000);
-        let script = Script { orders, until, most_steps: 2_000_000, strict: true };
+        let script = Script { orders, until, most_steps: 2_000_000, strict: true, echoing: true };
         World { clients, dialogue: dialogue(seed), servers, network, faults, script }
     }
 
@@ -297,7 +297,7 @@ fn echo_config() -> EchoConfig {
 fn peaceful(clients: Vec<LoadConfig>, servers: Vec<EchoConfig>, orders: &[(Instant, usize, Order)]) -> World {
     let network = Network { ports: (40_000, 40_099), ..Network::default() };
     let until = Instant(3_000_000_000);
-    let script = Script { orders: orders.to_vec(), until, most_steps: 1_000_000, strict: true };
+    let script = Script { orders: orders.to_vec(), until, most_steps: 1_000_000, strict: true, echoing: true };
     World { clients, dialogue: None, servers, network, faults: Faults::NONE, script }
 }
 
@@ -469,6 +469,7 @@ fn wrong_cores_are_caught() {
         until: Instant(1_000_000_000),
         most_steps: 100_000,
         strict: true,
+        echoing: true,
     };
     let run = |client: &mut dyn Core, server: &mut dyn Core| {
         Sim::new(5, Faults::NONE).run(&mut [client], &mut [server], &script).map_err(|broken| broken.rule)

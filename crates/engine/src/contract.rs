@@ -16,6 +16,12 @@
 //! 6. Between `Pause` and `Resume` at most the bytes already on their way are delivered (bounded by the carrier's
 //!    buffers per ring); the kernel's window then holds the peer back. No byte is lost or reordered.
 //! 7. No event is delivered for a connection before its `Accepted`/`Connected` nor after its `Closed`.
+//! 8. From `Peek` to `Take` bytes are shown and not taken: `Peeked` holds what has come so far, from the first byte, and
+//!    comes again when more has come; nothing comes again for the same bytes alone, unless `Peek` is said again.
+//! 9. `HandOff` is answered once, by `HandedOff` or `HandOffFailed`, unless the connection is closed first. After
+//!    `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
+//!    then says nothing to the peer. After `HandOffFailed` the connection is what it was.
+//! 10. `Shutdown` sends FIN behind everything sent before; receiving goes on.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -59,6 +65,8 @@ pub struct Errno(pub i32);
 
 /// The error numbers that cores tell apart (asm-generic/errno.h, the same on every Linux architecture that we build for).
 impl Errno {
+    /// No such path.
+    pub const ENOENT: Errno = Errno(2);
     /// Interrupted by a signal.
     pub const EINTR: Errno = Errno(4);
     /// Try again.
@@ -79,6 +87,8 @@ impl Errno {
     pub const ECONNRESET: Errno = Errno(104);
     /// No buffer space.
     pub const ENOBUFS: Errno = Errno(105);
+    /// Too many descriptors of this user are on their way through unix sockets.
+    pub const ETOOMANYREFS: Errno = Errno(109);
     /// No answer in time.
     pub const ETIMEDOUT: Errno = Errno(110);
     /// Nobody listens there.
@@ -104,6 +114,18 @@ pub enum Step {
     Receive,
     /// send().
     Send,
+    /// sendmsg() with a descriptor.
+    HandOff,
+}
+
+/// Where a service is. A path lies in a buffer like any bytes, so that ten million of them need no table here; whoever
+/// gets the target owns it.
+#[derive(Debug)]
+pub enum Target {
+    /// A listening TCP socket.
+    Tcp(SocketAddr),
+    /// A listening unix stream socket by its path; a path that begins with a zero byte is an abstract name.
+    Unix(Buf),
 }
 
 /// How the local endpoint of an outgoing connection comes about (limits catalogue A3, A4, A7, A8, A10).
@@ -201,6 +223,32 @@ pub enum Event {
         /// Which connection.
         conn: ConnId,
     },
+    /// The answer to `Name`; nothing if the connection is no more.
+    Named {
+        /// Which connection.
+        conn: ConnId,
+        /// The peer's endpoint and ours.
+        names: Option<(SocketAddr, SocketAddr)>,
+    },
+    /// What has come so far, not taken; the buffer is one of `outbox.peeks`.
+    Peeked {
+        /// On which connection.
+        conn: ConnId,
+        /// The bytes from the first on: `outbox.peeks.bytes(&buf)`.
+        buf: Buf,
+    },
+    /// The receiver has the socket.
+    HandedOff {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// The receiver could not be given the socket; the connection still stands, its bytes unread.
+    HandOffFailed {
+        /// Which connection.
+        conn: ConnId,
+        /// Why; `EAGAIN` is a full backlog.
+        error: Errno,
+    },
     /// Somebody outside wants something.
     Ordered(Order),
 }
@@ -216,6 +264,8 @@ pub enum Order {
     Target(u64),
     /// Make no new connections; close all.
     Close,
+    /// Make and accept no new connections; those that there are may end by themselves.
+    Drain,
 }
 
 /// What to do, as a core tells its carrier.
@@ -282,7 +332,48 @@ pub enum Command {
         /// Which.
         listener: ListenerId,
     },
+    /// Connect to a service, the local name being the kernel's choice; answered as `Connect` is.
+    Reach {
+        /// The core's name for the attempt.
+        ticket: u32,
+        /// Where; owned by the carrier from here.
+        target: Target,
+    },
+    /// Say who the peer is and which of our endpoints it reached; answered by `Named`.
+    Name {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Show what comes instead of taking it, beginning with what is there.
+    Peek {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Take what comes, beginning with what was shown.
+    Take {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Send no more (FIN); receive on.
+    Shutdown {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Give the socket itself, with a note, to whoever listens at `path`; answered by `HandedOff` or `HandOffFailed`.
+    HandOff {
+        /// Which connection.
+        conn: ConnId,
+        /// As in `Target::Unix`; owned by the carrier from here.
+        path: Buf,
+        /// What the receiver is told along with the socket; owned by the carrier from here.
+        note: Buf,
+    },
 }
+
+/// Bytes that a peek can show at most: what the longest first message that anybody must understand may have.
+pub const PEEK_BYTES: usize = 1 << 16;
+/// Peeks whose bytes are with a core or on their way to one, at most; further ones wait.
+const PEEKS_AT_ONCE: u32 = 8;
 
 /// Where a core puts its commands, and the buffers that they name. One per carrier; drained after every batch of events.
 #[derive(Debug)]
@@ -291,12 +382,18 @@ pub struct Outbox {
     pub commands: Vec<Command>,
     /// The carrier's memory for bytes.
     pub buffers: Buffers,
+    /// The carrier's memory for bytes that are only looked at; a few large buffers, made when first used.
+    pub peeks: Buffers,
 }
 
 impl Outbox {
     /// An empty outbox over these buffers.
     pub fn new(buffers: Buffers) -> Outbox {
-        Outbox { commands: Vec::with_capacity(256), buffers }
+        Outbox {
+            commands: Vec::with_capacity(256),
+            buffers,
+            peeks: Buffers::new(PEEK_BYTES, PEEKS_AT_ONCE, 1),
+        }
     }
 
     /// Append a command.

@@ -345,6 +345,8 @@ impl Core for EchoCore {
             }
             // An echo core connects to nobody; the other orders are not for it.
             Event::Ordered(_) | Event::Connected { .. } | Event::ConnectFailed { .. } => {}
+            // Answers to what an echo core does not ask.
+            Event::Named { .. } | Event::Peeked { .. } | Event::HandedOff { .. } | Event::HandOffFailed { .. } => {}
         }
         self.settle();
     }

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod broker;
 pub mod buffers;
 pub mod contract;
 pub mod echo;
@@ -23,5 +24,5 @@ mod window;
 pub use buffers::{Buf, Buffers};
 pub use contract::{
     Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Step,
-    Until,
+    Target, Until,
 };

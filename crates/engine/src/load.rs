@@ -296,7 +296,7 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close => {}
+            Order::Close | Order::Drain => {}
         }
     }
 
@@ -352,11 +352,15 @@ impl<S: Speech> Core for LoadCore<S> {
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn),
             Event::Ordered(order) => self.ordered(order, now, outbox),
-            // A load core listens nowhere.
+            // A load core listens nowhere, and does not ask for the rest.
             Event::Listening { .. }
             | Event::ListenFailed { .. }
             | Event::Accepted { .. }
-            | Event::AcceptFailed { .. } => {}
+            | Event::AcceptFailed { .. }
+            | Event::Named { .. }
+            | Event::Peeked { .. }
+            | Event::HandedOff { .. }
+            | Event::HandOffFailed { .. } => {}
         }
         self.go_on(now, outbox);
     }

@@ -69,6 +69,46 @@ counters! {
     BufferWaits = "buffer_waits", "waits";
     /// times that a connection's reading was paused for back-pressure
     Pauses = "pauses", "pauses";
+    /// connections whose first bytes a broker waits for or looks at
+    Sniffing = "sniffing_now", "connections";
+    /// connections that a broker is bringing to their service
+    Delivering = "delivering_now", "connections";
+    /// connections between whose two ends a broker carries bytes
+    Relaying = "relaying_now", "connections";
+    /// deliveries tried again because the service was absent or its backlog full
+    DeliveryRetries = "delivery_retries", "deliveries";
+    /// ended: the service was given the socket itself
+    HandedOff = "ended_handed_off", "connections";
+    /// ended: relayed, and both sides said that they were done
+    Relayed = "ended_relayed", "connections";
+    /// ended: relayed, and the client broke off
+    ClientBroke = "ended_client_broke", "connections";
+    /// ended: relayed, and the service broke off
+    ServiceBroke = "ended_service_broke", "connections";
+    /// ended: the client left before it was delivered
+    ClientLeft = "ended_client_left", "connections";
+    /// ended: what the client showed names no service
+    NoRoute = "ended_no_route", "connections";
+    /// ended: the client had not shown enough by the deadline, and its listener has no default
+    SniffDeadline = "ended_sniff_deadline", "connections";
+    /// ended: the client showed more than may be looked at without naming a service
+    SniffTooLong = "ended_sniff_too_long", "connections";
+    /// ended: what the client showed breaks its own protocol
+    Garbage = "ended_garbage", "connections";
+    /// ended: the service was absent until the deadline
+    ServiceAbsent = "ended_service_absent", "connections";
+    /// ended: the service's backlog was full, or its connect did not come about, until the deadline
+    ServiceFull = "ended_service_full", "connections";
+    /// ended: the service could not be reached for another reason
+    ServiceUnreachable = "ended_service_unreachable", "connections";
+    /// ended: more connections than may be open at once
+    OverTotal = "ended_over_total", "connections";
+    /// ended: more connections than one source prefix may have
+    OverSource = "ended_over_source", "connections";
+    /// ended: more connections than the service may have
+    OverService = "ended_over_service", "connections";
+    /// ended: the broker was told to close
+    Stopped = "ended_stopped", "connections";
 }
 
 /// Where a core stands.

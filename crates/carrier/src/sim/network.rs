@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use fourtuple_engine::{Buf, ConnId, Core, Errno, Event, Instant, ListenerId, SourceChoice, Step};
+use fourtuple_engine::{Buf, ConnId, Core, Errno, Event, Instant, ListenerId, SourceChoice, Step, Target};
 
 use super::Fault;
 use super::world::{Attempt, End, Happening, Link, Packet, Phase, Place, Rule, Tuple, World};
@@ -94,7 +94,7 @@ impl World<'_> {
             return self.after_latency(Happening::Fail { host, ticket, serial, step, error });
         }
         let row = listener.and_then(|(server, id)| Some((server, id, self.hosts[server].listeners.get_mut(&id)?)));
-        let Some((server, id, row)) = row.filter(|row| !lost && row.2.queue.len() <= row.2.backlog as usize) else {
+        let Some((server, id, _)) = row.filter(|row| !lost && row.2.queue.len() <= row.2.backlog as usize) else {
             // Lost, or the accept queue is full, which drops a SYN as well (catalogue D1).
             return match tries {
                 0..6 => self.after_ms(1000 << tries, Happening::Syn { host, ticket, serial, tries: tries + 1 }),
@@ -102,14 +102,92 @@ impl World<'_> {
             };
         };
         let link = self.links.len();
-        row.queue.push_back(link);
-        let accepts = row.accept && !row.retry_pending;
         self.links.push(Link { tuple, ends: [End::new(host), End::new(server)], reset: false });
         self.hosts[host].attempts.entry(ticket).and_modify(|attempt| attempt.link = Some(link));
         self.after_latency(Happening::Establish { host, ticket, serial });
-        if accepts {
-            self.soon(Happening::Accept(server, id));
+        self.enqueue(link, server, id);
+    }
+
+    /// connect() to a unix socket: it stands at once, or not at all (unix_stream_connect()).
+    pub(super) fn reach(&mut self, host: usize, ticket: u32, target: Target) -> Rule {
+        let path = match target {
+            Target::Tcp(destination) => {
+                let any = if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                let asked = (SocketAddr::new(any, 0), destination);
+                return self.connect(host, ticket, asked, SourceChoice::Kernel, (0, 0));
+            }
+            Target::Unix(path) => path,
+        };
+        let at = self.endpoint_of(host, path);
+        let serial = self.serial;
+        if self.hosts[host].attempts.insert(ticket, Attempt { serial, tuple: None, link: None }).is_some() {
+            return Err(format!("ticket {ticket} is in use"));
         }
+        self.hosts[host].attempted += 1;
+        let (server, id) = match self.unix_listener(at) {
+            Ok(found) => found,
+            Err(error) => {
+                self.soon(Happening::Fail { host, ticket, serial, step: Step::Connect, error });
+                return Ok(());
+            }
+        };
+        let nobody = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        let link = self.links.len();
+        self.links.push(Link { tuple: (nobody, nobody), ends: [End::new(host), End::new(server)], reset: true });
+        self.hosts[host].attempts.entry(ticket).and_modify(|attempt| attempt.link = Some(link));
+        self.enqueue(link, server, id);
+        self.soon(Happening::Establish { host, ticket, serial });
+        Ok(())
+    }
+
+    /// The endpoint that a path stands for, if it stands for any; the buffer is given back.
+    pub(super) fn endpoint_of(&mut self, host: usize, path: Buf) -> Option<SocketAddr> {
+        let buffers = &mut self.hosts[host].outbox.buffers;
+        let at = std::str::from_utf8(buffers.bytes(&path)).ok().and_then(|text| text.parse().ok());
+        buffers.release(path);
+        at
+    }
+
+    /// Who takes connections there, or why nobody does.
+    fn unix_listener(&mut self, at: Option<SocketAddr>) -> Result<(usize, ListenerId), Errno> {
+        let at = at.ok_or(Errno::ENOENT)?;
+        if self.strikes(Fault::Refusal) {
+            return Err(Errno::ECONNREFUSED);
+        }
+        let &(server, id) = self.listening.get(&at).and_then(|users| users.first()).ok_or(Errno::ECONNREFUSED)?;
+        let row = &self.hosts[server].listeners[&id];
+        if row.queue.len() > row.backlog as usize { Err(Errno::EAGAIN) } else { Ok((server, id)) }
+    }
+
+    fn enqueue(&mut self, link: usize, server: usize, id: ListenerId) {
+        if let Some(row) = self.hosts[server].listeners.get_mut(&id) {
+            row.queue.push_back(link);
+            if row.accept && !row.retry_pending {
+                self.soon(Happening::Accept(server, id));
+            }
+        }
+    }
+
+    /// The end of a link moves to another core, with all that has come for it.
+    pub(super) fn hand_off(&mut self, (link, end): Place, at: Option<SocketAddr>, cores: &mut [&mut dyn Core]) -> Rule {
+        let End { host, conn, phase, .. } = self.links[link].ends[end];
+        if phase != Phase::Open {
+            return Ok(());
+        }
+        if self.links[link].ends[end].sending || end == 0 {
+            return Err(format!("{conn:?} is handed off while it sends, or was not accepted"));
+        }
+        let (server, id) = match self.unix_listener(at) {
+            Ok(found) => found,
+            Err(error) => return self.tell(host, Event::HandOffFailed { conn, error }, cores),
+        };
+        self.hosts[host].conns[conn.index as usize].1 = None;
+        self.hosts[host].handed.insert(conn);
+        let this = &mut self.links[link].ends[end];
+        (this.host, this.phase) = (server, Phase::Unknown);
+        (this.peeking, this.paused, this.shown) = (false, false, 0);
+        self.enqueue(link, server, id);
+        self.tell(host, Event::HandedOff { conn }, cores)
     }
 
     /// Nothing is left of the attempt here; a server that knows of it is told by RST.
@@ -209,7 +287,7 @@ impl World<'_> {
         if bytes.is_empty() {
             return Err(format!("a Send of nothing on {conn:?}"));
         }
-        if self.script.strict && end == 1 && !bytes.iter().all(|&byte| this.unechoed.pop_front() == Some(byte)) {
+        if self.script.echoing && end == 1 && !bytes.iter().all(|&byte| this.unechoed.pop_front() == Some(byte)) {
             return Err(format!("{conn:?} sends back what it did not receive"));
         }
         this.sending = true;
@@ -332,6 +410,9 @@ impl World<'_> {
             self.after_ms(20, Happening::Read((link, end)));
             return Ok(());
         }
+        if this.peeking && !this.inbox.is_empty() {
+            return self.show((link, end), cores);
+        }
         if !this.inbox.is_empty() {
             let most = this.inbox.len().min(self.network.buffer_bytes);
             let Some(id) = self.hosts[host].receive_free.pop() else {
@@ -341,7 +422,7 @@ impl World<'_> {
             let count = if self.random.chance(500) { most } else { self.random.between(1, most as u64) as usize };
             let bytes: Vec<u8> = this.inbox.drain(..count).collect();
             let is_more = !this.inbox.is_empty() || this.fin;
-            if self.script.strict && end == 1 && this.phase == Phase::Open {
+            if self.script.echoing && end == 1 && this.phase == Phase::Open {
                 this.unechoed.extend(&bytes);
             }
             let buffers = &mut self.hosts[host].outbox.buffers;
@@ -361,13 +442,46 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Show the core what has come and was not shown yet.
+    fn show(&mut self, (link, end): Place, cores: &mut [&mut dyn Core]) -> Rule {
+        let this = &mut self.links[link].ends[end];
+        if this.inbox.len() <= this.shown && !this.show_again {
+            return Ok(());
+        }
+        let (host, conn) = (this.host, this.conn);
+        let peeks = &mut self.hosts[host].outbox.peeks;
+        let Some(mut buf) = peeks.take() else {
+            self.after_ms(1, Happening::Read((link, end)));
+            return Ok(());
+        };
+        let count = this.inbox.len().min(peeks.buffer_bytes());
+        let bytes: Vec<u8> = this.inbox.iter().take(count).copied().collect();
+        peeks.memory(&buf)[..count].copy_from_slice(&bytes);
+        peeks.set_len(&mut buf, count);
+        (this.shown, this.show_again) = (this.inbox.len(), false);
+        self.tell(host, Event::Peeked { conn, buf }, cores)
+    }
+
+    /// FIN behind the last byte sent.
+    pub(super) fn shutdown(&mut self, (link, end): Place) -> Rule {
+        let this = &mut self.links[link].ends[end];
+        if this.sending && !this.broken {
+            return Err(format!("Shutdown on {:?} while a Send is outstanding", this.conn));
+        }
+        if !this.shut && !this.broken {
+            this.shut = true;
+            self.transmit((link, 1 - end), Packet::Fin);
+        }
+        Ok(())
+    }
+
     // ---- ending -----------------------------------------------------------------------------------------------------
 
     /// The end stops taking part: FIN, or RST if it aborts or leaves bytes unread (tcp_close()).
     pub(super) fn leave(&mut self, (link, end): Place, abort: bool) {
         let this = &mut self.links[link].ends[end];
         let with_rst = abort || !this.inbox.is_empty();
-        let is_news = !this.broken;
+        let is_news = !this.broken && (with_rst || !this.shut);
         if let Some((buf, _)) = this.out.take() {
             self.hosts[this.host].outbox.buffers.release(buf);
             self.hosts[this.host].reclaim();

@@ -30,6 +30,10 @@ pub(super) enum Happening {
     TellSent(Place),
     TellClosed(Place),
     FreeTuple(Tuple),
+    TellNamed(Place),
+    HandOff(Place, Option<SocketAddr>),
+    /// Of a connection that was handed off.
+    TellClosedHere(usize, ConnId),
 }
 
 #[derive(Debug)]
@@ -70,6 +74,12 @@ pub(super) struct End {
     pub(super) fin_told: bool,
     pub(super) broken: bool,
     pub(super) paused: bool,
+    /// Bytes are shown, not taken; how many were shown, and whether they are to be shown anyhow.
+    pub(super) peeking: bool,
+    pub(super) shown: usize,
+    pub(super) show_again: bool,
+    /// `Shutdown` is given.
+    pub(super) shut: bool,
     /// Received by a server and not sent back yet.
     pub(super) unechoed: VecDeque<u8>,
 }
@@ -90,6 +100,10 @@ impl End {
             fin_told: false,
             broken: false,
             paused: false,
+            peeking: false,
+            shown: 0,
+            show_again: false,
+            shut: false,
             unechoed: VecDeque::new(),
         }
     }
@@ -131,6 +145,8 @@ pub(super) struct Host {
     pub(super) conns: Vec<(u16, Option<Place>)>,
     pub(super) free: Vec<u32>,
     pub(super) receive_free: Vec<u32>,
+    /// Connections that were handed off and not closed yet.
+    pub(super) handed: HashSet<ConnId>,
     pub(super) attempted: u64,
     pub(super) connected: u64,
     pub(super) accepted: u64,
@@ -172,6 +188,7 @@ impl<'a> World<'a> {
                 conns: Vec::new(),
                 free: Vec::new(),
                 receive_free: (first..first + network.receive_buffers).collect(),
+                handed: HashSet::new(),
                 attempted: 0,
                 connected: 0,
                 accepted: 0,
@@ -290,8 +307,10 @@ impl<'a> World<'a> {
     pub(super) fn tell(&mut self, host: usize, event: Event, cores: &mut [&mut dyn Core]) -> Rule {
         self.current = host;
         if self.hosts[host].done {
-            if let Event::Received { buf, .. } = event {
-                self.hosts[host].outbox.buffers.release(buf);
+            match event {
+                Event::Received { buf, .. } => self.hosts[host].outbox.buffers.release(buf),
+                Event::Peeked { buf, .. } => self.hosts[host].outbox.peeks.release(buf),
+                _ => {}
             }
             return Ok(());
         }
@@ -339,6 +358,9 @@ impl<'a> World<'a> {
                     self.soon(Happening::Read((link, end)));
                 }
             }
+            Command::Close { conn, .. } if self.hosts[host].handed.remove(&conn) => {
+                self.soon(Happening::TellClosedHere(host, conn));
+            }
             Command::Close { conn, abort } => {
                 if let Some(place) = self.place(host, conn)? {
                     self.leave(place, abort);
@@ -349,6 +371,38 @@ impl<'a> World<'a> {
                 }
             }
             Command::Unlisten { listener } => self.unlisten(host, listener),
+            Command::Reach { ticket, target } => self.reach(host, ticket, target)?,
+            Command::Name { conn } => {
+                if let Some(place) = self.place(host, conn)? {
+                    self.soon(Happening::TellNamed(place));
+                }
+            }
+            Command::Peek { conn } => {
+                if let Some((link, end)) = self.place(host, conn)? {
+                    let this = &mut self.links[link].ends[end];
+                    (this.peeking, this.show_again) = (true, true);
+                    self.soon(Happening::Read((link, end)));
+                }
+            }
+            Command::Take { conn } => {
+                if let Some((link, end)) = self.place(host, conn)? {
+                    let this = &mut self.links[link].ends[end];
+                    (this.peeking, this.shown) = (false, 0);
+                    self.soon(Happening::Read((link, end)));
+                }
+            }
+            Command::Shutdown { conn } => {
+                if let Some(place) = self.place(host, conn)? {
+                    return self.shutdown(place);
+                }
+            }
+            Command::HandOff { conn, path, note } => {
+                let at = self.endpoint_of(host, path);
+                self.hosts[host].outbox.buffers.release(note);
+                if let Some(place) = self.place(host, conn)? {
+                    self.soon(Happening::HandOff(place, at));
+                }
+            }
         }
         Ok(())
     }
@@ -446,6 +500,20 @@ impl<'a> World<'a> {
                 self.tuples.remove(&tuple);
                 Ok(())
             }
+            Happening::TellNamed((link, end)) => {
+                let Link { tuple: (source, destination), ends, .. } = &self.links[link];
+                let End { host, conn, phase, broken, .. } = ends[end];
+                let names = if end == 1 { (*source, *destination) } else { (*destination, *source) };
+                match phase {
+                    Phase::Open => self.tell(host, Event::Named { conn, names: (!broken).then_some(names) }, cores),
+                    _ => Ok(()),
+                }
+            }
+            Happening::HandOff(place, at) => self.hand_off(place, at, cores),
+            Happening::TellClosedHere(host, conn) => {
+                self.release_name(host, conn);
+                self.tell(host, Event::Closed { conn }, cores)
+            }
         }
     }
 
@@ -497,7 +565,7 @@ impl<'a> World<'a> {
 
     pub(super) fn check_end(&self, host: usize, core: &dyn Core) -> Rule {
         core.check_invariants()?;
-        match self.hosts[host].outbox.buffers.in_use() {
+        match self.hosts[host].outbox.buffers.in_use() + self.hosts[host].outbox.peeks.in_use() {
             0 => Ok(()),
             lost => Err(format!("{lost} buffers were neither sent nor released")),
         }

@@ -7,7 +7,7 @@ use io_uring::types::Fixed;
 use io_uring::{cqueue, opcode};
 
 use super::ring::{Completion, Operation, user_data};
-use super::{AGAIN, CLOSING, ENDED, HUNG_UP, Machine, PAUSED, POLLING, RECEIVING, SENDING, THIRSTY};
+use super::{AGAIN, CLOSING, ENDED, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY};
 
 /// Receives under way at once, and so buffers taken before the core has seen them.
 const READS: u32 = 256;
@@ -22,6 +22,8 @@ pub(super) struct Transfer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     In,
+    /// Shown, not taken: the buffer is one of `Outbox::peeks`.
+    Shown,
     /// With the bytes that the kernel has.
     Out(usize),
 }
@@ -54,7 +56,7 @@ impl Transfers {
 
     /// A walk over all: only a close with its send still under way needs it.
     pub(super) fn find_send(&self, conn: ConnId) -> Option<u32> {
-        let is_it = |place: &Option<Transfer>| place.as_ref().is_some_and(|it| it.conn == conn && it.way != Way::In);
+        let is_it = |place: &Option<Transfer>| place.as_ref().is_some_and(|it| it.conn == conn && matches!(it.way, Way::Out(_)));
         self.places.iter().position(is_it).map(|place| place as u32)
     }
 }
@@ -71,7 +73,7 @@ impl Machine {
         &mut self,
         ring: usize,
         completion: &Completion,
-        buffers: &mut Buffers,
+        outbox: &mut Outbox,
     ) -> Result<(), CarrierError> {
         let slot = completion.slot;
         let flags = self.flags_mut(ring, slot);
@@ -90,11 +92,11 @@ impl Machine {
             self.counts.receive_rearms += 1;
             self.watch(ring, slot)?;
         }
-        self.receive(ring, slot, buffers)
+        self.receive(ring, slot, outbox)
     }
 
-    /// Receive what is there, without waiting for more; or wait for a buffer.
-    pub(super) fn receive(&mut self, ring: usize, slot: u16, buffers: &mut Buffers) -> Result<(), CarrierError> {
+    /// Receive (or look at) what is there, without waiting for more; or wait for a buffer.
+    pub(super) fn receive(&mut self, ring: usize, slot: u16, outbox: &mut Outbox) -> Result<(), CarrierError> {
         let index = self.place(ring, slot);
         let entry = &mut self.rings[ring].conns[usize::from(slot)];
         if entry.flags & (CLOSING | ENDED) != 0 {
@@ -104,6 +106,11 @@ impl Machine {
         if entry.flags & (RECEIVING | PAUSED | THIRSTY) != 0 {
             return Ok(());
         }
+        let peeking = entry.flags & PEEKING != 0;
+        let (buffers, flags, way) = match peeking {
+            true => (&mut outbox.peeks, libc::MSG_DONTWAIT | libc::MSG_PEEK, Way::Shown),
+            false => (&mut outbox.buffers, libc::MSG_DONTWAIT, Way::In),
+        };
         let buf = if self.reads < READS { buffers.take() } else { None };
         let Some(buf) = buf else {
             entry.flags |= THIRSTY;
@@ -115,10 +122,10 @@ impl Machine {
         let conn = ConnId { index, generation: entry.generation };
         let memory = buffers.memory(&buf);
         let entry = opcode::Recv::new(Fixed(u32::from(slot)), memory.as_mut_ptr(), memory.len() as u32)
-            .flags(libc::MSG_DONTWAIT)
+            .flags(flags)
             .build();
         self.reads += 1;
-        let place = self.transfers.put(Transfer { buf, conn, way: Way::In });
+        let place = self.transfers.put(Transfer { buf, conn, way });
         self.rings[ring].push(&entry.user_data(user_data(Operation::Receive, slot, place)))
     }
 
@@ -132,11 +139,21 @@ impl Machine {
     ) -> Result<(), CarrierError> {
         let slot = completion.slot;
         self.reads -= 1;
-        let Transfer { mut buf, conn, .. } = self.transfers.take(completion.detail);
+        let Transfer { mut buf, conn, way } = self.transfers.take(completion.detail);
         let flags = self.flags_mut(ring, slot);
         *flags &= !RECEIVING;
         let flags = *flags;
         let outcome = completion.outcome();
+        if let (Ok(count @ 1..), Way::Shown, false) = (outcome, way, flags & CLOSING != 0) {
+            outbox.peeks.set_len(&mut buf, count as usize);
+            core.handle(Event::Peeked { conn, buf }, now, outbox);
+            // The poll speaks when more comes; it has, if it spoke meanwhile, and they are to be taken, if somebody said so.
+            self.obey(outbox)?;
+            return match self.open(conn) {
+                Some((ring, slot)) if self.flags(ring, slot) & AGAIN != 0 => self.receive(ring, slot, outbox),
+                _ => Ok(()),
+            };
+        }
         if let (Ok(count @ 1..), false) = (outcome, flags & CLOSING != 0) {
             let count = count as usize;
             // The buffer full, more behind it, or an end to be read: the poll will not speak again for those.
@@ -147,12 +164,15 @@ impl Machine {
                 // The core may have asked for a pause or the end: that goes first.
                 self.obey(outbox)?;
                 if self.open(conn).is_some() {
-                    self.receive(ring, slot, &mut outbox.buffers)?;
+                    self.receive(ring, slot, outbox)?;
                 }
             }
             return Ok(());
         }
-        outbox.buffers.release(buf);
+        match way {
+            Way::Shown => outbox.peeks.release(buf),
+            Way::In | Way::Out(_) => outbox.buffers.release(buf),
+        }
         if flags & CLOSING != 0 {
             return Ok(());
         }
@@ -162,14 +182,14 @@ impl Machine {
                 core.handle(Event::Finished { conn }, now, outbox);
             }
             Err(Errno::EAGAIN | Errno::EINTR) if flags & AGAIN == 0 => {}
-            Err(Errno::EAGAIN | Errno::EINTR) => self.receive(ring, slot, &mut outbox.buffers)?,
+            Err(Errno::EAGAIN | Errno::EINTR) => self.receive(ring, slot, outbox)?,
             Err(error) => self.fail(conn, Step::Receive, error, core, now, outbox),
         }
         Ok(())
     }
 
     /// Let what waited for a buffer receive, as far as buffers are free again.
-    pub(super) fn quench(&mut self, buffers: &mut Buffers) -> Result<(), CarrierError> {
+    pub(super) fn quench(&mut self, outbox: &mut Outbox) -> Result<(), CarrierError> {
         for _ in 0..self.thirsty.len() {
             if self.reads >= READS {
                 break;
@@ -180,7 +200,7 @@ impl Machine {
             // Without the flag the slot was closed, and is perhaps another's since.
             if *flags & THIRSTY != 0 {
                 *flags &= !THIRSTY;
-                self.receive(ring, slot, buffers)?;
+                self.receive(ring, slot, outbox)?;
                 if self.flags(ring, slot) & THIRSTY != 0 {
                     break;
                 }

@@ -98,6 +98,31 @@ impl Machine {
         self.rings[number].submit()
     }
 
+    /// A unix connection stands or does not, and only has to be put into a slot. (IORING_OP_CONNECT would wait in a thread
+    /// of the kernel's while the backlog is full.)
+    pub(super) fn reached(&mut self, ticket: u32, socket: Result<OwnedFd, (Step, Errno)>) -> Result<(), CarrierError> {
+        let placed = socket.and_then(|socket| {
+            sys::let_block(&socket);
+            let ring = self.roomy_ring().map_err(|error| (Step::Socket, error))?;
+            let slot = self.rings[ring].free.take().ok_or((Step::Socket, Errno::ENFILE))?;
+            match self.rings[ring].install(slot, &[socket.as_raw_fd()]) {
+                Ok(()) => Ok((ring, slot)),
+                Err(error) => {
+                    self.release_slot(ring, slot);
+                    Err((Step::Socket, error))
+                }
+            }
+        });
+        match placed {
+            Ok((ring, slot)) => {
+                let conn = self.begin(ring, slot)?;
+                self.happened.push_back(Event::Connected { ticket, conn });
+            }
+            Err((step, error)) => self.connect_failed(ticket, step, error),
+        }
+        Ok(())
+    }
+
     fn connect_failed(&mut self, ticket: u32, step: Step, error: Errno) {
         self.happened.push_back(Event::ConnectFailed { ticket, step, error });
     }

@@ -14,6 +14,7 @@
 //!   accepted (ENFILE), and a burst may be as long as the backlog. So single accepts wait, each with a slot of its own, and a
 //!   ring is filled to its last slot before the next one is used: nothing to cancel, nothing to lose.
 
+mod borrow;
 mod bytes;
 mod making;
 mod probe;
@@ -26,7 +27,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fourtuple_engine::{
-    Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, Outbox, Step, Until,
+    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, Outbox,
+    SourceChoice, Step, Target, Until,
 };
 use io_uring::opcode;
 use io_uring::types::Fixed;
@@ -72,7 +74,15 @@ const ENDED: u16 = 1 << 9;
 const FAILED: u16 = 1 << 10;
 /// In `thirsty`.
 const THIRSTY: u16 = 1 << 11;
-const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING;
+/// Bytes are shown, not taken.
+const PEEKING: u16 = 1 << 12;
+/// A descriptor is on its way, to ask for the names.
+const NAMING: u16 = 1 << 13;
+/// The same, to send FIN.
+const SHUTTING: u16 = 1 << 14;
+/// The same, to hand the socket off.
+const HANDING: u16 = 1 << 15;
+const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | NAMING | SHUTTING | HANDING;
 
 /// Connections on direct descriptors.
 pub struct Uring {
@@ -112,6 +122,7 @@ impl Uring {
             requests: Vec::with_capacity(CONNECT_BATCH),
             transfers: Transfers::default(),
             reads: 0,
+            notes: HashMap::new(),
             thirsty: VecDeque::new(),
             listeners: Vec::new(),
             acceptless: VecDeque::new(),
@@ -160,6 +171,8 @@ struct Machine {
     transfers: Transfers,
     /// Receives among them.
     reads: u32,
+    /// Path and note of each handoff under way, by place.
+    notes: HashMap<u32, (Buf, Buf)>,
     /// Places whose socket holds bytes, and no buffer was free for them.
     thirsty: VecDeque<u32>,
     listeners: Vec<Listening>,
@@ -192,7 +205,7 @@ impl Machine {
                 }
             }
             self.obey(outbox)?;
-            self.quench(&mut outbox.buffers)?;
+            self.quench(outbox)?;
             self.accept_waiting(now)?;
             let reaped = self.submit_and_reap(core, outbox, &mut completions)?;
             if reaped == 0 && self.happened.is_empty() && outbox.commands.is_empty() {
@@ -268,7 +281,6 @@ impl Machine {
             return Ok(());
         }
         let mut commands = std::mem::take(&mut outbox.commands);
-        let buffers = &mut outbox.buffers;
         for command in commands.drain(..) {
             match command {
                 Command::Connect { ticket, source, destination, choice, range } => {
@@ -295,9 +307,9 @@ impl Machine {
                 Command::Send { conn, buf } => match self.open(conn) {
                     Some((ring, slot)) if self.flags(ring, slot) & SENDING == 0 => {
                         let place = self.transfers.put(Transfer { buf, conn, way: Way::Out(0) });
-                        self.send(ring, slot, place, buffers)?;
+                        self.send(ring, slot, place, &mut outbox.buffers)?;
                     }
-                    _ => buffers.release(buf),
+                    _ => outbox.buffers.release(buf),
                 },
                 Command::Pause { conn } => {
                     if let Some((ring, slot)) = self.open(conn) {
@@ -309,10 +321,41 @@ impl Machine {
                         let flags = self.flags_mut(ring, slot);
                         *flags &= !PAUSED;
                         if *flags & AGAIN != 0 {
-                            self.receive(ring, slot, buffers)?;
+                            self.receive(ring, slot, outbox)?;
                         }
                     }
                 }
+                Command::Reach { ticket, target: Target::Tcp(destination) } => {
+                    let (source, choice, range) = (sys::any_endpoint(destination), SourceChoice::Kernel, (0, 0));
+                    self.requests.push(Request { ticket, source, destination, choice, range });
+                    if self.requests.len() == CONNECT_BATCH {
+                        self.connect()?;
+                    }
+                }
+                Command::Reach { ticket, target: Target::Unix(path) } => {
+                    let socket = sys::unix_connection(outbox.buffers.bytes(&path));
+                    outbox.buffers.release(path);
+                    self.reached(ticket, socket)?;
+                }
+                Command::Peek { conn } => self.set_peeking(conn, true, outbox)?,
+                Command::Take { conn } => self.set_peeking(conn, false, outbox)?,
+                Command::Name { conn } => {
+                    if let Some((ring, slot)) = self.open(conn) {
+                        self.borrow(ring, slot, NAMING)?;
+                    }
+                }
+                Command::Shutdown { conn } => {
+                    if let Some((ring, slot)) = self.open(conn) {
+                        self.borrow(ring, slot, SHUTTING)?;
+                    }
+                }
+                Command::HandOff { conn, path, note } => match self.open(conn) {
+                    Some((ring, slot)) if self.flags(ring, slot) & HANDING == 0 => {
+                        self.notes.insert(conn.index, (path, note));
+                        self.borrow(ring, slot, HANDING)?;
+                    }
+                    _ => [path, note].into_iter().for_each(|buf| outbox.buffers.release(buf)),
+                },
                 Command::Close { conn, abort } => {
                     if let Some((ring, slot)) = self.open(conn) {
                         self.close(ring, slot, abort)?;
@@ -389,10 +432,11 @@ impl Machine {
                 return Ok(());
             }
             Operation::Accept => return self.accepted(ring, completion, core, now, outbox),
-            Operation::Poll => self.polled(ring, completion, &mut outbox.buffers)?,
+            Operation::Poll => self.polled(ring, completion, outbox)?,
             Operation::Receive => self.received(ring, completion, core, now, outbox)?,
             Operation::Send => self.sent(ring, completion, core, now, outbox)?,
             Operation::Close => *self.flags_mut(ring, slot) &= !UNSLOTTING,
+            Operation::Borrow => self.borrowed(ring, completion, core, now, outbox)?,
         }
         let entry = &mut self.rings[ring].conns[usize::from(slot)];
         if entry.flags & (CLOSING | UNDER_WAY) == CLOSING {

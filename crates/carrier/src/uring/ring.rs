@@ -33,6 +33,8 @@ pub(super) enum Operation {
     Send,
     Close,
     Unlisten,
+    /// A descriptor for a moment, to do what has no operation of its own; the detail says what.
+    Borrow,
 }
 
 /// The name of an operation under way: what, on which slot, and 32 bits more (a ticket, a listener, a place among sends).
@@ -62,6 +64,7 @@ impl Completion {
             5 => Operation::Send,
             6 => Operation::Close,
             7 => Operation::Unlisten,
+            8 => Operation::Borrow,
             _ => Operation::Unheard,
         };
         Completion {
@@ -314,6 +317,7 @@ mod tests {
             Operation::Send,
             Operation::Close,
             Operation::Unlisten,
+            Operation::Borrow,
         ] {
             let name = user_data(operation, 0xabcd, 0x1234_5678);
             assert_eq!(name >> 48, operation as u64);

@@ -1,0 +1,88 @@
+//! What has no operation on a direct descriptor (yet, or not without a thread of the kernel's): names, FIN, handing off. For
+//! these a plain descriptor of the same socket is made (IORING_OP_FIXED_FD_INSTALL, since 6.8), used, and closed at once, so
+//! that RLIMIT_NOFILE bounds none of it. IORING_OP_SHUTDOWN always runs in a worker thread (io_shutdown_prep() sets
+//! REQ_F_FORCE_ASYNC), which costs more than the three calls here; it serves where no descriptor is to be had.
+//!
+//! Decides nothing about connections; knows that a slot is not free while one of these is under way.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use fourtuple_engine::{CarrierError, ConnId, Core, Event, Instant, Outbox};
+use io_uring::opcode;
+use io_uring::types::Fixed;
+
+use super::ring::{Completion, Operation, user_data};
+use super::{AGAIN, CLOSING, ENDED, HANDING, Machine, NAMING, PEEKING, SHUTTING};
+use crate::sys;
+
+impl Machine {
+    /// Ask for a descriptor; `purpose` is the flag of what it is for.
+    pub(super) fn borrow(&mut self, ring: usize, slot: u16, purpose: u16) -> Result<(), CarrierError> {
+        let flags = self.flags_mut(ring, slot);
+        if *flags & purpose != 0 {
+            return Ok(());
+        }
+        *flags |= purpose;
+        let entry = opcode::FixedFdInstall::new(Fixed(u32::from(slot)), 0).build();
+        self.rings[ring].push(&entry.user_data(user_data(Operation::Borrow, slot, u32::from(purpose))))
+    }
+
+    pub(super) fn borrowed(
+        &mut self,
+        ring: usize,
+        completion: &Completion,
+        core: &mut dyn Core,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Result<(), CarrierError> {
+        let (slot, purpose) = (completion.slot, completion.detail as u16);
+        let index = self.place(ring, slot);
+        let entry = &mut self.rings[ring].conns[usize::from(slot)];
+        entry.flags &= !purpose;
+        let conn = ConnId { index, generation: entry.generation };
+        let is_closing = entry.flags & CLOSING != 0;
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        let socket = completion.outcome().map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+        let fd = socket.as_ref().map(std::os::fd::AsRawFd::as_raw_fd).map_err(|error| *error);
+        match purpose {
+            NAMING if !is_closing => {
+                let names = fd.ok().and_then(sys::names);
+                core.handle(Event::Named { conn, names }, now, outbox);
+            }
+            SHUTTING => match fd {
+                Ok(fd) => sys::shutdown(fd),
+                Err(_) => {
+                    let entry = opcode::Shutdown::new(Fixed(u32::from(slot)), libc::SHUT_WR).build();
+                    self.rings[ring].push(&entry.user_data(user_data(Operation::Unheard, slot, 0)))?;
+                }
+            },
+            HANDING => {
+                let Some((path, note)) = self.notes.remove(&index) else { return Ok(()) };
+                let buffers = &mut outbox.buffers;
+                let outcome = fd.and_then(|fd| match is_closing {
+                    true => Ok(()),
+                    false => sys::hand_off(fd, buffers.bytes(&path), buffers.bytes(&note)),
+                });
+                [path, note].into_iter().for_each(|buf| buffers.release(buf));
+                match outcome {
+                    _ if is_closing => {}
+                    Ok(()) => {
+                        *self.flags_mut(ring, slot) |= ENDED;
+                        core.handle(Event::HandedOff { conn }, now, outbox);
+                    }
+                    Err(error) => core.handle(Event::HandOffFailed { conn, error }, now, outbox),
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Show from now on, or take; beginning with what is there.
+    pub(super) fn set_peeking(&mut self, conn: ConnId, peeking: bool, outbox: &mut Outbox) -> Result<(), CarrierError> {
+        let Some((ring, slot)) = self.open(conn) else { return Ok(()) };
+        let flags = self.flags_mut(ring, slot);
+        *flags = if peeking { *flags | PEEKING | AGAIN } else { *flags & !PEEKING | AGAIN };
+        self.receive(ring, slot, outbox)
+    }
+}

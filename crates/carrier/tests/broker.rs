@@ -1,0 +1,456 @@
+//! The broker core on the simulator, by seed: ten thousand small random worlds, and wrong cores that must be caught.
+//!
+//! Every byte that comes out is one that went in, in order, in both directions; an end of stream comes through while the
+//! other direction is open; each accepted connection has one reason and one entry; no buffer is lost; and a service that
+//! is absent, late, full or stalled does not delay the others.
+//!
+//! `FOURTUPLE_SEEDS=n` changes how many; `FOURTUPLE_SEED=n` replays one.
+
+#[path = "broker/talk.rs"]
+mod talk;
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use fourtuple_carrier::sim::{FAULTS, Fault, Faults, Network, Random, Script, Sim};
+use fourtuple_engine::broker::guide::Delivery;
+use fourtuple_engine::broker::ledger::{REASONS, Reason};
+use fourtuple_engine::broker::{BrokerConfig, BrokerCore};
+use fourtuple_engine::report::{Counter, Phase, Report};
+use fourtuple_engine::{Command, Core, Event, Instant, Order, Outbox};
+use talk::{FirstLine, Kept, Manner, Outcome, Replier, Service, Talk, Talker};
+
+const DEFAULT_SEEDS: u64 = 2_000;
+const UNTIL_MS: u64 = 60_000;
+
+/// What a service does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Health {
+    Well,
+    /// Listens nowhere.
+    Absent,
+    /// Listens from this moment on, milliseconds.
+    Late(u64),
+    /// Listens and never accepts.
+    Stalled,
+}
+
+#[derive(Debug)]
+struct World {
+    talks: Vec<Vec<Talk>>,
+    window: usize,
+    services: Vec<(Service, Health, u32)>,
+    default: Option<usize>,
+    broker: BrokerConfig,
+    network: Network,
+    faults: Faults,
+    drain_at_ms: Option<u64>,
+}
+
+fn endpoint(last: u8, port: u16) -> SocketAddr {
+    SocketAddr::new([10, 0, 0, last].into(), port)
+}
+
+impl World {
+    fn of(seed: u64) -> World {
+        let mut random = Random::new(seed ^ 0x6272_6f6b_6572);
+        let mut pick = |low: u64, high: u64| random.between(low, high);
+        let service_count = pick(1, 5);
+        let services = (0..service_count).map(|number| {
+            let health = match pick(0, 7) {
+                0 => Health::Absent,
+                1 => Health::Late(pick(1, 3000)),
+                2 => Health::Stalled,
+                _ => Health::Well,
+            };
+            let delivery = if pick(0, 1) == 0 { Delivery::HandOff } else { Delivery::Relay };
+            let tcp = delivery == Delivery::Relay && pick(0, 2) == 0;
+            let service = Service { delivery, at: endpoint(100, 8000 + number as u16), tcp };
+            (service, health, pick(0, 8) as u32)
+        });
+        let services: Vec<_> = services.collect();
+        let manners = [
+            Manner::Whole,
+            Manner::Whole,
+            Manner::Whole,
+            Manner::Slow,
+            Manner::Silent,
+            Manner::Garbage,
+            Manner::Stuck,
+            Manner::Long,
+        ];
+        let most_bytes = [10, 300, 5000, 20_000][pick(0, 3) as usize];
+        let talkers = (0..pick(1, 2)).map(|_| {
+            let talks = (0..pick(1, 25)).map(|_| Talk {
+                manner: manners[pick(0, manners.len() as u64 - 1) as usize],
+                // One more than there are: no route.
+                service: if pick(0, 9) == 0 { service_count as usize } else { pick(0, service_count - 1) as usize },
+                say: pick(0, most_bytes),
+                hear: pick(0, most_bytes),
+                early: pick(0, 1) == 0,
+                at: endpoint(1, 443 + pick(0, 1) as u16),
+            });
+            talks.collect()
+        });
+        let talks: Vec<Vec<Talk>> = talkers.collect();
+        let broker = BrokerConfig {
+            listen: vec![endpoint(1, 443), endpoint(1, 444)],
+            backlog: 64,
+            reuse_port: false,
+            sniff_timeout: Duration::from_millis(pick(1, 3000)),
+            sniff_bytes: pick(32, 4000) as u32,
+            delivery_timeout: Duration::from_millis(pick(1, 8000)),
+            most_connections: [0, 0, 10][pick(0, 2) as usize],
+            most_per_source: [0, 0, 5][pick(0, 2) as usize],
+            most_per_service: [0, 0, 3][pick(0, 2) as usize],
+        };
+        let network = Network {
+            latency_us: (pick(1, 50), pick(50, 5_000)),
+            // A first line that does not fit into the window could never be looked at whole.
+            window_bytes: [64, 200, 8192][pick(0, 2) as usize] + pick(0, 100) as usize,
+            buffer_bytes: pick(64, 2048) as usize,
+            // Each connection to a service that reads nothing keeps a few: there must be enough of them for all.
+            receive_buffers: 400,
+            send_buffers: pick(2, 8) as u32,
+            ..Network::default()
+        };
+        let mut faults = Faults::NONE;
+        if pick(0, 2) > 0 {
+            for fault in FAULTS {
+                let most = match fault {
+                    Fault::Reset => 15,
+                    Fault::ShortWrite | Fault::SlowReader => 400,
+                    _ => 120,
+                };
+                if pick(0, 2) == 0 {
+                    faults = faults.with(fault, pick(1, most) as u16);
+                }
+            }
+        }
+        let default = (pick(0, 1) == 0).then_some(0);
+        let drain_at_ms = (pick(0, 4) == 0).then(|| pick(0, 2000));
+        World { talks, window: pick(1, 12) as usize, services, default, broker, network, faults, drain_at_ms }
+    }
+
+    fn is_peaceful(&self) -> bool {
+        self.faults.per_mille.iter().all(|&often| often == 0) && self.drain_at_ms.is_none()
+    }
+
+    fn is_limited(&self) -> bool {
+        let BrokerConfig { most_connections, most_per_source, most_per_service, .. } = self.broker;
+        most_connections != 0 || most_per_source != 0 || most_per_service != 0
+    }
+
+    fn run(&self, seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
+        let until = Instant(UNTIL_MS * 1_000_000);
+        let services = self.services.iter().map(|row| row.0.clone()).collect();
+        let guide = FirstLine { services, default: self.default };
+        let mut broker = wrap(BrokerCore::new(self.broker.clone(), guide, Kept::default()));
+        let talkers = self.talks.iter().map(|talks| Talker::new(talks.clone(), self.window, until));
+        let mut talkers: Vec<Talker> = talkers.collect();
+        let repliers = self.services.iter().filter(|row| row.1 != Health::Absent).map(|(service, health, backlog)| {
+            let from = if let Health::Late(ms) = health { ms * 1_000_000 } else { 0 };
+            Replier::new(service.at, *backlog, *health != Health::Stalled, Instant(from), until)
+        });
+        let mut repliers: Vec<Replier> = repliers.collect();
+        let mut clients: Vec<&mut dyn Core> = talkers.iter_mut().map(|core| core as &mut dyn Core).collect();
+        let mut servers: Vec<&mut dyn Core> = vec![broker.as_mut()];
+        servers.extend(repliers.iter_mut().map(|core| core as &mut dyn Core));
+        let broker_place = clients.len();
+        let drain = self.drain_at_ms.map(|ms| (Instant(ms * 1_000_000), broker_place, Order::Drain));
+        let script = Script {
+            orders: drain.into_iter().collect(),
+            until,
+            most_steps: 3_000_000,
+            strict: true,
+            echoing: false,
+        };
+        let mut sim = Sim::new(seed, self.faults);
+        sim.network = self.network;
+        let report = sim.run(&mut clients, &mut servers, &script).map_err(|broken| broken.to_string())?;
+        let outcomes = talkers.into_iter().map(|talker| talker.outcomes.into_values().collect());
+        Ok(Outcomes { broker: broker.report().clone(), outcomes: outcomes.collect(), bytes: report.bytes })
+    }
+
+    fn judge(&self, ran: &Outcomes) -> Result<(), String> {
+        let count = |counter| ran.broker.count(counter);
+        let reasons: u64 = REASONS.iter().map(|reason| count(reason.counter())).sum();
+        if ran.broker.phase != Phase::Done || reasons != count(Counter::Accepted) {
+            return Err(format!("{reasons} reasons for {} connections", count(Counter::Accepted)));
+        }
+        if !self.is_peaceful() || self.is_limited() {
+            return Ok(());
+        }
+        for (talks, outcomes) in self.talks.iter().zip(&ran.outcomes) {
+            for (talk, &(outcome, took)) in talks.iter().zip(outcomes) {
+                let health = self.services.get(talk.service).map(|row| row.1);
+                let patient = self.broker.delivery_timeout > Duration::from_millis(4000);
+                let line = format!("s{} e {} {}", talk.service, talk.say, talk.hear).len();
+                // The name must fit into what is looked at, and come before the deadline.
+                let in_time = match talk.manner {
+                    Manner::Whole => self.broker.sniff_timeout > Duration::from_millis(100),
+                    Manner::Slow => self.broker.sniff_timeout > Duration::from_millis(50 * line as u64),
+                    _ => false,
+                };
+                // Queues of healthy services are full for moments only.
+                let served = match health {
+                    Some(Health::Well) => patient,
+                    Some(Health::Late(_)) => patient,
+                    _ => false,
+                };
+                if in_time && served && outcome != Outcome::Right {
+                    return Err(format!("{talk:?} did not come through"));
+                }
+                if in_time && served && health == Some(Health::Well) && took > self.bound(talk) {
+                    return Err(format!("{talk:?} took {took:?}, allowed are {:?}", self.bound(talk)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How long a talk with a healthy service may take, whatever its neighbours do: its own round trips, twice (two
+    /// connections) and the pauses of a backlog that is full for a moment.
+    fn bound(&self, talk: &Talk) -> Duration {
+        let window = self.network.window_bytes.min(self.network.buffer_bytes) as u64;
+        let trips = 40 + 4 * (talk.say + talk.hear + 40) / window.max(1);
+        let trip = Duration::from_micros(self.network.latency_us.1 + 100) * 4;
+        Duration::from_secs(4) + trip * u32::try_from(trips).unwrap_or(u32::MAX)
+    }
+}
+
+type Broker = BrokerCore<FirstLine, Kept>;
+
+struct Outcomes {
+    broker: Report,
+    outcomes: Vec<Vec<(Outcome, Duration)>>,
+    bytes: u64,
+}
+
+fn run_seed(seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
+    let world = World::of(seed);
+    match catch_unwind(AssertUnwindSafe(|| world.run(seed, wrap))) {
+        Ok(Ok(ran)) => world.judge(&ran).map_err(|why| format!("seed {seed}: {why}")).map(|()| ran),
+        Ok(Err(broken)) => Err(broken),
+        Err(_) => Err(format!("seed {seed}: a core panicked")),
+    }
+}
+
+fn plain(core: Broker) -> Box<dyn Core> {
+    Box::new(Checked { core, entries: 0 })
+}
+
+#[test]
+fn sweep() {
+    let seeds = std::env::var("FOURTUPLE_SEEDS")
+        .map_or(DEFAULT_SEEDS, |text| text.parse().expect("FOURTUPLE_SEEDS is a number"));
+    let next = AtomicU64::new(0);
+    let totals = Mutex::new((vec![0u64; REASONS.len()], 0u64, 0u64, Vec::new()));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                break;
+            }
+            let ran = run_seed(seed, plain);
+            let mut totals = totals.lock().expect("no panic holds it");
+            match ran {
+                Ok(ran) => {
+                    let counts = REASONS.iter().map(|reason| ran.broker.count(reason.counter()));
+                    totals.0.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+                    totals.1 += ran.bytes;
+                    totals.2 += ran.outcomes.iter().flatten().filter(|row| row.0 == Outcome::Right).count() as u64;
+                }
+                Err(text) => totals.3.push(text),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..workers).for_each(|_| drop(scope.spawn(work)));
+    });
+    let (reasons, bytes, right, failures) = totals.into_inner().expect("no panic");
+    println!("{seeds} seeds, {bytes} bytes, {right} talks came through whole");
+    for (reason, count) in REASONS.iter().zip(&reasons) {
+        println!("{reason:?}: {count}");
+    }
+    let shown: Vec<&String> = failures.iter().take(10).collect();
+    assert!(failures.is_empty(), "{} seeds broke a rule: {shown:#?}\nreplay: FOURTUPLE_SEED=n", failures.len());
+    if seeds >= 1000 {
+        assert!(reasons.iter().all(|&count| count > 0), "a reason that never came proves nothing");
+        assert!(right > seeds, "worlds without whole talks prove nothing");
+    }
+}
+
+#[test]
+fn replay() {
+    let seed = std::env::var("FOURTUPLE_SEED").map_or(7, |text| text.parse().expect("FOURTUPLE_SEED is a number"));
+    println!("{:#?}", World::of(seed));
+    let counts = || run_seed(seed, plain).map(|ran| (ran.broker.counts().to_vec(), ran.outcomes));
+    let first = counts();
+    println!("{first:?}");
+    assert_eq!(first, counts(), "the same seed is the same run");
+    assert!(first.is_ok(), "{first:?}");
+}
+
+// ---- wrong cores ----------------------------------------------------------------------------------------------------
+
+/// A broker, watched: each connection has one entry.
+struct Checked {
+    core: Broker,
+    entries: usize,
+}
+
+impl Core for Checked {
+    fn start(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.core.start(now, outbox);
+    }
+
+    fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
+        self.core.handle(event, now, outbox);
+        self.entries = self.core.ledger().0.len();
+    }
+
+    fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.core.handle_timeout(now, outbox);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.core.poll_timeout()
+    }
+
+    fn is_done(&self) -> bool {
+        self.core.is_done()
+    }
+
+    fn report(&self) -> &Report {
+        self.core.report()
+    }
+
+    fn check_invariants(&self) -> Result<(), String> {
+        let ended: u64 = REASONS.iter().map(|reason| self.report().count(reason.counter())).sum();
+        let bytes: u64 = self.core.ledger().0.iter().map(|entry| entry.2 + entry.3).sum();
+        if self.entries as u64 != ended || bytes > self.report().count(Counter::BytesIn) {
+            return Err(format!("{} entries for {ended} ends, {bytes} bytes", self.entries));
+        }
+        let early = |reason: Reason| !matches!(reason, Reason::Relayed | Reason::ClientBroke | Reason::ServiceBroke);
+        if let Some(entry) = self.core.ledger().0.iter().find(|entry| {
+            early(entry.0) && entry.0 != Reason::Stopped && entry.2 + entry.3 > 0
+        }) {
+            return Err(format!("{entry:?}: bytes without a relay"));
+        }
+        self.core.check_invariants()
+    }
+}
+
+/// What a wrong broker does to its commands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Flaw {
+    /// Never passes on an end of stream.
+    NoShutdown,
+    /// Passes it on where it was not said.
+    EarlyShutdown,
+    /// Forgets to take after looking.
+    NoTake,
+    /// Forgets to close what it has handed off.
+    NoClose,
+    /// Sends a byte that did not come.
+    WrongByte,
+    /// Loses what it should send.
+    LostBytes,
+    /// Reads no more once it has paused.
+    NoResume,
+    /// Keeps the buffer of a look.
+    LostPeek,
+}
+
+struct Flawed {
+    core: Broker,
+    flaw: Flaw,
+    kept: Vec<fourtuple_engine::Buf>,
+}
+
+impl Flawed {
+    fn spoil(&mut self, outbox: &mut Outbox) {
+        let commands = std::mem::take(&mut outbox.commands);
+        for command in commands {
+            match (self.flaw, command) {
+                (Flaw::NoShutdown, Command::Shutdown { .. })
+                | (Flaw::NoTake, Command::Take { .. })
+                | (Flaw::NoResume, Command::Resume { .. })
+                | (Flaw::NoClose, Command::Close { abort: false, .. }) => {}
+                (Flaw::EarlyShutdown, Command::Take { conn }) => {
+                    outbox.push(Command::Take { conn });
+                    outbox.push(Command::Shutdown { conn });
+                }
+                (Flaw::WrongByte, Command::Send { conn, mut buf }) => {
+                    let length = buf.len();
+                    outbox.buffers.memory(&buf)[length - 1] ^= 1;
+                    outbox.buffers.set_len(&mut buf, length);
+                    outbox.push(Command::Send { conn, buf });
+                }
+                (Flaw::LostBytes, Command::Send { conn, mut buf }) if buf.len() > 1 => {
+                    let length = buf.len() - 1;
+                    outbox.buffers.set_len(&mut buf, length);
+                    outbox.push(Command::Send { conn, buf });
+                }
+                (_, command) => outbox.push(command),
+            }
+        }
+    }
+}
+
+impl Core for Flawed {
+    fn start(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.core.start(now, outbox);
+    }
+
+    fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
+        match event {
+            Event::Peeked { buf, .. } if self.flaw == Flaw::LostPeek => self.kept.push(buf),
+            event => self.core.handle(event, now, outbox),
+        }
+        self.spoil(outbox);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.core.handle_timeout(now, outbox);
+        self.spoil(outbox);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.core.poll_timeout()
+    }
+
+    fn is_done(&self) -> bool {
+        self.core.is_done()
+    }
+
+    fn report(&self) -> &Report {
+        self.core.report()
+    }
+
+    fn check_invariants(&self) -> Result<(), String> {
+        self.core.check_invariants()
+    }
+}
+
+#[test]
+fn wrong_brokers_are_caught() {
+    type Wrap = fn(Broker) -> Box<dyn Core>;
+    macro_rules! flawed {
+        ($($flaw:ident),+) => { [$((Flaw::$flaw, (|core| {
+            Box::new(Flawed { core, flaw: Flaw::$flaw, kept: Vec::new() })
+        }) as Wrap)),+] };
+    }
+    let wraps =
+        flawed![NoShutdown, EarlyShutdown, NoTake, NoClose, WrongByte, LostBytes, NoResume, LostPeek];
+    for (flaw, wrap) in wraps {
+        let caught = (0..400).find_map(|seed| run_seed(seed, wrap).err());
+        println!("{flaw:?}: {caught:?}");
+        assert!(caught.is_some(), "{flaw:?} was not noticed in 400 worlds");
+    }
+}

@@ -1,0 +1,530 @@
+//! The two ends of the conversations that the broker's worlds are made of, and the guide between them.
+//!
+//! A talker names a service in its first line and how many bytes it will say and wants to hear; a replier checks every byte
+//! and says as many. In half of the talks the replier waits for the talker's end of stream, which so must come through
+//! while the other direction is still open.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
+use fourtuple_engine::broker::ledger::{Ended, Ledger, Reason};
+use fourtuple_engine::report::{Counter, Phase, Report};
+use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox, SourceChoice};
+
+/// The byte at a place of what is said.
+fn pattern(place: u64) -> u8 {
+    (place.wrapping_mul(31) ^ place >> 8) as u8
+}
+
+// ---- the guide and the ledger ---------------------------------------------------------------------------------------
+
+/// A service as the guide knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    pub(crate) delivery: Delivery,
+    pub(crate) at: SocketAddr,
+    /// By its TCP endpoint, not by its path.
+    pub(crate) tcp: bool,
+}
+
+/// Reads "s<number> ", up to the end of the line.
+pub(crate) struct FirstLine {
+    pub(crate) services: Vec<Service>,
+    /// Of the silent.
+    pub(crate) default: Option<usize>,
+}
+
+impl Guide for FirstLine {
+    fn guide(&mut self, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
+        let name = match shown.bytes {
+            [] if shown.last => match self.default {
+                Some(default) => default,
+                None => return Guidance::NoRoute,
+            },
+            [] => return Guidance::More,
+            [b's', rest @ ..] => match rest.iter().position(|&byte| byte == b' ') {
+                Some(end) => std::str::from_utf8(&rest[..end]).unwrap().parse().unwrap(),
+                None => return Guidance::More,
+            },
+            _ => return Guidance::Garbage,
+        };
+        let Some(service) = self.services.get(name) else { return Guidance::NoRoute };
+        chosen.service = format!("s{name}");
+        chosen.matched = format!("line of s{name}");
+        chosen.delivery = service.delivery;
+        chosen.address = match service.tcp {
+            true => Address::Tcp(service.at),
+            false => Address::Unix(service.at.to_string().into_bytes()),
+        };
+        Guidance::Found
+    }
+}
+
+/// Keeps every entry.
+#[derive(Default)]
+pub(crate) struct Kept(pub(crate) Vec<(Reason, String, u64, u64)>);
+
+impl Ledger for Kept {
+    fn ended(&mut self, entry: &Ended<'_>) {
+        self.0.push((entry.reason, entry.service.to_owned(), entry.bytes_up, entry.bytes_down));
+    }
+}
+
+// ---- the talker -----------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Manner {
+    /// Says its line, its bytes and its end, and hears the answer.
+    Whole,
+    /// The same, the line in single bytes.
+    Slow,
+    /// Says nothing.
+    Silent,
+    /// Says what is no line.
+    Garbage,
+    /// Says "s" and nothing more.
+    Stuck,
+    /// Never ends a line that is too long.
+    Long,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Talk {
+    pub(crate) manner: Manner,
+    pub(crate) service: usize,
+    pub(crate) say: u64,
+    pub(crate) hear: u64,
+    /// The replier answers before it has heard the end.
+    pub(crate) early: bool,
+    pub(crate) at: SocketAddr,
+}
+
+/// How a talk ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// Every byte heard, and the end.
+    Right,
+    /// It broke, or was refused.
+    Broken,
+}
+
+#[derive(Default)]
+struct Speaking {
+    talk: usize,
+    said: u64,
+    heard: u64,
+    line: Vec<u8>,
+    line_said: usize,
+    shut: bool,
+    closing: bool,
+}
+
+pub(crate) struct Talker {
+    talks: Vec<Talk>,
+    window: usize,
+    until: Instant,
+    next: usize,
+    under_way: usize,
+    started: BTreeMap<u32, Instant>,
+    speaking: BTreeMap<u32, (ConnId, Speaking)>,
+    report: Report,
+    closed: bool,
+    retry: Vec<ConnId>,
+    retry_at: Instant,
+    /// By talk: how and when it ended, from the connect on.
+    pub(crate) outcomes: BTreeMap<usize, (Outcome, Duration)>,
+    pub(crate) wrong: Option<String>,
+}
+
+impl Talker {
+    pub(crate) fn new(talks: Vec<Talk>, window: usize, until: Instant) -> Talker {
+        Talker {
+            talks,
+            window,
+            until,
+            next: 0,
+            under_way: 0,
+            started: BTreeMap::new(),
+            speaking: BTreeMap::new(),
+            report: Report::new(),
+            closed: false,
+            retry: Vec::new(),
+            retry_at: Instant(0),
+            outcomes: BTreeMap::new(),
+            wrong: None,
+        }
+    }
+
+    fn go_on(&mut self, now: Instant, outbox: &mut Outbox) {
+        while !self.closed && self.next < self.talks.len() && self.under_way < self.window {
+            let destination = self.talks[self.next].at;
+            let source = SocketAddr::new([0, 0, 0, 0].into(), 0);
+            let (ticket, choice, range) = (self.next as u32, SourceChoice::Kernel, (0, 0));
+            outbox.push(Command::Connect { ticket, source, destination, choice, range });
+            self.report.add(Counter::Attempted, 1);
+            self.started.insert(ticket, now);
+            self.next += 1;
+            self.under_way += 1;
+        }
+        let over = self.next == self.talks.len() || self.closed;
+        self.report.phase = if over && self.under_way == 0 { Phase::Done } else { Phase::Holding };
+    }
+
+    fn speak(&mut self, conn: ConnId, outbox: &mut Outbox) {
+        let Some((_, it)) = self.speaking.get_mut(&conn.index) else { return };
+        let talk = &self.talks[it.talk];
+        if it.shut || it.closing {
+            return;
+        }
+        let most = outbox.buffers.buffer_bytes();
+        let bytes: Vec<u8> = if it.line_said < it.line.len() {
+            let most = if talk.manner == Manner::Slow { 1 } else { most };
+            it.line[it.line_said..].iter().take(most).copied().collect()
+        } else if !matches!(talk.manner, Manner::Whole | Manner::Slow) {
+            Vec::new()
+        } else {
+            (it.said..talk.say.min(it.said + most as u64)).map(pattern).collect()
+        };
+        if bytes.is_empty() {
+            if matches!(talk.manner, Manner::Whole | Manner::Slow) {
+                it.shut = true;
+                outbox.push(Command::Shutdown { conn });
+            }
+            return;
+        }
+        let Some(buf) = outbox.buffers.write(&bytes) else {
+            self.retry.push(conn);
+            return;
+        };
+        match it.line_said < it.line.len() {
+            true => it.line_said += bytes.len(),
+            false => it.said += bytes.len() as u64,
+        }
+        outbox.push(Command::Send { conn, buf });
+    }
+
+    fn close(&mut self, conn: ConnId, outcome: Outcome, now: Instant, outbox: &mut Outbox) {
+        let Some((_, it)) = self.speaking.get_mut(&conn.index) else { return };
+        if !it.closing {
+            it.closing = true;
+            let started = self.started[&(it.talk as u32)];
+            self.outcomes.insert(it.talk, (outcome, now.since(started)));
+            outbox.push(Command::Close { conn, abort: outcome == Outcome::Broken });
+        }
+    }
+}
+
+impl Core for Talker {
+    fn start(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.go_on(now, outbox);
+    }
+
+    fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
+        self.retry_at = now.after(Duration::from_millis(1));
+        match event {
+            Event::Connected { ticket, conn } => {
+                self.report.add(Counter::Connected, 1);
+                self.report.opened();
+                let talk = &self.talks[ticket as usize];
+                let mode = if talk.early { 'e' } else { 'l' };
+                let line = match talk.manner {
+                    Manner::Whole | Manner::Slow => format!("s{} {mode} {} {}\n", talk.service, talk.say, talk.hear),
+                    Manner::Silent => String::new(),
+                    Manner::Garbage => "GARBAGE".to_owned(),
+                    Manner::Stuck => "s".to_owned(),
+                    Manner::Long => format!("s{}", "9".repeat(10_000)),
+                };
+                let it = Speaking { talk: ticket as usize, line: line.into_bytes(), ..Speaking::default() };
+                self.speaking.insert(conn.index, (conn, it));
+                match self.closed {
+                    true => self.close(conn, Outcome::Broken, now, outbox),
+                    false => self.speak(conn, outbox),
+                }
+            }
+            Event::ConnectFailed { ticket, .. } => {
+                self.report.add(Counter::ConnectFailed, 1);
+                let took = now.since(self.started[&ticket]);
+                self.outcomes.insert(ticket as usize, (Outcome::Broken, took));
+                self.under_way -= 1;
+            }
+            Event::Sent { conn } => self.speak(conn, outbox),
+            Event::Received { conn, buf } => {
+                if let Some((_, it)) = self.speaking.get_mut(&conn.index) {
+                    let right = outbox.buffers.bytes(&buf).iter().zip(it.heard..).all(|(&byte, at)| byte == pattern(at));
+                    it.heard += buf.len() as u64;
+                    if !right || it.heard > self.talks[it.talk].hear {
+                        self.wrong = Some(format!("talk {} heard what was not said", it.talk));
+                    }
+                }
+                outbox.buffers.release(buf);
+            }
+            Event::Finished { conn } => {
+                let Some((_, it)) = self.speaking.get(&conn.index) else { return };
+                let whole = it.heard == self.talks[it.talk].hear && it.shut;
+                let normal = matches!(self.talks[it.talk].manner, Manner::Whole | Manner::Slow);
+                // A connection that is cut must look cut: only a whole answer ends in FIN.
+                if normal && !whole && now < self.until && !it.closing {
+                    self.wrong = Some(format!("talk {}: an end after {} bytes", it.talk, it.heard));
+                }
+                let outcome = if normal && whole { Outcome::Right } else { Outcome::Broken };
+                self.close(conn, outcome, now, outbox);
+            }
+            Event::Failed { conn, .. } => self.close(conn, Outcome::Broken, now, outbox),
+            Event::Closed { conn } => {
+                self.speaking.remove(&conn.index);
+                self.report.less(Counter::Open);
+                self.under_way -= 1;
+            }
+            Event::Ordered(Order::Close) => {
+                self.closed = true;
+                let open: Vec<ConnId> = self.speaking.values().map(|it| it.0).collect();
+                open.into_iter().for_each(|conn| self.close(conn, Outcome::Broken, now, outbox));
+            }
+            _ => {}
+        }
+        self.go_on(now, outbox);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.retry_at = now.after(Duration::from_millis(1));
+        for conn in std::mem::take(&mut self.retry) {
+            if self.speaking.get(&conn.index).is_some_and(|it| it.0 == conn) {
+                self.speak(conn, outbox);
+            }
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        (!self.retry.is_empty()).then_some(self.retry_at)
+    }
+
+    fn is_done(&self) -> bool {
+        self.report.phase == Phase::Done
+    }
+
+    fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn check_invariants(&self) -> Result<(), String> {
+        self.wrong.clone().map_or(Ok(()), Err)
+    }
+}
+
+// ---- the replier ----------------------------------------------------------------------------------------------------
+
+#[derive(Default)]
+struct Hearing {
+    line: Vec<u8>,
+    asked: Option<(bool, u64, u64)>,
+    heard: u64,
+    said: u64,
+    finished: bool,
+    sending: bool,
+    closing: bool,
+}
+
+pub(crate) struct Replier {
+    at: SocketAddr,
+    backlog: u32,
+    accept: bool,
+    /// Not before this.
+    listen_from: Instant,
+    asked_to_listen: bool,
+    until: Instant,
+    hearing: BTreeMap<u32, (ConnId, Hearing)>,
+    report: Report,
+    listens: bool,
+    closed: bool,
+    retry: Vec<ConnId>,
+    retry_at: Instant,
+    wrong: Option<String>,
+}
+
+impl Replier {
+    pub(crate) fn new(at: SocketAddr, backlog: u32, accept: bool, listen_from: Instant, until: Instant) -> Replier {
+        Replier {
+            at,
+            backlog,
+            accept,
+            listen_from,
+            asked_to_listen: false,
+            until,
+            hearing: BTreeMap::new(),
+            report: Report::new(),
+            listens: false,
+            closed: false,
+            retry: Vec::new(),
+            retry_at: Instant(0),
+            wrong: None,
+        }
+    }
+
+    fn heard(it: &mut Hearing, bytes: &[u8]) -> Result<(), String> {
+        for &byte in bytes {
+            match it.asked {
+                None if byte == b'\n' => {
+                    let line = String::from_utf8_lossy(&it.line).into_owned();
+                    let mut words = line.split(' ').skip(1);
+                    let early = words.next() == Some("e");
+                    let mut number = || words.next().and_then(|word| word.parse().ok()).ok_or(line.clone());
+                    it.asked = Some((early, number()?, number()?));
+                }
+                None => it.line.push(byte),
+                Some((_, say, _)) => {
+                    if byte != pattern(it.heard) || it.heard >= say {
+                        return Err(format!("byte {} is not what was said", it.heard));
+                    }
+                    it.heard += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, conn: ConnId, outbox: &mut Outbox) {
+        let Some((_, it)) = self.hearing.get_mut(&conn.index) else { return };
+        if it.sending || it.closing {
+            return;
+        }
+        let ready = it.asked.filter(|(early, ..)| *early || it.finished);
+        let bytes: Vec<u8> = match ready {
+            Some((.., hear)) => {
+                (it.said..hear.min(it.said + outbox.buffers.buffer_bytes() as u64)).map(pattern).collect()
+            }
+            None => Vec::new(),
+        };
+        if bytes.is_empty() {
+            if it.finished {
+                it.closing = true;
+                outbox.push(Command::Close { conn, abort: false });
+            }
+            return;
+        }
+        let Some(buf) = outbox.buffers.write(&bytes) else {
+            self.retry.push(conn);
+            return;
+        };
+        (it.said, it.sending) = (it.said + bytes.len() as u64, true);
+        outbox.push(Command::Send { conn, buf });
+    }
+
+    fn settle(&mut self) {
+        self.report.phase = if self.closed && self.hearing.is_empty() { Phase::Done } else { Phase::Holding };
+    }
+
+    fn listen(&mut self, now: Instant, outbox: &mut Outbox) {
+        if now >= self.listen_from && !self.asked_to_listen && !self.closed {
+            self.asked_to_listen = true;
+            let (listener, local, backlog, accept) = (ListenerId(0), self.at, self.backlog, self.accept);
+            outbox.push(Command::Listen { listener, local, backlog, reuse_port: false, accept });
+        }
+    }
+}
+
+impl Core for Replier {
+    fn start(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.listen(now, outbox);
+        self.settle();
+    }
+
+    fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
+        self.retry_at = now.after(Duration::from_millis(1));
+        match event {
+            Event::Listening { listener, .. } => {
+                self.listens = true;
+                if self.closed {
+                    outbox.push(Command::Unlisten { listener });
+                }
+            }
+            Event::Accepted { conn, .. } => {
+                self.report.add(Counter::Accepted, 1);
+                self.report.opened();
+                self.hearing.insert(conn.index, (conn, Hearing { closing: self.closed, ..Hearing::default() }));
+                if self.closed {
+                    outbox.push(Command::Close { conn, abort: true });
+                }
+            }
+            Event::Received { conn, buf } => {
+                if let Some((_, it)) = self.hearing.get_mut(&conn.index)
+                    && let Err(why) = Replier::heard(it, outbox.buffers.bytes(&buf))
+                {
+                    self.wrong = Some(why);
+                }
+                outbox.buffers.release(buf);
+                self.answer(conn, outbox);
+            }
+            Event::Sent { conn } => {
+                if let Some((_, it)) = self.hearing.get_mut(&conn.index) {
+                    it.sending = false;
+                }
+                self.answer(conn, outbox);
+            }
+            Event::Finished { conn } => {
+                if let Some((_, it)) = self.hearing.get_mut(&conn.index) {
+                    it.finished = true;
+                    let whole = it.asked.is_none_or(|(_, say, _)| it.heard == say);
+                    if !whole && now < self.until && !it.closing {
+                        self.wrong = Some(format!("an end after {} bytes", it.heard));
+                    }
+                }
+                self.answer(conn, outbox);
+            }
+            Event::Failed { conn, .. } => {
+                if let Some((_, it)) = self.hearing.get_mut(&conn.index)
+                    && !it.closing
+                {
+                    it.closing = true;
+                    outbox.push(Command::Close { conn, abort: true });
+                }
+            }
+            Event::Closed { conn } => {
+                self.hearing.remove(&conn.index);
+                self.report.less(Counter::Open);
+            }
+            Event::Ordered(Order::Close) => {
+                self.closed = true;
+                if self.listens {
+                    outbox.push(Command::Unlisten { listener: ListenerId(0) });
+                }
+                for (conn, it) in self.hearing.values_mut().filter(|it| !it.1.closing) {
+                    it.closing = true;
+                    outbox.push(Command::Close { conn: *conn, abort: true });
+                }
+            }
+            _ => {}
+        }
+        self.settle();
+    }
+
+    fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.retry_at = now.after(Duration::from_millis(1));
+        self.listen(now, outbox);
+        for conn in std::mem::take(&mut self.retry) {
+            if self.hearing.get(&conn.index).is_some_and(|it| it.0 == conn) {
+                self.answer(conn, outbox);
+            }
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        match self.retry.is_empty() {
+            false => Some(self.retry_at),
+            true => (!self.asked_to_listen && !self.closed).then_some(self.listen_from),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.report.phase == Phase::Done
+    }
+
+    fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn check_invariants(&self) -> Result<(), String> {
+        self.wrong.clone().map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,79 @@
+//! What a broker asks about a connection, and the answer: which service is meant, where it is, how to bring it there.
+//!
+//! Decides the vocabulary between the broker, which knows when to ask, and a guide, which knows protocols and routes. Knows
+//! no protocol, no store of routes and no time.
+
+use std::net::SocketAddr;
+
+use crate::contract::ListenerId;
+
+/// What a connection has shown so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// Through which listener it came.
+    pub listener: ListenerId,
+    /// The peer's endpoint and ours, unless the connection broke before anybody could ask.
+    pub names: Option<(SocketAddr, SocketAddr)>,
+    /// Its first bytes.
+    pub bytes: &'a [u8],
+    /// No more will be waited for: the answer `More` is as good as `NoRoute`.
+    pub last: bool,
+}
+
+/// What to do with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Guidance {
+    /// Show more.
+    More,
+    /// `Chosen` says where to.
+    Found,
+    /// It names nothing that there is.
+    NoRoute,
+    /// It breaks the protocol that it began.
+    Garbage,
+}
+
+/// How a connection is brought to its service.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Delivery {
+    /// The broker carries the bytes.
+    #[default]
+    Relay,
+    /// The service is given the socket.
+    HandOff,
+}
+
+/// Where a service listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A unix stream socket, by its path; one that begins with a zero byte is abstract.
+    Unix(Vec<u8>),
+}
+
+/// A guide's answer; the same record is filled again and again.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The service's name: limits and the ledger go by it.
+    pub service: String,
+    /// What named it, as far as it is text: a server name, a host, a path.
+    pub matched: String,
+    /// How.
+    pub delivery: Delivery,
+    /// Where.
+    pub address: Address,
+}
+
+impl Default for Chosen {
+    fn default() -> Chosen {
+        let (service, matched) = (String::new(), String::new());
+        Chosen { service, matched, delivery: Delivery::Relay, address: Address::Unix(Vec::new()) }
+    }
+}
+
+/// Tells services by what connections show.
+pub trait Guide: Send {
+    /// Look at it; on `Found` every field of `chosen` is set.
+    fn guide(&mut self, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance;
+}

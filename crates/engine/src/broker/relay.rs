@@ -1,0 +1,113 @@
+//! Carrying bytes between the two sides of a session: one send outstanding per side, what comes meanwhile waits and its
+//! sender is paused, an end of stream is passed on behind the last byte.
+//!
+//! Decides when a side is read, sent to, told of the end, and when both are done. Holds no buffer while nothing moves.
+
+use std::collections::VecDeque;
+
+use super::BrokerCore;
+use super::guide::Guide;
+use super::ledger::{Ledger, Reason};
+use super::session::{CLIENT, CLOSING, FINISHED, PAUSED, SENDING, SERVICE, SHUT, Session, State};
+use crate::buffers::{Buf, Buffers};
+use crate::contract::{Command, ConnId, Outbox};
+use crate::report::Counter;
+
+/// Buffers that wait behind the one under way, for sessions that have such; by the side that they are for.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    places: Vec<[VecDeque<Buf>; 2]>,
+    free: Vec<u32>,
+}
+
+impl Queues {
+    /// Put `buf` behind the others for `side`; `extra` is the session's place, plus one.
+    fn push(&mut self, extra: &mut u32, side: usize, buf: Buf) {
+        if *extra == 0 {
+            *extra = self.free.pop().unwrap_or_else(|| {
+                self.places.push(Default::default());
+                self.places.len() as u32
+            });
+        }
+        self.places[*extra as usize - 1][side].push_back(buf);
+    }
+
+    /// The next buffer for `side`. A place with nothing left for either side is given back.
+    fn pop(&mut self, extra: &mut u32, side: usize) -> Option<Buf> {
+        let place = self.places.get_mut(extra.checked_sub(1)? as usize)?;
+        let buf = place[side].pop_front();
+        if place.iter().all(VecDeque::is_empty) {
+            self.free.push(std::mem::take(extra));
+        }
+        buf
+    }
+
+    pub(super) fn drop_all(&mut self, extra: u32, buffers: &mut Buffers) {
+        if let Some(place) = extra.checked_sub(1) {
+            self.places[place as usize].iter_mut().flat_map(|queue| queue.drain(..)).for_each(|buf| buffers.release(buf));
+            self.free.push(extra);
+        }
+    }
+
+    pub(super) fn check<'a>(&self, sessions: impl Iterator<Item = &'a Session>) -> bool {
+        let used = sessions.filter(|session| session.state == State::Relaying && session.extra != 0).count();
+        used + self.free.len() == self.places.len()
+    }
+}
+
+impl<G: Guide, L: Ledger> BrokerCore<G, L> {
+    pub(super) fn received(&mut self, conn: ConnId, buf: Buf, outbox: &mut Outbox) {
+        let Some((id, from)) = self.find(conn, State::Relaying).filter(|_| !buf.is_empty()) else {
+            return outbox.buffers.release(buf);
+        };
+        let to = 1 - from;
+        let session = &mut self.sessions[id as usize];
+        session.bytes[from] += buf.len() as u64;
+        self.report.add(Counter::BytesIn, buf.len() as u64);
+        if session.sides[to] & SENDING == 0 {
+            session.sides[to] |= SENDING;
+            self.report.add(Counter::BytesOut, buf.len() as u64);
+            outbox.push(Command::Send { conn: session.conns[to], buf });
+            return;
+        }
+        self.queues.push(&mut session.extra, to, buf);
+        if session.sides[from] & PAUSED == 0 {
+            session.sides[from] |= PAUSED;
+            self.report.add(Counter::Pauses, 1);
+            outbox.push(Command::Pause { conn });
+        }
+    }
+
+    pub(super) fn sent(&mut self, conn: ConnId, outbox: &mut Outbox) {
+        let Some((id, to)) = self.find(conn, State::Relaying) else { return };
+        let from = 1 - to;
+        let session = &mut self.sessions[id as usize];
+        if let Some(buf) = self.queues.pop(&mut session.extra, to) {
+            self.report.add(Counter::BytesOut, buf.len() as u64);
+            outbox.push(Command::Send { conn, buf });
+            return;
+        }
+        session.sides[to] &= !SENDING;
+        if session.sides[from] & PAUSED != 0 {
+            session.sides[from] &= !PAUSED;
+            outbox.push(Command::Resume { conn: session.conns[from] });
+        }
+        self.pass_on_end(id, from, outbox);
+    }
+
+    /// If `from` has said its last byte and the other side has it, say so there; when both are done, so is the session.
+    pub(super) fn pass_on_end(&mut self, id: u32, from: usize, outbox: &mut Outbox) {
+        let to = 1 - from;
+        let session = &mut self.sessions[id as usize];
+        let is_over = |sides: [u8; 2], from: usize| sides[from] & FINISHED != 0 && sides[1 - from] & SENDING == 0;
+        if !is_over(session.sides, from) || session.sides[to] & (SHUT | CLOSING) != 0 {
+            return;
+        }
+        session.sides[to] |= SHUT;
+        if is_over(session.sides, CLIENT) && is_over(session.sides, SERVICE) {
+            // Closing sends the FIN.
+            return self.end(id, Reason::Relayed, false, outbox);
+        }
+        outbox.push(Command::Shutdown { conn: session.conns[to] });
+    }
+}

@@ -1,0 +1,111 @@
+//! What a connection needs until it is delivered, and when something is due for it. Freed at delivery: an idle relayed
+//! connection has none of this.
+//!
+//! Decides places and the order of deadlines. Knows no meaning of a deadline.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use super::guide::Chosen;
+use crate::contract::{Errno, Instant};
+
+/// A connection on its way to its service.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Wait {
+    /// Whose it is; meaningless in a free place.
+    pub(super) session: u32,
+    pub(super) names: Option<(SocketAddr, SocketAddr)>,
+    /// `Named` has come.
+    pub(super) named: bool,
+    /// Bytes were shown before that.
+    pub(super) missed: bool,
+    pub(super) chosen: Chosen,
+    /// When the next thing is to be done for it.
+    due: Option<Instant>,
+    /// When delivery is given up.
+    pub(super) deadline: Instant,
+    pub(super) backoff_ms: u32,
+    /// Bytes looked at so far, each time counted.
+    pub(super) looked_at: u32,
+    /// Bytes that the last look showed.
+    pub(super) shown: u32,
+    /// The next look is the last.
+    pub(super) last_look: bool,
+    /// A `Reach` that is not answered.
+    pub(super) reaching: bool,
+    /// A `HandOff` that is not answered.
+    pub(super) handing: bool,
+    /// Why the last try failed.
+    pub(super) error: Option<Errno>,
+}
+
+impl Wait {
+    /// Whether a moment is set for it.
+    pub(super) fn is_due(&self) -> bool {
+        self.due.is_some()
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    places: Vec<Wait>,
+    free: Vec<u32>,
+    due: BTreeSet<(Instant, u32)>,
+}
+
+impl Waits {
+    pub(super) fn begin(&mut self, session: u32) -> u32 {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Wait::default());
+            self.places.len() as u32 - 1
+        });
+        let wait = &mut self.places[place as usize];
+        let chosen = std::mem::take(&mut wait.chosen);
+        *wait = Wait { session, chosen, ..Wait::default() };
+        wait.chosen.service.clear();
+        wait.chosen.matched.clear();
+        place
+    }
+
+    pub(super) fn at(&mut self, place: u32) -> &mut Wait {
+        &mut self.places[place as usize]
+    }
+
+    pub(super) fn get(&self, place: u32) -> Option<&Wait> {
+        self.places.get(place as usize)
+    }
+
+    pub(super) fn set_due(&mut self, place: u32, due: Option<Instant>) {
+        let before = std::mem::replace(&mut self.places[place as usize].due, due);
+        if let Some(before) = before {
+            self.due.remove(&(before, place));
+        }
+        if let Some(due) = due {
+            self.due.insert((due, place));
+        }
+    }
+
+    pub(super) fn end(&mut self, place: u32) {
+        self.set_due(place, None);
+        self.free.push(place);
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// The place whose moment has come longest ago; it is due no more.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<u32> {
+        let &(due, place) = self.due.first()?;
+        if due > now {
+            return None;
+        }
+        self.set_due(place, None);
+        Some(place)
+    }
+
+    pub(super) fn in_use(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+}
