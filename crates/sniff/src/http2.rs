@@ -64,10 +64,10 @@ pub(crate) fn find(progress: &mut Progress, bytes: &[u8]) -> Found {
         if next.phase > REQUEST && bytes.len() < end {
             return Found::More(end);
         }
-        *progress = next;
         if next.phase == DONE {
             return Found::Whole(end);
         }
+        *progress = next;
     }
 }
 

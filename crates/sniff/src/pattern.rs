@@ -23,22 +23,25 @@ impl<'p> Pattern<'p> {
         (!bytes.is_empty() && end <= BOUND).then_some(Self { offset, bytes })
     }
 
-    fn find(&self, bytes: &[u8]) -> Found {
-        let end = usize::from(self.offset) + self.bytes.len();
-        let there = bytes.get(usize::from(self.offset)..bytes.len().min(end)).unwrap_or_default();
-        match self.bytes.starts_with(there) {
-            false => Found::No,
-            true if bytes.len() < end => Found::More(end),
-            true => Found::Whole(end),
+    /// `compared`: how many of its bytes were seen to be right.
+    fn find(&self, bytes: &[u8], compared: &mut u32) -> Found {
+        let begin = usize::from(self.offset);
+        let end = begin + self.bytes.len();
+        let there = bytes.get(begin..bytes.len().min(end)).unwrap_or_default();
+        let from = *compared as usize;
+        if !self.bytes[from..].starts_with(&there[from..]) {
+            return Found::No;
         }
+        *compared = there.len() as u32;
+        if bytes.len() < end { Found::More(end) } else { Found::Whole(end) }
     }
 }
 
-/// `mark`: the pattern that is being asked.
+/// `mark`: the pattern that is being asked; `at`: how many of its bytes are right.
 pub(crate) fn find(progress: &mut Progress, bytes: &[u8], patterns: &[Pattern<'_>]) -> Found {
     while let Some(pattern) = patterns.get(progress.mark as usize) {
-        match pattern.find(bytes) {
-            Found::No => progress.mark += 1,
+        match pattern.find(bytes, &mut progress.at) {
+            Found::No => (progress.mark, progress.at) = (progress.mark + 1, 0),
             found => return found,
         }
     }

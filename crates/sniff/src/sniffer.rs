@@ -30,8 +30,6 @@ pub enum Prelude {
 /// Where a connection stands, between two looks at it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct State {
-    /// Bytes that were needed at the last look; fewer show nothing new.
-    needed: u32,
     /// Where the PROXY header ends.
     header: u16,
     /// Bytes behind it that have been answered.
@@ -42,7 +40,7 @@ pub struct State {
     progress: Progress,
 }
 
-const _: () = assert!(size_of::<State>() <= 32, "a connection that is being sniffed costs this much and no more");
+const _: () = assert!(size_of::<State>() <= 24, "a connection that is being sniffed costs this much and no more");
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
@@ -67,7 +65,7 @@ pub enum Verdict<'a> {
     Match(Shown<'a>),
     /// None of the probes knows it.
     No,
-    /// Look again when there are at least so many bytes in all. A deadline is the caller's affair.
+    /// Look again when there are more: a match takes at least so many in all. A deadline is the caller's affair.
     More(usize),
     /// Send these bytes, once, and look again. What they answer stays in front of what follows.
     Answer(&'static [u8]),
@@ -123,9 +121,6 @@ impl<'p> Sniffer<'p> {
 
     /// Look at everything that a connection has sent so far, which is never less than at the last look.
     pub fn sniff<'a>(&self, state: &mut State, bytes: &'a [u8], scratch: &'a mut Scratch) -> Verdict<'a> {
-        if bytes.len() < state.needed as usize {
-            return Verdict::More(state.needed as usize);
-        }
         match self.step(state, bytes) {
             Step::Whole(protocol, end) => match read(state, protocol, bytes, end, scratch) {
                 Ok(shown) => Verdict::Match(shown),
@@ -134,10 +129,7 @@ impl<'p> Sniffer<'p> {
             Step::No => Verdict::No,
             Step::Answer(answer) => Verdict::Answer(answer),
             Step::Refused(protocol, why) => Verdict::Refused(protocol, why),
-            Step::More(needed) => {
-                state.needed = needed as u32;
-                Verdict::More(needed)
-            }
+            Step::More(needed) => Verdict::More(needed),
         }
     }
 
@@ -168,6 +160,8 @@ impl<'p> Sniffer<'p> {
             Found::Whole(end) => Step::Whole(protocol, start + end),
             Found::No => Step::No,
             Found::More(count) => Step::More(start + count),
+            // A broken head asks for nothing, so not for WebSocket either.
+            Found::Refused(why) if protocol == Protocol::WebSocket => Step::Refused(Some(Protocol::Http), why),
             Found::Refused(why) => Step::Refused(Some(protocol), why),
         }
     }
@@ -237,7 +231,6 @@ impl<'p> Sniffer<'p> {
         };
         (state.stage, state.progress) = (stage, Progress::default());
         state.answered += end as u16;
-        state.needed = state.start() as u32 + 1;
         Step::Answer(answer)
     }
 }
