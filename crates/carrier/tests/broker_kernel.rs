@@ -25,7 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Names(Vec<(&'static str, Delivery, Address)>);
 
 impl Guide for Names {
-    fn guide(&mut self, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
+    type Memory = ();
+
+    fn guide(&mut self, shown: &Shown<'_>, _: &mut (), chosen: &mut Chosen) -> Guidance {
         let name = match shown.bytes.iter().position(|&byte| byte == b'\n') {
             Some(end) => String::from_utf8_lossy(&shown.bytes[..end]).into_owned(),
             None if shown.last && shown.bytes.is_empty() => "default".to_owned(),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fourtuple_carrier::WorkerError;
 use fourtuple_engine::{CarrierError, Errno};
+use fourtuple_registry::Error as RegistryError;
 use pyo3::import_exception;
 use pyo3::prelude::*;
 
@@ -52,6 +53,33 @@ pub(crate) fn refused(error: &CarrierError) -> PyErr {
         Errno(libc_errno::EPERM | libc_errno::EACCES) => MissingPrivilege::new_err(text),
         Errno(libc_errno::ENOSYS | libc_errno::EOPNOTSUPP | libc_errno::EINVAL) => MissingFeature::new_err(text),
         _ => EngineStopped::new_err(text),
+    }
+}
+
+/// Why the registry of services did not do it.
+pub(crate) fn unregistered(error: &RegistryError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        RegistryError::Bad { field, why } => BadConfig::new_err((field.clone(), why.clone())),
+        RegistryError::Absent(_) => BadConfig::new_err(("store", format!("{text}; services add and import make one"))),
+        RegistryError::Full { most_bytes } => {
+            let remedy = "nothing of this batch was kept; open it with a larger most_bytes";
+            LimitReached::new_err(("registry-size", Some(*most_bytes), None::<u64>, remedy))
+        }
+        RegistryError::Readers(most) => {
+            LimitReached::new_err(("registry-readers", Some(*most), None::<u64>, "end a process that reads it"))
+        }
+        RegistryError::Io(path, io) => match io.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                let remedy = format!("{}: {io}; nothing of this batch was kept, all before it was", path.display());
+                LimitReached::new_err(("disk-space", None::<u64>, None::<u64>, remedy))
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                MissingPrivilege::new_err(format!("{text}; --store or FOURTUPLE_STORE names another folder"))
+            }
+            _ => BadConfig::new_err(("store", text)),
+        },
+        RegistryError::Damaged(..) => EngineStopped::new_err(text),
     }
 }
 

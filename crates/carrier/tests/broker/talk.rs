@@ -37,7 +37,9 @@ pub(crate) struct FirstLine {
 }
 
 impl Guide for FirstLine {
-    fn guide(&mut self, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
+    type Memory = ();
+
+    fn guide(&mut self, shown: &Shown<'_>, _: &mut (), chosen: &mut Chosen) -> Guidance {
         let name = match shown.bytes {
             [] if shown.last => match self.default {
                 Some(default) => default,

@@ -3,7 +3,9 @@
 //! Decides the vocabulary between the broker, which knows when to ask, and a guide, which knows protocols and routes. Knows
 //! no protocol, no store of routes and no time.
 
+use std::fmt::Debug;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::contract::ListenerId;
 
@@ -52,7 +54,7 @@ pub enum Address {
     Unix(Vec<u8>),
 }
 
-/// A guide's answer; the same record is filled again and again.
+/// A guide's answer.
 #[derive(Clone, Debug)]
 pub struct Chosen {
     /// The service's name: limits and the ledger go by it.
@@ -61,19 +63,36 @@ pub struct Chosen {
     pub matched: String,
     /// How.
     pub delivery: Delivery,
-    /// Where.
+    /// Where. An empty path is a place that cannot be reached.
     pub address: Address,
+    /// How long the service may be absent or full; None leaves it to the broker.
+    pub patience: Option<Duration>,
+    /// Most connections of the service at once; None leaves it to the broker.
+    pub most_connections: Option<u32>,
+    /// What a relayed connection begins with, before the client's own bytes.
+    pub preface: Vec<u8>,
 }
 
 impl Default for Chosen {
     fn default() -> Chosen {
         let (service, matched) = (String::new(), String::new());
-        Chosen { service, matched, delivery: Delivery::Relay, address: Address::Unix(Vec::new()) }
+        Chosen {
+            service,
+            matched,
+            delivery: Delivery::Relay,
+            address: Address::Unix(Vec::new()),
+            patience: None,
+            most_connections: None,
+            preface: Vec::new(),
+        }
     }
 }
 
 /// Tells services by what connections show.
 pub trait Guide: Send {
-    /// Look at it; on `Found` every field of `chosen` is set.
-    fn guide(&mut self, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance;
+    /// Where it stands with a connection between two looks; zeros before the first.
+    type Memory: Copy + Default + Debug + Send;
+
+    /// Look at it; on `Found`, `chosen` is what the guide made of an empty one.
+    fn guide(&mut self, shown: &Shown<'_>, memory: &mut Self::Memory, chosen: &mut Chosen) -> Guidance;
 }

@@ -19,7 +19,7 @@ use self::counts::{Counts, Prefix};
 use self::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
 use self::ledger::{Ended, Ledger, REASONS, Reason};
 use self::relay::Queues;
-use self::session::{CLIENT, CLOSING, FINISHED, Line, OPEN, SERVICE, Session, State};
+use self::session::{CLIENT, CLOSING, FINISHED, Line, OPEN, SENDING, SERVICE, Session, State};
 use self::waits::Waits;
 use crate::buffers::Buf;
 use crate::contract::{
@@ -61,7 +61,7 @@ const LOOKED_AT_MOST: u32 = 64 * PEEK_BYTES as u32;
 
 /// Accepts, looks, asks, delivers.
 #[derive(Debug)]
-pub struct BrokerCore<G, L> {
+pub struct BrokerCore<G: Guide, L> {
     config: BrokerConfig,
     guide: G,
     ledger: L,
@@ -69,7 +69,7 @@ pub struct BrokerCore<G, L> {
     lines: Pages<Line>,
     sessions: Vec<Session>,
     free_sessions: Vec<u32>,
-    waits: Waits,
+    waits: Waits<G::Memory>,
     queues: Queues,
     sources: Counts<Prefix>,
     services: Counts<String>,
@@ -95,7 +95,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             lines: Pages::new(),
             sessions: Vec::new(),
             free_sessions: Vec::new(),
-            waits: Waits::default(),
+            waits: Waits::new(),
             queues: Queues::default(),
             sources: Counts::new(),
             services: Counts::new(),
@@ -236,7 +236,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let bytes = buf.map_or(&[][..], |buf| outbox.peeks.bytes(buf));
         let last = is_long || wait.last_look || buf.is_none();
         let shown = Shown { listener: session.listener, names: wait.names, bytes, last };
-        match self.guide.guide(&shown, &mut wait.chosen) {
+        match self.guide.guide(&shown, &mut wait.memory, &mut wait.chosen) {
             Guidance::Found => self.found(id, now, outbox),
             Guidance::More if !last => {}
             Guidance::More if is_long => self.end(id, Reason::SniffTooLong, true, outbox),
@@ -272,14 +272,14 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let wait = self.waits.at(session.extra);
         let row = self.services.add(wait.chosen.service.as_str());
         session.service = row + 1;
-        let most = self.config.most_per_service;
+        let most = wait.chosen.most_connections.unwrap_or(self.config.most_per_service);
         if most != 0 && self.services.count(row) > most {
             return self.end(id, Reason::OverService, true, outbox);
         }
         session.state = State::Delivering;
         self.report.less(Counter::Sniffing);
         self.report.add(Counter::Delivering, 1);
-        wait.deadline = now.after(self.config.delivery_timeout);
+        wait.deadline = now.after(wait.chosen.patience.unwrap_or(self.config.delivery_timeout));
         wait.backoff_ms = BACKOFF_MS.0;
         // What comes meanwhile waits in the kernel and is not looked at.
         outbox.push(Command::Pause { conn: session.conns[CLIENT] });
@@ -370,12 +370,23 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             outbox.push(Command::Close { conn, abort: true });
             return;
         }
+        let preface = std::mem::take(&mut wait.chosen.preface);
         session.state = State::Relaying;
         session.extra = 0;
         self.waits.end(ticket);
         self.report.less(Counter::Delivering);
         self.report.add(Counter::Relaying, 1);
         let client = session.conns[CLIENT];
+        if !preface.is_empty() {
+            match outbox.buffers.write(&preface) {
+                Some(buf) => {
+                    session.sides[SERVICE] |= SENDING;
+                    outbox.push(Command::Send { conn, buf });
+                }
+                // Without it the service would take the proxy for the client.
+                None => return self.end(id, Reason::ServiceUnreachable, true, outbox),
+            }
+        }
         outbox.push(Command::Take { conn: client });
         outbox.push(Command::Resume { conn: client });
         self.pass_on_end(id, CLIENT, outbox);

@@ -11,7 +11,7 @@ use crate::contract::{Errno, Instant};
 
 /// A connection on its way to its service.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Wait {
+pub(super) struct Wait<M> {
     /// Whose it is; meaningless in a free place.
     pub(super) session: u32,
     pub(super) names: Option<(SocketAddr, SocketAddr)>,
@@ -20,6 +20,8 @@ pub(super) struct Wait {
     /// Bytes were shown before that.
     pub(super) missed: bool,
     pub(super) chosen: Chosen,
+    /// The guide's.
+    pub(super) memory: M,
     /// When the next thing is to be done for it.
     due: Option<Instant>,
     /// When delivery is given up.
@@ -39,7 +41,7 @@ pub(super) struct Wait {
     pub(super) error: Option<Errno>,
 }
 
-impl Wait {
+impl<M> Wait<M> {
     /// Whether a moment is set for it.
     pub(super) fn is_due(&self) -> bool {
         self.due.is_some()
@@ -47,32 +49,32 @@ impl Wait {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
-pub(super) struct Waits {
-    places: Vec<Wait>,
+#[derive(Debug)]
+pub(super) struct Waits<M> {
+    places: Vec<Wait<M>>,
     free: Vec<u32>,
     due: BTreeSet<(Instant, u32)>,
 }
 
-impl Waits {
+impl<M: Default> Waits<M> {
+    pub(super) fn new() -> Waits<M> {
+        Waits { places: Vec::new(), free: Vec::new(), due: BTreeSet::new() }
+    }
+
     pub(super) fn begin(&mut self, session: u32) -> u32 {
         let place = self.free.pop().unwrap_or_else(|| {
             self.places.push(Wait::default());
             self.places.len() as u32 - 1
         });
-        let wait = &mut self.places[place as usize];
-        let chosen = std::mem::take(&mut wait.chosen);
-        *wait = Wait { session, chosen, ..Wait::default() };
-        wait.chosen.service.clear();
-        wait.chosen.matched.clear();
+        self.places[place as usize] = Wait { session, ..Wait::default() };
         place
     }
 
-    pub(super) fn at(&mut self, place: u32) -> &mut Wait {
+    pub(super) fn at(&mut self, place: u32) -> &mut Wait<M> {
         &mut self.places[place as usize]
     }
 
-    pub(super) fn get(&self, place: u32) -> Option<&Wait> {
+    pub(super) fn get(&self, place: u32) -> Option<&Wait<M>> {
         self.places.get(place as usize)
     }
 

@@ -1,0 +1,212 @@
+//! The guide: sniff, ask the registry, else the listener's default.
+//!
+//! Decides what of a sniffer's find a route can be matched with, and who gets a listener's default: whoever says nothing,
+//! and whoever says what no enabled protocol knows. Never who begins a protocol and does not finish it, or breaks it: that
+//! is how a split hello gets past a rule elsewhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fourtuple_engine::ListenerId;
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
+use fourtuple_registry::{Name, Options, Outcome, Resolved, Seen, Store, Target};
+use fourtuple_sniff::{Protocol, Scratch, Sniffer, State, Verdict, proxy};
+
+/// Where a connection goes that nothing else matches.
+#[derive(Clone)]
+pub enum Fallback {
+    /// A service of the registry.
+    Service(Name),
+    /// A target; relayed.
+    Target(Target),
+}
+
+/// Sniffers and registry of one worker.
+pub struct BrokerGuide {
+    store: Arc<Store>,
+    sniffer: Sniffer<'static>,
+    scratch: Box<Scratch>,
+    alpn: Vec<u8>,
+    /// By listener.
+    fallbacks: Vec<Option<Fallback>>,
+}
+
+impl BrokerGuide {
+    /// A guide that enables these protocols; `fallbacks` by listener.
+    pub fn new(
+        store: Arc<Store>,
+        protocols: impl IntoIterator<Item = Protocol>,
+        fallbacks: Vec<Option<Fallback>>,
+    ) -> BrokerGuide {
+        let sniffer = Sniffer::new(protocols);
+        BrokerGuide { store, sniffer, scratch: Box::new(Scratch::new()), alpn: Vec::new(), fallbacks }
+    }
+
+    /// Bytes that it may ask for.
+    pub fn bound(&self) -> usize {
+        self.sniffer.bound()
+    }
+
+    fn fall_back(&self, listener: ListenerId, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
+        match self.fallbacks.get(listener.0 as usize) {
+            Some(Some(Fallback::Target(target))) => {
+                let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options::default());
+                choose(Resolved { service: None, target: target.clone(), delivery, options }, shown, chosen);
+                Guidance::Found
+            }
+            Some(Some(Fallback::Service(name))) => {
+                match self.store.reader().and_then(|reader| reader.by_name(name)) {
+                    Ok(Some(found)) => {
+                        let fourtuple_registry::Service { name, target, delivery, options, .. } = found;
+                        choose(Resolved { service: Some(name), target, delivery, options }, shown, chosen);
+                        Guidance::Found
+                    }
+                    Ok(None) | Err(_) => Guidance::NoRoute,
+                }
+            }
+            _ => Guidance::NoRoute,
+        }
+    }
+}
+
+impl Guide for BrokerGuide {
+    type Memory = State;
+
+    fn guide(&mut self, shown: &Shown<'_>, memory: &mut State, chosen: &mut Chosen) -> Guidance {
+        let (source, destination) = shown.names.unzip();
+        let mut seen = Seen { source, destination, ..Seen::default() };
+        self.alpn.clear();
+        match self.sniffer.sniff(memory, shown.bytes, &mut self.scratch) {
+            // Silence: whoever waits for the other side to speak first.
+            Verdict::More(_) if shown.last && shown.bytes.is_empty() => seen.protocol = Some("unknown"),
+            Verdict::More(_) => return Guidance::More,
+            Verdict::No => seen.protocol = Some("unknown"),
+            Verdict::Refused(..) => return Guidance::Garbage,
+            // What is to be answered first is answered by the service: it is matched by its protocol alone.
+            Verdict::Answer(_) => seen.protocol = Some("postgres"),
+            Verdict::Match(found) => {
+                if found.path.is_some() && !found.path_is_plain() {
+                    // A path that may mean another one matches no route on paths.
+                    seen.path = None;
+                } else {
+                    seen.path = found.path;
+                }
+                for protocol in found.alpn {
+                    self.alpn.push(protocol.len() as u8);
+                    self.alpn.extend_from_slice(protocol);
+                }
+                seen.name = found.name.map(str::as_bytes);
+                seen.wide_port = found.number;
+                seen.protocol = Some(match found.protocol {
+                    Protocol::Http => "http1",
+                    Protocol::Pattern => "unknown",
+                    other => other.probe().name,
+                });
+                (seen.user, seen.database, seen.client) = (found.user, found.database, found.client);
+                seen.alpn = (!self.alpn.is_empty()).then_some(self.alpn.as_slice());
+            }
+        }
+        match self.store.reader().and_then(|reader| reader.resolve(&seen)) {
+            Ok(Outcome::Found(resolved)) => {
+                if let Some(name) = seen.name {
+                    chosen.matched = String::from_utf8_lossy(name).into_owned();
+                }
+                choose(resolved, shown, chosen);
+                Guidance::Found
+            }
+            Ok(Outcome::Refused(_)) => Guidance::Garbage,
+            // Who names something that there is not is not sent to somebody else.
+            Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
+            Ok(Outcome::NoRoute) => self.fall_back(shown.listener, shown, chosen),
+        }
+    }
+}
+
+fn choose(resolved: Resolved, shown: &Shown<'_>, chosen: &mut Chosen) {
+    chosen.service = resolved.service.unwrap_or_else(|| resolved.target.to_string());
+    chosen.address = match resolved.target {
+        Target::Tcp(endpoint) => Address::Tcp(endpoint),
+        Target::Unix(path) => Address::Unix(match path.strip_prefix('@') {
+            Some(name) => [b"\0", name.as_bytes()].concat(),
+            None => path.into_bytes(),
+        }),
+        // The data plane asks no resolver; `fourtuple serve` refuses such targets where it sees them.
+        Target::Host(..) => Address::Unix(Vec::new()),
+    };
+    chosen.delivery = match resolved.delivery {
+        fourtuple_registry::Delivery::Relay => Delivery::Relay,
+        fourtuple_registry::Delivery::Handoff => Delivery::HandOff,
+    };
+    let Options { patience_ms, connections, proxy } = resolved.options;
+    chosen.patience = patience_ms.map(|ms| Duration::from_millis(ms.into()));
+    chosen.most_connections = connections;
+    chosen.preface = proxy.map_or_else(Vec::new, |version| preface(version, shown));
+}
+
+/// A PROXY header with the client's endpoint.
+fn preface(version: u8, shown: &Shown<'_>) -> Vec<u8> {
+    let mut space = [0; 256];
+    let length = match version {
+        1 => proxy::write_line(shown.names, &mut space),
+        _ => proxy::write(shown.names, &[], &mut space),
+    };
+    length.map_or_else(Vec::new, |length| space[..length].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fourtuple_registry::{Batch, Conditions, Mode, Route, Service};
+
+    fn service(name: &str, target: &str) -> Service {
+        let target = Target::checked("target", target).unwrap();
+        let (delivery, options) = (fourtuple_registry::Delivery::Handoff, Options::default());
+        Service { name: name.to_owned(), target, delivery, wide_port: None, options }
+    }
+
+    fn guide(folder: &tempfile::TempDir) -> BrokerGuide {
+        let store = Store::open(folder.path(), true, Some(1 << 24)).unwrap();
+        let mut batch = Batch::default();
+        batch.push(&service("shop.example.com", "unix:/run/shop"));
+        batch.push(&service("other", "unix:@other"));
+        batch.commit(&store, Mode::Set).unwrap();
+        let conditions = Conditions::checked([("protocol", "ssh")]).unwrap();
+        let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options { proxy: Some(1), ..Options::default() });
+        let to = "tcp:127.0.0.1:22".to_owned();
+        store.add_routes(&[Route { conditions, to, delivery, options }], true).unwrap();
+        let fallback = Some(Fallback::Service(Name::parse(b"other").unwrap()));
+        BrokerGuide::new(store, [Protocol::Tls, Protocol::Http, Protocol::Ssh], vec![fallback, None])
+    }
+
+    fn asked(guide: &mut BrokerGuide, listener: u32, bytes: &[u8], last: bool) -> (Guidance, Chosen) {
+        let names = Some(("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap()));
+        let (mut memory, mut chosen) = (State::default(), Chosen::default());
+        let shown = Shown { listener: ListenerId(listener), names, bytes, last };
+        (guide.guide(&shown, &mut memory, &mut chosen), chosen)
+    }
+
+    #[test]
+    fn names_protocols_and_defaults_lead_to_services() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut guide = guide(&folder);
+        let (guidance, chosen) = asked(&mut guide, 0, b"GET / HTTP/1.1\r\nHost: shop.example.com:80\r\n\r\n", false);
+        assert_eq!((guidance, chosen.service.as_str(), chosen.delivery), (Guidance::Found, "shop.example.com", Delivery::HandOff));
+        assert_eq!(chosen.address, Address::Unix(b"/run/shop".to_vec()));
+        let (guidance, chosen) = asked(&mut guide, 0, b"SSH-2.0-x\r\n", false);
+        assert_eq!((guidance, chosen.preface.as_slice()), (Guidance::Found, &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"[..]));
+        assert_eq!(chosen.address, Address::Tcp("127.0.0.1:22".parse().unwrap()));
+        for bytes in [&b""[..], b"\x01\x02\x03\x04\x05\x06\x07\x08"] {
+            let (guidance, chosen) = asked(&mut guide, 0, bytes, true);
+            assert_eq!((guidance, chosen.address), (Guidance::Found, Address::Unix(b"\0other".to_vec())), "{bytes:?}");
+            assert_eq!(asked(&mut guide, 1, bytes, true).0, Guidance::NoRoute);
+        }
+    }
+
+    #[test]
+    fn what_is_begun_or_broken_gets_no_default() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut guide = guide(&folder);
+        assert_eq!(asked(&mut guide, 0, b"\x16\x03\x01\x02\x00\x01", true).0, Guidance::More);
+        assert_eq!(asked(&mut guide, 0, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", true).0, Guidance::Garbage);
+    }
+}

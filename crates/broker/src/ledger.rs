@@ -1,0 +1,143 @@
+//! A ledger in a file: one JSON object per line and connection, appended by a thread of its own a few times a second.
+//!
+//! Decides the form of an entry and how much may wait. Knows nothing of why connections end.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fourtuple_engine::broker::ledger::{Ended, Ledger};
+
+/// How old an entry may be before it is in the file.
+const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// What may wait while the disk does not keep up; entries beyond it are lost, and the next one says how many.
+const MOST_WAITING_BYTES: usize = 4 << 20;
+
+/// Appends entries to a file. Dropped, it writes what is left.
+#[derive(Debug)]
+pub struct LedgerFile {
+    shared: Arc<Shared>,
+    /// Keep one entry in so many.
+    every: u32,
+    passed: u32,
+}
+
+#[derive(Debug)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    file: File,
+}
+
+#[derive(Default, Debug)]
+struct Waiting {
+    text: String,
+    lost: u64,
+}
+
+impl LedgerFile {
+    /// Append to the file at `path`, one entry in `every`.
+    pub fn append(path: &Path, every: u32) -> io::Result<LedgerFile> {
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        let shared = Arc::new(Shared { waiting: Mutex::default(), file });
+        let writer = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("fourtuple-ledger".into()).spawn(move || {
+            while let Some(shared) = writer.upgrade() {
+                shared.flush();
+                drop(shared);
+                std::thread::sleep(FLUSH_EVERY);
+            }
+        })?;
+        Ok(LedgerFile { shared, every: every.max(1), passed: 0 })
+    }
+}
+
+impl Ledger for LedgerFile {
+    fn ended(&mut self, entry: &Ended<'_>) {
+        self.passed += 1;
+        if self.passed < self.every {
+            return;
+        }
+        self.passed = 0;
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut waiting = self.shared.waiting();
+        if waiting.text.len() >= MOST_WAITING_BYTES {
+            waiting.lost += 1;
+            return;
+        }
+        let lost = std::mem::take(&mut waiting.lost);
+        // Writing to a string cannot fail.
+        let _ = write_entry(&mut waiting.text, entry, time, lost);
+    }
+}
+
+impl Drop for LedgerFile {
+    fn drop(&mut self) {
+        self.shared.flush();
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flush(&self) {
+        let text = std::mem::take(&mut self.waiting().text);
+        if !text.is_empty() && (&self.file).write_all(text.as_bytes()).is_err() {
+            self.waiting().lost += text.lines().count() as u64;
+        }
+    }
+}
+
+fn write_entry(text: &mut String, entry: &Ended<'_>, time: Duration, lost: u64) -> std::fmt::Result {
+    let quoted = serde_json::Value::from(entry.service);
+    let took = entry.ended.since(entry.accepted);
+    write!(text, r#"{{"time":{}.{:06}"#, time.as_secs(), time.subsec_micros())?;
+    match entry.peer {
+        Some(peer) => write!(text, r#","peer":"{peer}""#)?,
+        None => text.push_str(r#","peer":null"#),
+    }
+    write!(text, r#","service":{quoted},"reason":"{}""#, entry.reason.name())?;
+    write!(text, r#","took_ms":{}.{:03}"#, took.as_millis(), took.subsec_micros() % 1000)?;
+    write!(text, r#","bytes_up":{},"bytes_down":{}"#, entry.bytes_up, entry.bytes_down)?;
+    if lost > 0 {
+        write!(text, r#","lost_before":{lost}"#)?;
+    }
+    text.push_str("}\n");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fourtuple_engine::Instant;
+    use fourtuple_engine::broker::ledger::Reason;
+
+    #[test]
+    fn entries_are_lines_of_json_and_sampled() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut ledger = LedgerFile::append(&path, 2).unwrap();
+        let entry = Ended {
+            peer: Some("[2001:db8::1]:7".parse().unwrap()),
+            service: "a\"b",
+            reason: Reason::HandedOff,
+            accepted: Instant(1_000_000),
+            ended: Instant(3_250_000),
+            bytes_up: 1,
+            bytes_down: 2,
+        };
+        (0..4).for_each(|_| ledger.ended(&entry));
+        drop(ledger);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        for line in text.lines() {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!((&value["peer"], &value["service"]), (&"[2001:db8::1]:7".into(), &"a\"b".into()));
+            assert_eq!((&value["reason"], &value["took_ms"]), (&"handed_off".into(), &2.25.into()));
+        }
+    }
+}
