@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use fourtuple_engine::report::Report;
-use fourtuple_engine::{Buf, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, SourceChoice, Step};
+use fourtuple_engine::{
+    Buf, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, SourceChoice, Step, Transport,
+};
 
 /// How often an actor looks at what it shares with the other.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -253,7 +255,8 @@ impl Guest {
             self.watch.tickets.insert(ticket);
             self.started.insert(ticket, now);
             let (source, choice) = (self.plan.source, self.plan.choice);
-            outbox.push(Command::Connect { ticket, source, destination, choice, range: (1024, 65_535) });
+            let transport = Transport::Stream;
+            outbox.push(Command::Connect { ticket, transport, source, destination, choice, range: (1024, 65_535) });
         }
     }
 
