@@ -78,7 +78,7 @@ impl World {
             token_bytes: pick(16, buffer_bytes) as u32,
             seed: seed_of_tokens.wrapping_add(first),
             ping_every: Duration::from_millis([0, until_ms / 3 + 1][pick(0, 1) as usize]),
-            closed_loop: pick(0, 2) == 0,
+            closed_loop: pick(0, 7) == 0,
             give_up_after: pick(1, 50) as u32,
             abort_on_close: pick(0, 1) == 0,
             keep_fill_curve: pick(0, 1) == 0,
