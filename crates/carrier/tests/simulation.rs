@@ -58,7 +58,9 @@ impl World {
         let most = [8, 8, 8, 40, 200][pick(0, 4) as usize];
         let client_count = pick(1, 3);
         let buffer_bytes = [32, 64, 256, 2048][pick(0, 3) as usize];
-        let until_ms = pick(50, 3000);
+        // A closed loop never rests: short, and not too fast.
+        let closed_loop = pick(0, 3) == 0;
+        let until_ms = if closed_loop { pick(50, 200) } else { pick(50, 3000) };
         let choice = CHOICES[pick(0, 4) as usize];
         let seed_of_tokens = pick(0, u64::MAX - 1);
         // Every fifth world is one of datagrams, which its servers never hear of.
@@ -78,7 +80,7 @@ impl World {
             token_bytes: pick(16, buffer_bytes) as u32,
             seed: seed_of_tokens.wrapping_add(first),
             ping_every: Duration::from_millis([0, until_ms / 3 + 1][pick(0, 1) as usize]),
-            closed_loop: pick(0, 7) == 0,
+            closed_loop,
             give_up_after: pick(1, 50) as u32,
             abort_on_close: pick(0, 1) == 0,
             keep_fill_curve: pick(0, 1) == 0,
@@ -105,7 +107,7 @@ impl World {
             orders.push((Instant(pick(0, until_ms) * 1_000_000), core as usize, order));
         }
         let network = Network {
-            latency_us: (pick(1, 50), pick(50, 20_000)),
+            latency_us: (pick(1, 50) + 500 * u64::from(closed_loop), pick(50, 20_000) + 500),
             window_bytes: pick(1, 4096) as usize,
             ports: (first_port, first_port + pick(0, 60) as u16),
             foreign_ports: (first_port, first_port + pick(0, 3) as u16 - 1),

@@ -393,7 +393,11 @@ impl World<'_> {
         if ends.iter().all(|end| end.phase == Phase::Gone) {
             let wait = if *reset { 0 } else { self.network.time_wait.as_nanos() as u64 };
             let (when, tuple) = (self.now.0 + wait, *tuple);
-            self.at(when, Happening::FreeTuple(tuple));
+            match self.links[link].transport {
+                Transport::Stream => self.at(when, Happening::FreeTuple(tuple)),
+                // Nothing of a flow outlives its socket.
+                Transport::Datagram => drop(self.tuples.remove(&tuple)),
+            }
         }
     }
 }

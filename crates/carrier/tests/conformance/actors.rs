@@ -48,16 +48,16 @@ pub(crate) type Shared<T> = Arc<Mutex<T>>;
 
 /// Holds what a carrier tells to rules 1, 2, 3, 5 and 7.
 #[derive(Default)]
-struct Watch {
-    tickets: HashSet<u32>,
+pub(crate) struct Watch {
+    pub(crate) tickets: HashSet<u32>,
     /// Open connections, and whether a send is outstanding.
     open: HashMap<(u32, u16), bool>,
     indexes: HashSet<u32>,
-    tally: Shared<Tally>,
+    pub(crate) tally: Shared<Tally>,
 }
 
 impl Watch {
-    fn see(&mut self, event: &Event, outbox: &Outbox) {
+    pub(crate) fn see(&mut self, event: &Event, outbox: &Outbox) {
         let mut tally = self.tally.lock().unwrap();
         tally.most_buffers = tally.most_buffers.max(outbox.buffers.in_use());
         let key = |conn: &ConnId| (conn.index, conn.generation);
@@ -81,7 +81,10 @@ impl Watch {
                 Some(true) => None,
                 _ => Some("rule 3: sent, but nothing was being sent"),
             },
-            Event::Received { conn, .. } | Event::Finished { conn } | Event::Failed { conn, .. } => {
+            Event::Received { conn, .. }
+            | Event::Finished { conn }
+            | Event::Failed { conn, .. }
+            | Event::Disturbed { conn, .. } => {
                 (!self.open.contains_key(&key(conn))).then_some("rule 7: an event for a connection that is not open")
             }
             _ => None,
@@ -102,12 +105,12 @@ impl Watch {
         }
     }
 
-    fn send(&mut self, conn: ConnId, buf: Buf, outbox: &mut Outbox) {
+    pub(crate) fn send(&mut self, conn: ConnId, buf: Buf, outbox: &mut Outbox) {
         self.open.insert((conn.index, conn.generation), true);
         outbox.push(Command::Send { conn, buf });
     }
 
-    fn is_sending(&self, conn: ConnId) -> bool {
+    pub(crate) fn is_sending(&self, conn: ConnId) -> bool {
         self.open.get(&(conn.index, conn.generation)) == Some(&true)
     }
 }
