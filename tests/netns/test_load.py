@@ -17,15 +17,14 @@ from typing import Any
 
 import pytest
 
-from fourtuple.lab import Lab, LabHost
+from fourtuple.lab import Lab
 from fourtuple.tuples import Endpoint
+from tests.netns.loading import RUN_S, START_S, cause, inside, run_load, server_address, serving, web_server
 
 HERE = Path(__file__).parent
 MANNERS = ["reset", "stall", "garbage", "finish", "half_close", "huge_headers", "vanish_in_answer", "drip", "echo"]
 """The ports of troublemaker.py in their order, which a test holds it to."""
 FIRST_PORT = 7_000
-START_S = 20.0
-RUN_S = 60.0
 
 Loaded = Callable[..., dict[str, Any]]
 
@@ -53,76 +52,18 @@ def load(lab: Lab) -> Loaded:
     return lambda *options, prefix=(): run_load(lab, lab["client"], *options, prefix=prefix)
 
 
-def server_address(lab: Lab) -> str:
-    return str(lab["client"].links["server"].peer_address(4))
-
-
-def inside(lab: Lab, host: LabHost, command: list[str]) -> list[str]:
-    users = ["--user", "--preserve-credentials"] if lab.in_user_namespace else []
-    return ["nsenter", "--target", str(host.pid), "--net", *users, *command]
-
-
-def run_load(lab: Lab, client: LabHost, *options: str, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The report, with the exit status as `status`."""
-    command = [*prefix, sys.executable, "-m", "fourtuple", "load", *options, "--json"]
-    done = subprocess.run(inside(lab, client, command), capture_output=True, text=True, timeout=RUN_S, check=False)
-    assert done.stdout, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report | {"status": done.returncode}
-
-
-def start_server(lab: Lab, program: str, *options: str, port: int, ready_in: str = "") -> Iterator[str]:
-    """A server from the system in the lab; its address. Skips, with the reason, where it is not installed."""
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"{program} is not installed (apt-get install {program.removesuffix('-server')})")
-    address = server_address(lab)
-    with subprocess.Popen(inside(lab, lab["server"], [path, *options]), stdout=subprocess.DEVNULL) as server:
-        deadline_s = time.monotonic() + START_S
-        while lab["client"].connect_once(Endpoint.parse(f"{address}:{port}")) != "ok":
-            assert server.poll() is None, f"{program} ended with {server.returncode}"
-            assert time.monotonic() < deadline_s, f"{program} does not listen"
-            time.sleep(0.05)
-        yield address
-        server.terminate()
-
-
 @pytest.fixture(scope="module")
 def redis(lab: Lab) -> Iterator[str]:
-    yield from start_server(
+    with serving(
         lab, "redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", port=6379
-    )
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def nginx(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("nginx")
-    configuration = folder / "nginx.conf"
-    configuration.write_text(
-        textwrap.dedent(f"""
-            daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
-            events {{ worker_connections 1000; }}
-            http {{
-              access_log off; keepalive_requests 1000000;
-              client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
-              uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-              server {{
-                listen 8080-8083 backlog=4096;
-                location / {{ return 200 "hello\\n"; }}
-                location /no {{ return 503; }}
-              }}
-            }}
-            """)
-    )
-    yield from start_server(lab, "nginx", "-e", f"{folder}/error.log", "-c", str(configuration), port=8080)
-
-
-def cause(report: dict[str, Any], **wanted: object) -> dict[str, Any]:
-    """The first cause that is as wanted."""
-    for found in report["causes"]:
-        if all(found[key] == value for key, value in wanted.items()):
-            return dict(found)
-    raise AssertionError(f"{wanted} is none of {report['causes']}")
+    with web_server(lab, tmp_path_factory.mktemp("nginx")) as address:
+        yield address
 
 
 # Real servers
