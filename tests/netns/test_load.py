@@ -22,7 +22,18 @@ from fourtuple.tuples import Endpoint
 from tests.netns.loading import RUN_S, START_S, cause, inside, run_load, server_address, serving, web_server
 
 HERE = Path(__file__).parent
-MANNERS = ["reset", "stall", "garbage", "finish", "half_close", "huge_headers", "vanish_in_answer", "drip", "echo"]
+MANNERS = [
+    "reset",
+    "stall",
+    "garbage",
+    "finish",
+    "half_close",
+    "huge_headers",
+    "vanish_in_answer",
+    "drip",
+    "echo",
+    "refuse",
+]
 """The ports of troublemaker.py in their order, which a test holds it to."""
 FIRST_PORT = 7_000
 
@@ -215,99 +226,6 @@ def test_ended_connections_are_made_anew(load: Loaded, trouble: str) -> None:
     port = FIRST_PORT + MANNERS.index("finish")
     report = load(f"tcp://{trouble}:{port}", "-c", "10", "--duration", "1.2")
     assert report["replaced"] >= 10
-
-
-def test_nobody_listens(load: Loaded, trouble: str) -> None:
-    report = load(f"tcp://{trouble}:9", "-c", "100", "--duration", "0.1")
-    found = cause(report, error="ECONNREFUSED", step="connect")
-    assert (report["stopped_by"], found["side"], report["held"]) == ("the other side", "the other side", 0)
-
-
-def test_descriptors_run_out_here(load: Loaded, trouble: str) -> None:
-    port = FIRST_PORT + MANNERS.index("stall")
-    report = load(
-        f"tcp://{trouble}:{port}", "-c", "400", "--duration", "0.1", "--carrier", "epoll",
-        prefix=("prlimit", "--nofile=200:200"),
-    )  # fmt: skip
-    found = cause(report, error="EMFILE", step="socket")
-    assert (report["stopped_by"], found["side"]) == ("this side", "this side")
-    assert {"descriptors-soft", "descriptors-hard"} <= set(found["limits"])
-    assert "is 200" in found["evidence"]
-    assert 50 < report["held"] < 200
-
-
-def test_source_ports_run_out_here(load: Loaded, lab: Lab, trouble: str) -> None:
-    before = lab["client"].sysctl("net.ipv4.ip_local_port_range")
-    lab["client"].set_sysctl("net.ipv4.ip_local_port_range", "40000 40099")
-    try:
-        port = FIRST_PORT + MANNERS.index("drip")
-        report = load(f"tcp://{trouble}:{port}", "-c", "150", "--duration", "0.1")
-    finally:
-        lab["client"].set_sysctl("net.ipv4.ip_local_port_range", before)
-    found = report["causes"][0]
-    assert (report["stopped_by"], found["side"], found["limits"][0]) == ("this side", "this side", "ephemeral-ports")
-    assert "100 ports x 1 destinations = 100" in found["evidence"]
-    assert (report["held"], report["ports"][0]["used"]) == (100, 100)
-
-
-def test_a_source_address_is_nobodys(load: Loaded, trouble: str) -> None:
-    report = load(f"tcp://{trouble}:{FIRST_PORT}", "-c", "10", "--duration", "0.1", "--from", "10.99.0.1")
-    found = cause(report, error="EADDRNOTAVAIL", step="bind")
-    assert (found["side"], found["limits"][0]) == ("this side", "source-addresses")
-
-
-def test_the_accept_queue_is_full_there(load: Loaded, lab: Lab) -> None:
-    server = lab["server"].another()
-    try:
-        server.listen(Endpoint.parse(f"{server_address(lab)}:7777"), backlog=8)
-        report = load(f"tcp://{server_address(lab)}:7777", "-c", "100", "--duration", "0.1", "--connect-timeout", "1.7")
-    finally:
-        server.kill()
-    found = cause(report, error="ETIMEDOUT", step="connect")
-    assert (report["stopped_by"], found["side"]) == ("the other side", "the other side")
-    assert "accept-queue" in found["limits"]
-
-
-def test_no_route_from_here(load: Loaded) -> None:
-    report = load("tcp://203.0.113.7:80", "-c", "10", "--duration", "0.1", "--from", "10.77.0.1", "--i-own-this-target")
-    found = cause(report, error="ENETUNREACH", step="connect")
-    assert (found["side"], found["limits"][0]) == ("this side", "route-errors")
-
-
-@pytest.fixture
-def rules(lab: Lab) -> Iterator[Callable[[str, str], None]]:
-    """Puts an nft table into a host of the lab, for the test."""
-    nft = shutil.which("nft")
-    if nft is None:
-        pytest.skip("nft is not installed (make system)")
-    changed: list[str] = []
-
-    def put(host: str, rule: str) -> None:
-        hook = "output" if host == "client" else "input"
-        table = f"table ip test {{\nchain c {{\ntype filter hook {hook} priority 0;\n{rule}\n}}\n}}\n"
-        subprocess.run(inside(lab, lab[host], [nft, "-f", "-"]), input=table, text=True, check=True, timeout=10)
-        changed.append(host)
-
-    yield put
-    for host in changed:
-        subprocess.run(inside(lab, lab[host], [nft, "delete table ip test"]), check=True, timeout=10)
-
-
-def test_a_rule_here_bounds_connections(load: Loaded, trouble: str, rules: Callable[[str, str], None]) -> None:
-    port = FIRST_PORT + MANNERS.index("stall")
-    rules("client", f"tcp dport {port} ct state new ct count over 50 drop")
-    report = load(f"tcp://{trouble}:{port}", "-c", "100", "--duration", "0.1", "--connect-timeout", "0.7")
-    found = cause(report, error="ETIMEDOUT", step="connect")
-    assert (found["side"], found["limits"]) == ("this side", ["firewall-rules"])
-
-
-def test_something_on_the_way_drops_all(load: Loaded, trouble: str, rules: Callable[[str, str], None]) -> None:
-    port = FIRST_PORT + MANNERS.index("stall")
-    rules("server", f"tcp dport {port} drop")
-    report = load(f"tcp://{trouble}:{port}", "-c", "50", "--duration", "0.1", "--connect-timeout", "0.7")
-    found = cause(report, error="ETIMEDOUT", step="connect")
-    assert (report["stopped_by"], found["side"]) == ("not to be told from here", "not to be told from here")
-    assert "accept-queue" not in found["limits"], "not one connected: no queue is full"
 
 
 # The command

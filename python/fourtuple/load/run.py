@@ -184,6 +184,7 @@ class _Run:
             space=self.space,
             fullest=max((flow.connections for flow in flows), default=0),
             client_busy=self.ramped.busy_since(self.start),
+            client_wanted=self.ramped.wanted_since(self.start),
             fell_short=short,
         )
         causes = attribute(last, witness)
