@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from fourtuple.engine import Failure, Snapshot
 from fourtuple.facts import Host
 from fourtuple.limits import suspects, suspects_by_counter
 from fourtuple.tuples import TupleSpace
+
+if TYPE_CHECKING:
+    from fourtuple.load.report import ScriptOutcome
 
 _CALLS = {"receive": "recv"}
 """Where the engine's word for a step is not the system call's."""
@@ -83,6 +87,23 @@ def attribute(snapshot: Snapshot, witness: Witness) -> tuple[Cause, ...]:
     if first is None and snapshot.connects_succeeded < witness.wanted and used >= witness.space.size:
         causes.insert(0, _all_used(witness))
     return tuple(causes)
+
+
+def of_script(outcome: ScriptOutcome | None) -> tuple[Cause, ...]:
+    """What a script did wrong, or what it was stopped for; None has none."""
+    if outcome is None:
+        return ()
+    found = [("a worker process is gone, and its connections with it", 1, end) for end in outcome.ended_early]
+    found += [(f"the script raises {one.kind}", one.count, one.example) for one in outcome.raised]
+    if outcome.blocked_at:
+        evidence = f"{outcome.blocked_at}, for {outcome.blocked_s:.1f} s and more"
+        found.append(("the script keeps all other sessions of its process waiting", 1, evidence))
+    if outcome.unwilling:
+        found.append(("sessions do not end when they are told to, and were killed", outcome.unwilling, ""))
+    return tuple(
+        Cause(side=Side.CLIENT, what=what, error="", step="", count=number, limits=(), evidence=evidence)
+        for what, number, evidence in found
+    )
 
 
 def _telling(snapshot: Snapshot) -> Iterable[Failure]:
