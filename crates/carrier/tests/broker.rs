@@ -113,8 +113,7 @@ impl World {
             window_bytes: [64, 200, 8192][pick(0, 2) as usize] + pick(0, 100) as usize,
             buffer_bytes: pick(64, 2048) as usize,
             // Each connection to a service that reads nothing keeps a few: there must be enough of them for all.
-            receive_buffers: 400,
-            send_buffers: pick(2, 8) as u32,
+            buffers: 400,
             ..Network::default()
         };
         let mut faults = Faults::NONE;

@@ -5,6 +5,7 @@
 //!
 //! Decides nothing about connections; knows that a slot is not free while one of these is under way.
 
+use std::collections::hash_map::Entry;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use fourtuple_engine::{CarrierError, ConnId, Core, Event, Instant, Outbox};
@@ -12,19 +13,29 @@ use io_uring::opcode;
 use io_uring::types::Fixed;
 
 use super::ring::{Completion, Operation, user_data};
-use super::{AGAIN, CLOSING, ENDED, HANDING, Machine, NAMING, PEEKING, SHUTTING};
+use super::{AGAIN, BORROWING, CLOSING, ENDED, Machine, PEEKING};
 use crate::sys;
 
+/// What a descriptor is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Purpose {
+    Name,
+    Shutdown,
+    HandOff,
+}
+
+const NAME: u32 = Purpose::Name as u32;
+const SHUTDOWN: u32 = Purpose::Shutdown as u32;
+const HAND_OFF: u32 = Purpose::HandOff as u32;
+
 impl Machine {
-    /// Ask for a descriptor; `purpose` is the flag of what it is for.
-    pub(super) fn borrow(&mut self, ring: usize, slot: u16, purpose: u16) -> Result<(), CarrierError> {
-        let flags = self.flags_mut(ring, slot);
-        if *flags & purpose != 0 {
-            return Ok(());
-        }
-        *flags |= purpose;
+    /// Ask for a descriptor.
+    pub(super) fn borrow(&mut self, ring: usize, slot: u16, purpose: Purpose) -> Result<(), CarrierError> {
+        *self.flags_mut(ring, slot) |= BORROWING;
+        *self.borrowing.entry(self.place(ring, slot)).or_default() += 1;
         let entry = opcode::FixedFdInstall::new(Fixed(u32::from(slot)), 0).build();
-        self.rings[ring].push(&entry.user_data(user_data(Operation::Borrow, slot, u32::from(purpose))))
+        self.rings[ring].push(&entry.user_data(user_data(Operation::Borrow, slot, purpose as u32)))
     }
 
     pub(super) fn borrowed(
@@ -35,28 +46,34 @@ impl Machine {
         now: Instant,
         outbox: &mut Outbox,
     ) -> Result<(), CarrierError> {
-        let (slot, purpose) = (completion.slot, completion.detail as u16);
+        let slot = completion.slot;
         let index = self.place(ring, slot);
         let entry = &mut self.rings[ring].conns[usize::from(slot)];
-        entry.flags &= !purpose;
+        if let Entry::Occupied(mut count) = self.borrowing.entry(index) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+                entry.flags &= !BORROWING;
+            }
+        }
         let conn = ConnId { index, generation: entry.generation };
         let is_closing = entry.flags & CLOSING != 0;
         // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
         let socket = completion.outcome().map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
         let fd = socket.as_ref().map(std::os::fd::AsRawFd::as_raw_fd).map_err(|error| *error);
-        match purpose {
-            NAMING if !is_closing => {
+        match completion.detail {
+            NAME if !is_closing => {
                 let names = fd.ok().and_then(sys::names);
                 core.handle(Event::Named { conn, names }, now, outbox);
             }
-            SHUTTING => match fd {
+            SHUTDOWN => match fd {
                 Ok(fd) => sys::shutdown(fd),
                 Err(_) => {
                     let entry = opcode::Shutdown::new(Fixed(u32::from(slot)), libc::SHUT_WR).build();
                     self.rings[ring].push(&entry.user_data(user_data(Operation::Unheard, slot, 0)))?;
                 }
             },
-            HANDING => {
+            HAND_OFF => {
                 let Some((path, note)) = self.notes.remove(&index) else { return Ok(()) };
                 let buffers = &mut outbox.buffers;
                 let outcome = fd.and_then(|fd| match is_closing {

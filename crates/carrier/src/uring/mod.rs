@@ -28,11 +28,12 @@ use std::time::Duration;
 
 use fourtuple_engine::{
     Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, Outbox,
-    SourceChoice, Step, Target, Until,
+    SourceChoice, Step, Target, Transport, Until,
 };
 use io_uring::opcode;
 use io_uring::types::Fixed;
 
+use self::borrow::Purpose;
 use self::bytes::{Transfer, Transfers, Way};
 use self::making::{CONNECT_BATCH, Listening, Request};
 pub use self::probe::{UringAbilities, probe_uring};
@@ -74,15 +75,13 @@ const ENDED: u16 = 1 << 9;
 const FAILED: u16 = 1 << 10;
 /// In `thirsty`.
 const THIRSTY: u16 = 1 << 11;
+/// Carries datagrams.
+const DATAGRAM: u16 = 1 << 12;
 /// Bytes are shown, not taken.
-const PEEKING: u16 = 1 << 12;
-/// A descriptor is on its way, to ask for the names.
-const NAMING: u16 = 1 << 13;
-/// The same, to send FIN.
-const SHUTTING: u16 = 1 << 14;
-/// The same, to hand the socket off.
-const HANDING: u16 = 1 << 15;
-const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | NAMING | SHUTTING | HANDING;
+const PEEKING: u16 = 1 << 13;
+/// A descriptor is on its way (`borrow`), perhaps several: `borrowing` counts them.
+const BORROWING: u16 = 1 << 14;
+const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | BORROWING;
 
 /// Connections on direct descriptors.
 pub struct Uring {
@@ -123,6 +122,7 @@ impl Uring {
             transfers: Transfers::default(),
             reads: 0,
             notes: HashMap::new(),
+            borrowing: HashMap::new(),
             thirsty: VecDeque::new(),
             listeners: Vec::new(),
             acceptless: VecDeque::new(),
@@ -173,6 +173,8 @@ struct Machine {
     reads: u32,
     /// Path and note of each handoff under way, by place.
     notes: HashMap<u32, (Buf, Buf)>,
+    /// Descriptors on their way, by place.
+    borrowing: HashMap<u32, u32>,
     /// Places whose socket holds bytes, and no buffer was free for them.
     thirsty: VecDeque<u32>,
     listeners: Vec<Listening>,
@@ -283,8 +285,8 @@ impl Machine {
         let mut commands = std::mem::take(&mut outbox.commands);
         for command in commands.drain(..) {
             match command {
-                Command::Connect { ticket, source, destination, choice, range } => {
-                    self.requests.push(Request { ticket, source, destination, choice, range });
+                Command::Connect { ticket, transport, source, destination, choice, range } => {
+                    self.requests.push(Request { ticket, transport, source, destination, choice, range });
                     if self.requests.len() == CONNECT_BATCH {
                         self.connect()?;
                     }
@@ -327,7 +329,8 @@ impl Machine {
                 }
                 Command::Reach { ticket, target: Target::Tcp(destination) } => {
                     let (source, choice, range) = (sys::any_endpoint(destination), SourceChoice::Kernel, (0, 0));
-                    self.requests.push(Request { ticket, source, destination, choice, range });
+                    let transport = Transport::Stream;
+                    self.requests.push(Request { ticket, transport, source, destination, choice, range });
                     if self.requests.len() == CONNECT_BATCH {
                         self.connect()?;
                     }
@@ -341,18 +344,18 @@ impl Machine {
                 Command::Take { conn } => self.set_peeking(conn, false, outbox)?,
                 Command::Name { conn } => {
                     if let Some((ring, slot)) = self.open(conn) {
-                        self.borrow(ring, slot, NAMING)?;
+                        self.borrow(ring, slot, Purpose::Name)?;
                     }
                 }
                 Command::Shutdown { conn } => {
                     if let Some((ring, slot)) = self.open(conn) {
-                        self.borrow(ring, slot, SHUTTING)?;
+                        self.borrow(ring, slot, Purpose::Shutdown)?;
                     }
                 }
                 Command::HandOff { conn, path, note } => match self.open(conn) {
-                    Some((ring, slot)) if self.flags(ring, slot) & HANDING == 0 => {
+                    Some((ring, slot)) if !self.notes.contains_key(&conn.index) => {
                         self.notes.insert(conn.index, (path, note));
-                        self.borrow(ring, slot, HANDING)?;
+                        self.borrow(ring, slot, Purpose::HandOff)?;
                     }
                     _ => [path, note].into_iter().for_each(|buf| outbox.buffers.release(buf)),
                 },
@@ -373,7 +376,7 @@ impl Machine {
     fn close(&mut self, ring: usize, slot: u16, abort: bool) -> Result<(), CarrierError> {
         let fixed = Fixed(u32::from(slot));
         let flags = self.flags(ring, slot);
-        if abort {
+        if abort && flags & DATAGRAM == 0 {
             let entry = opcode::Connect::new(fixed, NOWHERE.as_ptr().cast(), NOWHERE.len() as u32).build();
             self.rings[ring].push(&entry.user_data(user_data(Operation::Unheard, slot, 0)))?;
         }
@@ -455,15 +458,19 @@ impl Machine {
 
     /// The socket in the slot is a connection from now on.
     fn begin(&mut self, ring: usize, slot: u16) -> Result<ConnId, CarrierError> {
-        *self.flags_mut(ring, slot) = OPEN;
+        let flags = self.flags_mut(ring, slot);
+        *flags = *flags & DATAGRAM | OPEN;
         self.watch(ring, slot)?;
         Ok(ConnId { index: self.place(ring, slot), generation: self.rings[ring].conns[usize::from(slot)].generation })
     }
 
+    /// The connection is broken; or, if it carries datagrams, disturbed.
     fn fail(&mut self, conn: ConnId, step: Step, error: Errno, core: &mut dyn Core, now: Instant, outbox: &mut Outbox) {
         let (ring, slot) = self.locate(conn.index);
         let flags = self.flags_mut(ring, slot);
-        if *flags & FAILED == 0 {
+        if *flags & DATAGRAM != 0 {
+            core.handle(Event::Disturbed { conn, step, error }, now, outbox);
+        } else if *flags & FAILED == 0 {
             *flags |= FAILED | ENDED;
             core.handle(Event::Failed { conn, step, error }, now, outbox);
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
 use fourtuple_engine::broker::ledger::{Ended, Ledger, Reason};
 use fourtuple_engine::report::{Counter, Phase, Report};
-use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox, SourceChoice};
+use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Transport};
 
 /// The byte at a place of what is said.
 fn pattern(place: u64) -> u8 {
@@ -164,7 +164,8 @@ impl Talker {
             let destination = self.talks[self.next].at;
             let source = SocketAddr::new([0, 0, 0, 0].into(), 0);
             let (ticket, choice, range) = (self.next as u32, SourceChoice::Kernel, (0, 0));
-            outbox.push(Command::Connect { ticket, source, destination, choice, range });
+            let transport = Transport::Stream;
+            outbox.push(Command::Connect { ticket, transport, source, destination, choice, range });
             self.report.add(Counter::Attempted, 1);
             self.started.insert(ticket, now);
             self.next += 1;

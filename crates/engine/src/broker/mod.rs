@@ -602,8 +602,8 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                 self.closing.get_or_insert(0);
                 self.close_some(outbox);
             }
-            // The other orders are not for a broker.
-            Event::Ordered(_) => {}
+            // The other orders are not for a broker, and datagrams are not either.
+            Event::Ordered(_) | Event::Disturbed { .. } => {}
         }
         self.settle();
     }
