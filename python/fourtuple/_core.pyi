@@ -2,12 +2,23 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TypeAlias, TypedDict, final
+from typing import NotRequired, TypeAlias, TypedDict, final
 
 from fourtuple.engine import CarrierSettings, EchoConfig, LoadConfig
 from fourtuple.services import Seen
 
-__all__ = ["Importer", "Pages", "Registry", "Workers", "check_rows", "counters", "uring_abilities"]
+__all__ = [
+    "Importer",
+    "Pages",
+    "Registry",
+    "Workers",
+    "check_rows",
+    "counters",
+    "probes",
+    "refusals",
+    "sniff",
+    "uring_abilities",
+]
 
 _ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None]
 _RouteRow: TypeAlias = tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None]
@@ -55,6 +66,26 @@ class _Snapshot(TypedDict):
     listeners_served: int
     carrier: _CarrierNumbers
     errors: list[str]
+
+class _Seen(TypedDict):
+    verdict: str
+    protocol: str | None
+    answers: tuple[bytes, ...]
+    needed: NotRequired[int]
+    why: NotRequired[str]
+    end: NotRequired[int]
+    name: NotRequired[str | None]
+    port: NotRequired[int | None]
+    number: NotRequired[int | None]
+    path: NotRequired[bytes | None]
+    path_is_plain: NotRequired[bool]
+    alpn: NotRequired[tuple[bytes, ...]]
+    ech: NotRequired[bool]
+    user: NotRequired[bytes | None]
+    database: NotRequired[bytes | None]
+    client: NotRequired[bytes | None]
+    cancel: NotRequired[bytes | None]
+    proxied: NotRequired[tuple[str, str] | None]
 
 @final
 class Workers:
@@ -170,3 +201,12 @@ class Importer:
 
 def check_rows(services: Sequence[_ServiceRow], routes: Sequence[_RouteRow]) -> None:
     """Services and routes as a registry would take them, without one: the first that it would not is the error."""
+
+def probes() -> list[tuple[str, int, str]]:
+    """One row per probe, in order of precedence: name, bytes looked at at most, what it shows."""
+
+def refusals() -> list[tuple[str, str]]:
+    """One row per reason to refuse a connection: name, meaning."""
+
+def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
+    """What these probes see in `bytes`."""

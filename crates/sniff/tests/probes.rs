@@ -5,6 +5,7 @@ mod probes {
     mod http2;
     mod others;
     mod proxy;
+    mod rivals;
     pub(crate) mod support;
     mod table;
     mod tls;

@@ -61,6 +61,7 @@ pub(crate) fn converse(sniffer: &Sniffer<'_>, bytes: &[u8]) -> String {
     loop {
         match sniffer.sniff(&mut state, &bytes[..end], &mut scratch) {
             Verdict::More(needed) if needed <= bytes.len() => end = needed,
+            Verdict::More(_) if end < bytes.len() => end = bytes.len(), // enough for a no, maybe
             Verdict::Answer(answer) => told += &format!("answer {} ", answer.escape_ascii()),
             verdict => return told + &line(&verdict),
         }

@@ -33,15 +33,34 @@ fn matrix_of_records_segments_and_sizes() {
         for record in [1, 2, 3, 4, 5, 100, 511, 1460, 16_383, 16_384] {
             let stream = records(&message, record);
             for segment in [1, 2, 5, 6, 536, 1460, 16_384, stream.len()] {
-                // Single bytes of 393 kB are looked at in the smaller cells; here every 61st.
-                let step = if stream.len() / segment > 20_000 { 61 } else { segment };
-                let verdict = feed(&sniffer(), &stream, (1..stream.len()).step_by(step));
+                let verdict = feed(&sniffer(), &stream, (segment..stream.len()).step_by(segment));
                 assert_eq!(verdict, "tls name=deep.example alpn=h2,http/1.1", "{size} bytes by {record}, {segment}");
                 cells += 1;
             }
         }
     }
     println!("{cells} cells");
+}
+
+/// Hellos of browsers, in records and segments of each size.
+#[test]
+fn browsers() {
+    let hellos: [(&[u8], &str); 3] = [
+        (include_bytes!("../hellos/chrome142.bin"), "tls name=service.example alpn=h2,http/1.1 ech"),
+        (include_bytes!("../hellos/firefox144.bin"), "tls name=service.example alpn=h2,http/1.1 ech"),
+        (include_bytes!("../hellos/safari260.bin"), "tls name=service.example alpn=h2,http/1.1"),
+    ];
+    for (hello, expected) in hellos {
+        assert!(hello.windows(2).any(|it| it == [0x11, 0xec]), "no X25519MLKEM768");
+        assert_eq!(look(&sniffer(), hello), expected);
+        truncated(&sniffer(), hello);
+        for record in [1, 2, 5, 64, 100, 536, 1000, 16_384] {
+            let stream = records(&hello[5..], record);
+            for segment in [1, 7, 536, 1448] {
+                assert_eq!(feed(&sniffer(), &stream, (1..stream.len()).step_by(segment)), expected);
+            }
+        }
+    }
 }
 
 #[test]
