@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import NotRequired, TypeAlias, TypedDict, final
 
-from fourtuple.engine import CarrierSettings, EchoConfig, LoadConfig
+from fourtuple.engine import BrokerConfig, CarrierSettings, EchoConfig, LoadConfig
 from fourtuple.services import Seen
 
 __all__ = [
@@ -92,7 +92,9 @@ class Workers:
     """One worker per core of an engine, until all have ended."""
 
     @staticmethod
-    def start(config: LoadConfig | EchoConfig, carrier: str, workers: int, settings: CarrierSettings) -> Workers:
+    def start(
+        config: LoadConfig | EchoConfig | BrokerConfig, carrier: str, workers: int, settings: CarrierSettings
+    ) -> Workers:
         """Share `config` out to `workers` threads on the carrier of that name, and start them."""
 
     def snapshot(self) -> _Snapshot:

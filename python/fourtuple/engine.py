@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -158,6 +159,65 @@ class EchoConfig:
         _instance("reuse_port", self.reuse_port, bool)
         _whole("most_connections", self.most_connections, 0, HIGHEST_COUNT)
         _instance("accept", self.accept, bool)
+
+
+PROTOCOLS = ("tls", "http2", "connect", "websocket", "http", "ssh", "postgres", "mqtt", "redis")
+"""What a broker looks for if nobody says. `tcpmux` is left out: any line of text is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerListener:
+    """Where a broker takes connections."""
+
+    endpoint: Endpoint
+    sniff_timeout_s: float = 3.0
+    """How long a connection may take to show what it wants."""
+    default: str | None = None
+    """Who gets the silent and the unknown: `service:NAME` or a target."""
+
+    def __post_init__(self) -> None:
+        _instance("endpoint", self.endpoint, Endpoint)
+        _seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """What a broker is to do: accept, look at the first bytes, ask the registry, hand off or relay.
+
+    Limits are shared out evenly to the workers.
+    """
+
+    listeners: tuple[BrokerListener, ...]
+    store: Path
+    """The folder of the registry."""
+    protocols: tuple[str, ...] = PROTOCOLS
+    backlog: int = 4_096
+    delivery_timeout_s: float = 5.0
+    """How long a connection waits for a service that is absent or full, unless the service says it."""
+    most_connections: int = 0
+    """At once; 0 is no bound."""
+    most_per_source: int = 0
+    """At once from one IPv4 address or IPv6 /64; 0 is no bound."""
+    most_per_service: int = 0
+    """At once to one service, unless the service says it; 0 is no bound."""
+    ledger: Path | None = None
+    """Append a line of JSON for each connection that has ended."""
+    ledger_every: int = 1
+    """One line for so many."""
+
+    def __post_init__(self) -> None:
+        _instance("listeners", self.listeners, tuple)
+        if not self.listeners:
+            raise BadConfig("listeners", "is empty; at least one is needed")
+        if len({listener.endpoint for listener in self.listeners}) < len(self.listeners):
+            raise BadConfig("listeners", "name an endpoint twice; each may be named once")
+        _instance("store", self.store, Path)
+        _whole("backlog", self.backlog, 1, 2**31 - 1)
+        _seconds("delivery_timeout_s", self.delivery_timeout_s, 0)
+        _whole("most_connections", self.most_connections, 0, HIGHEST_COUNT // 4)
+        _whole("most_per_source", self.most_per_source, 0, HIGHEST_COUNT)
+        _whole("most_per_service", self.most_per_service, 0, HIGHEST_COUNT)
+        _whole("ledger_every", self.ledger_every, 1, HIGHEST_COUNT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,13 +375,13 @@ class Engine:
     @classmethod
     def start(
         cls,
-        config: LoadConfig | EchoConfig,
+        config: LoadConfig | EchoConfig | BrokerConfig,
         carrier: CarrierName = CarrierName.AUTO,
         workers: int | None = None,
         settings: CarrierSettings | None = None,
     ) -> Engine:
         """Start the workers; by default one per usable CPU, as far as the work is worth it."""
-        _instance("config", config, (LoadConfig, EchoConfig))
+        _instance("config", config, (LoadConfig, EchoConfig, BrokerConfig))
         _instance("carrier", carrier, CarrierName)
         _whole_or_none("workers", workers, 1, 1_024)
         count = workers or _worth_while(config)
@@ -386,6 +446,10 @@ class Engine:
     def close(self) -> None:
         """Make no new connections and close all; the engine ends when they are closed."""
         self._workers.order("close")
+
+    def drain(self) -> None:
+        """Accept no more; the engine ends when the connections that there are have ended by themselves."""
+        self._workers.order("drain")
 
     def stop(self) -> None:
         """End now, whatever is open."""
@@ -491,14 +555,14 @@ def sniff(
     return Sniffed(**_core.sniff(opening, list(probes), prelude.value, postgres_tls))
 
 
-def _require_room_to_say(config: LoadConfig | EchoConfig, settings: CarrierSettings) -> None:
+def _require_room_to_say(config: LoadConfig | EchoConfig | BrokerConfig, settings: CarrierSettings) -> None:
     if isinstance(config, LoadConfig) and config.dialogue is not None and settings.buffer_bytes is not None:
         longest = config.dialogue.longest_say_bytes
         if longest > settings.buffer_bytes:
             raise BadConfig("settings.buffer_bytes", f"is {settings.buffer_bytes}; the dialogue says {longest} at once")
 
 
-def _worth_while(config: LoadConfig | EchoConfig) -> int:
+def _worth_while(config: LoadConfig | EchoConfig | BrokerConfig) -> int:
     cpus = len(os.sched_getaffinity(0))
     match config:
         case LoadConfig(connections=connections, rate_per_s=rate_per_s):

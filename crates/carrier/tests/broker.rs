@@ -18,7 +18,7 @@ use std::time::Duration;
 use fourtuple_carrier::sim::{FAULTS, Fault, Faults, Network, Random, Script, Sim};
 use fourtuple_engine::broker::guide::Delivery;
 use fourtuple_engine::broker::ledger::{REASONS, Reason};
-use fourtuple_engine::broker::{BrokerConfig, BrokerCore};
+use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
 use fourtuple_engine::report::{Counter, Phase, Report};
 use fourtuple_engine::{Command, Core, Event, Instant, Order, Outbox};
 use talk::{FirstLine, Kept, Manner, Outcome, Replier, Service, Talk, Talker};
@@ -96,11 +96,11 @@ impl World {
             talks.collect()
         });
         let talks: Vec<Vec<Talk>> = talkers.collect();
+        let sniff_timeout = Duration::from_millis(pick(1, 3000));
         let broker = BrokerConfig {
-            listen: vec![endpoint(1, 443), endpoint(1, 444)],
+            listen: [443, 444].map(|port| ListenAt { local: endpoint(1, port), sniff_timeout }).to_vec(),
             backlog: 64,
             reuse_port: false,
-            sniff_timeout: Duration::from_millis(pick(1, 3000)),
             sniff_bytes: pick(32, 4000) as u32,
             delivery_timeout: Duration::from_millis(pick(1, 8000)),
             most_connections: [0, 0, 10][pick(0, 2) as usize],
@@ -190,8 +190,8 @@ impl World {
                 let line = format!("s{} e {} {}", talk.service, talk.say, talk.hear).len();
                 // The name must fit into what is looked at, and come before the deadline.
                 let in_time = match talk.manner {
-                    Manner::Whole => self.broker.sniff_timeout > Duration::from_millis(100),
-                    Manner::Slow => self.broker.sniff_timeout > Duration::from_millis(50 * line as u64),
+                    Manner::Whole => self.broker.listen[0].sniff_timeout > Duration::from_millis(100),
+                    Manner::Slow => self.broker.listen[0].sniff_timeout > Duration::from_millis(50 * line as u64),
                     _ => false,
                 };
                 // Queues of healthy services are full for moments only.

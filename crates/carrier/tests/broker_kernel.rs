@@ -15,7 +15,7 @@ use fourtuple_carrier::{CarrierKind, CarrierSettings, Published, Worker};
 use fourtuple_engine::Order;
 use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
 use fourtuple_engine::broker::ledger::{REASONS, Reason, Unwritten};
-use fourtuple_engine::broker::{BrokerConfig, BrokerCore, note};
+use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt, note};
 use fourtuple_engine::report::{Counter, Phase};
 
 const KERNELS: [CarrierKind; 2] = [CarrierKind::Epoll, CarrierKind::Uring];
@@ -40,12 +40,15 @@ impl Guide for Names {
     }
 }
 
+fn listen(sniff_timeout: Duration) -> Vec<ListenAt> {
+    vec![ListenAt { local: "127.0.0.1:0".parse().unwrap(), sniff_timeout }]
+}
+
 fn config() -> BrokerConfig {
     BrokerConfig {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        listen: listen(Duration::from_secs(10)),
         backlog: 1024,
         reuse_port: false,
-        sniff_timeout: Duration::from_secs(10),
         sniff_bytes: 65_536,
         delivery_timeout: Duration::from_secs(10),
         most_connections: 0,
@@ -265,7 +268,7 @@ fn a_slow_hello_is_looked_at_until_it_is_whole() {
 fn a_silent_client_gets_the_default_or_a_counted_end() {
     for kind in KERNELS {
         let path = path();
-        let config = BrokerConfig { sniff_timeout: Duration::from_millis(30), ..config() };
+        let config = BrokerConfig { listen: listen(Duration::from_millis(30)), ..config() };
         let listener = UnixListener::bind(&path).unwrap();
         let greeter = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"220 hello\r\n").unwrap());
         let with_default = Names(vec![("default", Delivery::Relay, unix(&path))]);

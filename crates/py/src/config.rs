@@ -2,18 +2,24 @@
 //!
 //! Decides how one engine's work is shared out to its workers. Values were checked in Python; here only their types are.
 
+use std::path::PathBuf;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use fourtuple_carrier::{CarrierKind, CarrierSettings};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile};
+use fourtuple_engine::broker::ledger::Unwritten;
+use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
 use fourtuple_engine::echo::{EchoConfig, EchoCore};
 use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
 use fourtuple_engine::{Core, Order, SourceChoice, Transport};
+use fourtuple_registry::{Name, Store, Target};
+use fourtuple_sniff::{PROBES, Protocol};
 use pyo3::prelude::*;
 
-use crate::failure::BadConfig;
+use crate::failure::{BadConfig, unregistered};
 
 /// From this many listeners on, workers share them out instead of each listening on all.
 const MANY_LISTENERS: usize = 1_000;
@@ -25,6 +31,8 @@ pub(crate) enum Request {
     Load(LoadRequest),
     /// `fourtuple.engine.EchoConfig`
     Echo(EchoRequest),
+    /// `fourtuple.engine.BrokerConfig`
+    Broker(BrokerRequest),
 }
 
 /// `fourtuple.engine.LoadConfig`, as far as the core asks.
@@ -76,6 +84,31 @@ pub(crate) struct EchoRequest {
     accept: bool,
 }
 
+/// `fourtuple.engine.BrokerConfig`.
+#[derive(FromPyObject)]
+pub(crate) struct BrokerRequest {
+    listeners: Vec<ListenerRequest>,
+    store: PathBuf,
+    protocols: Vec<String>,
+    backlog: u32,
+    #[pyo3(from_py_with = seconds)]
+    delivery_timeout_s: Duration,
+    most_connections: u64,
+    most_per_source: u32,
+    most_per_service: u32,
+    ledger: Option<PathBuf>,
+    ledger_every: u32,
+}
+
+/// `fourtuple.engine.BrokerListener`.
+#[derive(FromPyObject)]
+struct ListenerRequest {
+    endpoint: EndpointRequest,
+    #[pyo3(from_py_with = seconds)]
+    sniff_timeout_s: Duration,
+    default: Option<String>,
+}
+
 /// `fourtuple.tuples.TupleSpace`, a product of four sets.
 #[derive(FromPyObject)]
 struct SpaceRequest {
@@ -123,16 +156,21 @@ impl Request {
         let places = match self {
             Request::Load(load) => load.connections + u64::from(load.window),
             Request::Echo(echo) => echo.most_connections + echo.listen.len() as u64,
+            // Both sides of each.
+            Request::Broker(broker) => 2 * broker.most_connections + broker.listeners.len() as u64,
         };
         u32::try_from(places).unwrap_or(u32::MAX)
     }
 
     /// The cores of `workers` workers: their shares are disjoint, and together they are the whole.
-    pub(crate) fn cores(&self, workers: u32) -> Vec<Box<dyn Core>> {
+    pub(crate) fn cores(&self, workers: u32) -> PyResult<Vec<Box<dyn Core>>> {
         (0..workers)
-            .map(|worker| match self {
-                Request::Load(load) => load.core(worker, workers),
-                Request::Echo(echo) => Box::new(EchoCore::new(echo.share(worker, workers))),
+            .map(|worker| {
+                Ok(match self {
+                    Request::Load(load) => load.core(worker, workers),
+                    Request::Echo(echo) => Box::new(EchoCore::new(echo.share(worker, workers))) as Box<dyn Core>,
+                    Request::Broker(broker) => broker.core(worker, workers)?,
+                })
             })
             .collect()
     }
@@ -210,6 +248,46 @@ impl EchoRequest {
     }
 }
 
+impl BrokerRequest {
+    fn core(&self, worker: u32, workers: u32) -> PyResult<Box<dyn Core>> {
+        let refused = |error: fourtuple_registry::Error| unregistered(&error);
+        let store = Store::open(&self.store, false, None).map_err(refused)?;
+        let fallbacks = self.listeners.iter().map(|listener| listener.fallback().map_err(refused));
+        let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
+        let guide = BrokerGuide::new(store, protocols, fallbacks.collect::<PyResult<_>>()?);
+        let listen = self.listeners.iter().map(|listener| ListenAt {
+            local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
+            sniff_timeout: listener.sniff_timeout_s,
+        });
+        let share = |most: u64| if most == 0 { 0 } else { part(most, worker, workers).max(1) };
+        let each = |most: u32| share(most.into()).min(u64::from(u32::MAX)) as u32;
+        let config = BrokerConfig {
+            listen: listen.collect(),
+            backlog: self.backlog,
+            reuse_port: workers > 1,
+            sniff_bytes: guide.bound() as u32,
+            delivery_timeout: self.delivery_timeout_s,
+            most_connections: share(self.most_connections),
+            most_per_source: each(self.most_per_source),
+            most_per_service: each(self.most_per_service),
+        };
+        let Some(path) = &self.ledger else { return Ok(Box::new(BrokerCore::new(config, guide, Unwritten))) };
+        let ledger = LedgerFile::append(path, self.ledger_every)
+            .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))?;
+        Ok(Box::new(BrokerCore::new(config, guide, ledger)))
+    }
+}
+
+impl ListenerRequest {
+    fn fallback(&self) -> Result<Option<Fallback>, fourtuple_registry::Error> {
+        let Some(text) = &self.default else { return Ok(None) };
+        Ok(Some(match text.strip_prefix("service:") {
+            Some(name) => Fallback::Service(Name::checked("default", name)?),
+            None => Fallback::Target(Target::checked("default", text)?),
+        }))
+    }
+}
+
 impl SpaceRequest {
     fn space(&self) -> Space {
         Space {
@@ -274,8 +352,15 @@ pub(crate) fn order(kind: &str, value: u64, worker: u32, workers: u32) -> PyResu
         "rate" => Ok(Order::Rate(at_least_one(u32::try_from(value)?, worker, workers))),
         "target" => Ok(Order::Target(part(value, worker, workers))),
         "close" => Ok(Order::Close),
-        _ => Err(BadConfig::new_err(("order", format!("{kind:?} is not one of ping, rate, target, close")))),
+        "drain" => Ok(Order::Drain),
+        _ => Err(BadConfig::new_err(("order", format!("{kind:?} is not one of ping, rate, target, close, drain")))),
     }
+}
+
+/// A probe by its name.
+fn protocol(name: &str) -> PyResult<Protocol> {
+    let found = PROBES.iter().find(|probe| probe.name == name).map(|probe| probe.protocol);
+    found.ok_or_else(|| BadConfig::new_err(("protocols", format!("{name:?} is not a probe; fourtuple sniff lists them"))))
 }
 
 /// This worker's part of `whole`; the first workers take what does not divide.

@@ -162,6 +162,7 @@ fn step_name(step: Step) -> &'static str {
         Step::Accept => "accept",
         Step::Receive => "receive",
         Step::Send => "send",
+        Step::HandOff => "handoff",
     }
 }
 

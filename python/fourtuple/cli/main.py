@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fourtuple.cli import Exit, doctor, limits, load, plan, prove, run, services, sniff, tune
+from fourtuple.cli import Exit, doctor, limits, load, plan, prove, run, serve, services, sniff, tune
 from fourtuple.errors import BadConfig, FourtupleError
 
 EPILOG = (
@@ -57,6 +57,7 @@ app.command("plan")(plan.plan)
 app.command("tune")(tune.tune)
 app.command("prove")(prove.prove)
 app.command("load")(load.load)
+app.command("serve")(serve.serve)
 app.add_typer(services.app, name="services")
 app.command("sniff")(sniff.sniff)
 # What follows COMMAND is the command's, options too.

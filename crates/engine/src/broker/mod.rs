@@ -28,17 +28,24 @@ use crate::contract::{
 use crate::pages::Pages;
 use crate::report::{Counter, Phase, Report};
 
+/// One listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ListenAt {
+    /// Where.
+    pub local: SocketAddr,
+    /// After so long without knowing the service, what there is has to do.
+    pub sniff_timeout: Duration,
+}
+
 /// What a broker is to do.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
     /// Where to listen; a listener's place in this list is its `ListenerId`.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<ListenAt>,
     /// As for listen(2).
     pub backlog: u32,
     /// SO_REUSEPORT on every listener (more than one worker on the same endpoints).
     pub reuse_port: bool,
-    /// After so long without knowing the service, what there is has to do.
-    pub sniff_timeout: Duration,
     /// Bytes to look at, at most; a guide that then still wants more gets none.
     pub sniff_bytes: u32,
     /// A service that is absent or full is tried again for so long.
@@ -118,7 +125,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     fn listen_some(&mut self, outbox: &mut Outbox) {
         while self.listens_under_way < BURST
             && !self.draining
-            && let Some(&local) = self.config.listen.get(self.next_listener as usize)
+            && let Some(&ListenAt { local, .. }) = self.config.listen.get(self.next_listener as usize)
         {
             outbox.push(Command::Listen {
                 listener: ListenerId(self.next_listener),
@@ -174,7 +181,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if self.config.most_connections != 0 && open > self.config.most_connections {
             return self.end(id, Reason::OverTotal, true, outbox);
         }
-        let due = now.after(self.config.sniff_timeout);
+        let due = now.after(self.config.listen[listener.0 as usize].sniff_timeout);
         self.waits.set_due(self.sessions[id as usize].extra, Some(due));
         outbox.push(Command::Name { conn });
         outbox.push(Command::Peek { conn });

@@ -1,0 +1,105 @@
+"""A broker: a file or a registry in, a running engine out, and a graceful end.
+
+Decides where services come from, what a listener of the file means to the engine, and how long an end may take. Knows no
+connection: which service one means, the registry says; how it gets there, the engine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from fourtuple.brokerfile import BrokerFile, ListenTable
+from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, CarrierSettings, Engine, Snapshot
+from fourtuple.errors import BadConfig
+from fourtuple.metrics import COUNTERS
+from fourtuple.registry import Registry
+from fourtuple.tuples import Endpoint
+
+BUFFER_BYTES = 16_384
+"""Bulk moves in pieces of this size; an idle connection has none."""
+BUFFER_CHUNKS = 4_096
+"""Made as they are needed. A service that reads nothing keeps a buffer or two per connection, and must not starve others."""
+_GLANCE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a broker may hold, and how long it waits; 0 is no bound."""
+
+    most_connections: int = 0
+    most_per_source: int = 0
+    most_per_service: int = 0
+    delivery_timeout_s: float = 5.0
+
+
+@contextmanager
+def running(
+    file: BrokerFile,
+    *,
+    store: Path | None = None,
+    limits: Limits | None = None,
+    ledger: Path | None = None,
+    ledger_every: int = 1,
+    carrier: CarrierName = CarrierName.AUTO,
+    workers: int | None = None,
+) -> Iterator[Engine]:
+    """A broker for the listeners of `file`, with the services of `store`, or else those of the file itself."""
+    chosen = limits or Limits()
+    with ExitStack() as stack:
+        if store is None:
+            store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fourtuple-services-")))
+            stack.enter_context(_filled(store, file))
+        elif file.services or file.routes:
+            raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
+        config = BrokerConfig(
+            listeners=tuple(_listener(table) for table in file.listen),
+            store=store,
+            most_connections=chosen.most_connections,
+            most_per_source=chosen.most_per_source,
+            most_per_service=chosen.most_per_service,
+            delivery_timeout_s=chosen.delivery_timeout_s,
+            ledger=ledger,
+            ledger_every=ledger_every,
+        )
+        settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
+        with Engine.start(config, carrier, workers, settings) as engine:
+            yield engine
+
+
+def end(engine: Engine, grace_s: float, hurried: Callable[[], bool]) -> None:
+    """Accept no more, let what there is end by itself for `grace_s` or until `hurried`, then close it."""
+    engine.drain()
+    until_s = time.monotonic() + grace_s
+    while time.monotonic() < until_s and not hurried():
+        if engine.join(min(_GLANCE_S, max(0.0, until_s - time.monotonic()))):
+            return
+    engine.close()
+    engine.join(_GLANCE_S * 25)
+
+
+def reasons(snapshot: Snapshot) -> dict[str, int]:
+    """How connections have ended, by reason; those that were none are left out."""
+    names = [row.name for row in COUNTERS if row.name.startswith("ended_")]
+    return {name.removeprefix("ended_"): count for name in names if (count := getattr(snapshot, name))}
+
+
+@contextmanager
+def _filled(store: Path, file: BrokerFile) -> Iterator[Registry]:
+    with Registry(store) as registry:
+        registry.add(file.services)
+        registry.add_routes(file.routes)
+        yield registry
+
+
+def _listener(table: ListenTable) -> BrokerListener:
+    if table.proxy_from:
+        raise BadConfig("listen.proxy_from", "PROXY headers are not read by serve: they would be passed to the service")
+    host, _, port = table.address.rpartition(":")
+    endpoint = Endpoint(ip_address(host.strip("[]")), int(port))
+    return BrokerListener(endpoint=endpoint, sniff_timeout_s=table.sniff_ms / 1000, default=table.default)
