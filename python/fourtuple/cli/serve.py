@@ -109,7 +109,7 @@ def serve(
                 _show(console, engine.snapshot(), as_json)
         end(engine, grace, lambda: signals.count > 1)
         _show(console, engine.snapshot(), as_json)
-    return Exit.OK
+    return Exit.HEALTHY
 
 
 class _Signals:
