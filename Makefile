@@ -53,8 +53,9 @@ check: setup $(CARGO_DENY) ## ruff, mypy, stubtest, lint-imports, rustfmt, clipp
 bench: setup ## measure ours beside asyncio, uvloop and plain connect()
 	$(PYTHON) -m bench $(BENCH_ARGS)
 
-sim: ## the load and echo cores in the seeded simulator (FOURTUPLE_SEEDS=100000 for more worlds)
-	cargo test --release --locked -p fourtuple-carrier --test simulation -- --nocapture
+sim: ## the load, echo and broker cores in the seeded simulator (FOURTUPLE_SEEDS=100000 for more worlds)
+	FOURTUPLE_SEEDS=$${FOURTUPLE_SEEDS:-10000} cargo test --release --locked -p fourtuple-carrier \
+	    --test simulation --test broker -- --nocapture
 
 fuzz: ## run every fuzz target for FUZZ_S seconds, 15 if not given; needs a nightly compiler and cargo-fuzz
 	@for target in $$(ls fuzz/fuzz_targets | sed 's/\.rs$$//'); do \
