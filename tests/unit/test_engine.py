@@ -311,19 +311,16 @@ def test_a_closed_loop_needs_a_round_and_no_interval(endpoint: Endpoint) -> None
 
 
 def test_a_closed_loop_goes_on_until_it_is_closed(endpoint: Endpoint) -> None:
-    echo = EchoConfig(listen=(endpoint,))
-    with (
-        Engine.start(echo, workers=1) as server,
-        Engine.start(_load(endpoint, 20, closed_loop=True), workers=1) as load,
-    ):
+    with Engine.start(EchoConfig(listen=(endpoint,)), workers=1) as server:
         server.wait_for(lambda now: now.listening_now == 1, 10)
-        load.wait_for(lambda now: now.phase is Phase.HOLDING, 10)
-        load.ping()
-        load.wait_for(lambda now: now.pings_right >= 20 * 20, 10)
-        load.close()
-        assert load.join(10)
-        last = load.snapshot()
-        assert (last.pings_wrong, last.pings_missing, last.open_now) == (0, 0, 0)
+        with Engine.start(_load(endpoint, 20, closed_loop=True), workers=1) as load:
+            load.wait_for(lambda now: now.phase is Phase.HOLDING, 10)
+            load.ping()
+            load.wait_for(lambda now: now.pings_right >= 20 * 20, 10)
+            load.close()
+            assert load.join(10)
+            last = load.snapshot()
+    assert (last.pings_wrong, last.pings_missing, last.open_now) == (0, 0, 0)
 
 
 def test_a_wrong_space_is_named(endpoint: Endpoint) -> None:
