@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fourtuple.lab import Lab
-from tests.netns.test_load import START_S, cause, inside, run_load, server_address
+from tests.netns.loading import START_S, cause, inside, run_load, server_address
 
 PROGRAM = Path(__file__).parent / "programs" / "datagrams.py"
 MANNERS = ["echo", "stall", "garbage", "twice", "empty", "huge"]

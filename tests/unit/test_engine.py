@@ -307,7 +307,7 @@ def test_acts_are_for_streams_or_for_datagrams(endpoint: Endpoint) -> None:
 def test_a_closed_loop_needs_a_round_and_no_interval(endpoint: Endpoint) -> None:
     for change in ({"ping_every_s": 1.0}, {"dialogue": Dialogue(opening=(Say(b"x"),))}):
         with pytest.raises(BadConfig, match="closed_loop"):
-            replace(_load(endpoint, 1), closed_loop=True, **change)  # type: ignore[arg-type]
+            replace(_load(endpoint, 1), closed_loop=True, **change)
 
 
 def test_a_closed_loop_goes_on_until_it_is_closed(endpoint: Endpoint) -> None:
