@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,35 +96,50 @@ def test_two_programs_share_ports_and_lose_no_datagram(lab: Lab, server: str) ->
     assert (second["status"], second["held"], second["rounds_failed"], second["strays"]) == (0, 50, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("manner", "number", "said"),
-    [
-        ("stall", "rounds_missing", "connected, but it does not answer in time"),
-        ("garbage", "rounds_wrong", "it answers with other bytes than it should"),
-        ("empty", "rounds_wrong", "it answers with other bytes than it should"),
-        ("huge", "rounds_wrong", "its datagrams are longer than 2,048 bytes, and cut"),
-    ],
+BAD_MANNERS = (
+    ("stall", "rounds_missing", "connected, but it does not answer in time"),
+    ("garbage", "rounds_wrong", "it answers with other bytes than it should"),
+    ("empty", "rounds_wrong", "it answers with other bytes than it should"),
+    ("huge", "rounds_wrong", "its datagrams are longer than 2,048 bytes, and cut"),
 )
-def test_a_server_with_bad_manners(lab: Lab, server: str, manner: str, number: str, said: str) -> None:
-    options = ("-c", "20", "--ping-every", "0.2", "--answer-timeout", "0.2", "--size", "32")
-    report = load(lab, server, manner, *options)
-    assert report[number] == report["rounds_failed"] >= 20
-    assert (report["rounds_right"], report["held"], report["replaced"]) == (0, 20, 0), "no flow is spoiled or ended"
+NOBODY = "9"
+
+
+@pytest.fixture(scope="module")
+def at_once(lab: Lab, server: str) -> dict[str, dict[str, Any]]:
+    """A report per manner, all run at once: each spends most of its time waiting."""
+    ports = {manner: str(FIRST_PORT + MANNERS.index(manner)) for manner, _, _ in BAD_MANNERS}
+    ports |= {"twice": str(FIRST_PORT + MANNERS.index("twice")), "nobody": NOBODY}
+    options = ("-c", "30", "--ping-every", "0.2", "--size", "32", "--duration", "1", "--workers", "1")
+
+    def one(manner: str) -> dict[str, Any]:
+        timeout_s = "5" if manner == "twice" else "0.2"
+        url = f"udp://{server}:{ports[manner]}"
+        return run_load(lab, lab["client"], url, *options, "--answer-timeout", timeout_s)
+
+    with ThreadPoolExecutor(max_workers=len(ports)) as threads:
+        return dict(zip(ports, threads.map(one, ports), strict=True))
+
+
+@pytest.mark.parametrize(("manner", "number", "said"), BAD_MANNERS)
+def test_a_server_with_bad_manners(at_once: dict[str, dict[str, Any]], manner: str, number: str, said: str) -> None:
+    report = at_once[manner]
+    assert report[number] == report["rounds_failed"] >= 30
+    assert (report["rounds_right"], report["held"], report["replaced"]) == (0, 30, 0), "no flow is spoiled or ended"
     found = next(one for one in report["causes"] if one["what"].startswith(said))
     assert found["side"] == "the other side"
 
 
-def test_doubled_answers_are_strays(lab: Lab, server: str) -> None:
-    report = load(lab, server, "twice", "-c", "20", "--ping-every", "0.2", "--answer-timeout", "5")
+def test_doubled_answers_are_strays(at_once: dict[str, dict[str, Any]]) -> None:
+    report = at_once["twice"]
     assert (report["status"], report["rounds_failed"]) == (0, 0)
     assert 0 < report["strays"] <= report["rounds_right"]
 
 
-def test_nobody_listens_and_the_flows_live_on(lab: Lab, server: str) -> None:
-    options = ("-c", "50", "--ping-every", "0.2", "--duration", "0.8", "--answer-timeout", "0.2")
-    report = run_load(lab, lab["client"], f"udp://{server}:9", *options)
+def test_nobody_listens_and_the_flows_live_on(at_once: dict[str, dict[str, Any]]) -> None:
+    report = at_once["nobody"]
     found = cause(report, error="ECONNREFUSED", step="receive")
-    assert (found["side"], report["held"], report["rounds_right"]) == ("the other side", 50, 0)
+    assert (found["side"], report["held"], report["rounds_right"]) == ("the other side", 30, 0)
     # A host sends few such messages (net.ipv4.icmp_ratelimit): the other rounds are missing, for the same reason.
     assert 1 <= found["count"] == report["rounds_failed"] - report["rounds_missing"]
     silent = next(one for one in report["causes"] if one["what"].startswith("no answer, and where there was one"))
