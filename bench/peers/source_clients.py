@@ -1,13 +1,16 @@
 """The client libraries, each with a `SourcePool` and with its own source option: one class per library.
 
-Decides how a connection is opened, held and named in each, the same way whether a test or the bench asks. An HTTP
-client's connection is held by a response whose body is not read.
+Decides how a connection is opened, held and named in each, and in which event loop, the same way whether a test or the
+bench asks. An HTTP client's connection is held by a response whose body is not read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import resource
 import socket
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import aiohttp
@@ -28,8 +31,9 @@ from fourtuple.connect import urllib3 as connect_urllib3
 from fourtuple.sources import SourcePool
 
 TIMEOUT_S = 30.0
-REQUESTS_PER_TRANSPORT = 200
-"""httpcore walks over all connections of a pool at each request: many in one pool would measure that."""
+REQUESTS_PER_TRANSPORT = 50
+"""httpcore walks over all connections of a pool at each request: many in one pool would measure that, and a hundredth
+of a curve has to hold whole transports, or the walk is longer in one hundredth than in another."""
 Name = tuple[Any, ...]
 
 
@@ -301,3 +305,22 @@ CLIENTS: dict[str, type[Client]] = {
     "urllib3": Urllib3,
     "requests": Requests,
 }
+
+
+def run(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a program that uses one of the clients in the event loop it needs, with all descriptors it may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if CLIENTS[name].loop == "trio":
+        trio.run(work)
+    elif name == "uvloop":
+        import uvloop
+
+        uvloop.run(work())
+    else:
+        asyncio.run(work())
+
+
+async def maybe(result: Any) -> Any:  # noqa: ANN401
+    """The result of a method that is a coroutine in some of the clients."""
+    return await result if inspect.isawaitable(result) else result
