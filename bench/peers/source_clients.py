@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import anyio
 import httpx
+import httpx2
 import requests
 import trio
 import urllib3
@@ -25,6 +26,7 @@ from fourtuple.connect import anyio as connect_anyio
 from fourtuple.connect import asyncio as connect_asyncio
 from fourtuple.connect import blocking as connect_blocking
 from fourtuple.connect import httpx as connect_httpx
+from fourtuple.connect import httpx2 as connect_httpx2
 from fourtuple.connect import requests as connect_requests
 from fourtuple.connect import trio as connect_trio
 from fourtuple.connect import urllib3 as connect_urllib3
@@ -160,20 +162,22 @@ class Aiohttp(Client):
 
 class Httpx(Client):
     speaks_http = True
+    library: Any = httpx
+    ours: Any = connect_httpx
 
     def __init__(self, source: SourcePool | str) -> None:
         super().__init__(source)
-        self.clients: list[httpx.Client] = []
+        self.clients: list[Any] = []
 
     def open(self, host: str, port: int) -> Name:
         if len(self.held) % REQUESTS_PER_TRANSPORT == 0:
-            limits = httpx.Limits(max_connections=None)
+            limits = self.library.Limits(max_connections=None)
             transport = (
-                httpx.HTTPTransport(local_address=self.address, verify=False, limits=limits)
+                self.library.HTTPTransport(local_address=self.address, verify=False, limits=limits)
                 if self.pool is None
-                else connect_httpx.SourceTransport(self.pool, verify=False, limits=limits)
+                else self.ours.SourceTransport(self.pool, verify=False, limits=limits)
             )
-            self.clients.append(httpx.Client(transport=transport, trust_env=False, timeout=TIMEOUT_S))
+            self.clients.append(self.library.Client(transport=transport, trust_env=False, timeout=TIMEOUT_S))
         client = self.clients[-1]
         response = client.send(client.build_request("GET", f"http://{host}:{port}/"), stream=True)
         response.raise_for_status()
@@ -192,20 +196,22 @@ class Httpx(Client):
 class AsyncHttpx(Client):
     loop = "asyncio"
     speaks_http = True
+    library: Any = httpx
+    ours: Any = connect_httpx
 
     def __init__(self, source: SourcePool | str) -> None:
         super().__init__(source)
-        self.clients: list[httpx.AsyncClient] = []
+        self.clients: list[Any] = []
 
     async def open(self, host: str, port: int) -> Name:
         if len(self.held) % REQUESTS_PER_TRANSPORT == 0:
-            limits = httpx.Limits(max_connections=None)
+            limits = self.library.Limits(max_connections=None)
             transport = (
-                httpx.AsyncHTTPTransport(local_address=self.address, verify=False, limits=limits)
+                self.library.AsyncHTTPTransport(local_address=self.address, verify=False, limits=limits)
                 if self.pool is None
-                else connect_httpx.AsyncSourceTransport(self.pool, verify=False, limits=limits)
+                else self.ours.AsyncSourceTransport(self.pool, verify=False, limits=limits)
             )
-            self.clients.append(httpx.AsyncClient(transport=transport, trust_env=False, timeout=TIMEOUT_S))
+            self.clients.append(self.library.AsyncClient(transport=transport, trust_env=False, timeout=TIMEOUT_S))
         client = self.clients[-1]
         response = await client.send(client.build_request("GET", f"http://{host}:{port}/"), stream=True)
         response.raise_for_status()
@@ -223,6 +229,16 @@ class AsyncHttpx(Client):
 
 class AsyncHttpxOnTrio(AsyncHttpx):
     loop = "trio"
+
+
+class Httpx2(Httpx):
+    library = httpx2
+    ours = connect_httpx2
+
+
+class AsyncHttpx2(AsyncHttpx):
+    library = httpx2
+    ours = connect_httpx2
 
 
 class Urllib3(Client):
@@ -302,6 +318,8 @@ CLIENTS: dict[str, type[Client]] = {
     "httpx": Httpx,
     "httpx-async": AsyncHttpx,
     "httpx-trio": AsyncHttpxOnTrio,
+    "httpx2": Httpx2,
+    "httpx2-async": AsyncHttpx2,
     "urllib3": Urllib3,
     "requests": Requests,
 }

@@ -22,7 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -356,6 +356,93 @@ def udp_flows_in_asyncio(target: Target) -> None:
     asyncio.run(work())
 
 
+def udp_flows_in_trio_and_anyio(target: Target) -> None:
+    """Both flows of one port at once, each hears its own answer; a third waits until one is closed."""
+    import anyio
+    import trio
+
+    from fourtuple.connect import anyio as connect_anyio
+    from fourtuple.connect import trio as connect_trio
+
+    with ExitStack() as servers:
+        answering = [servers.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)]
+        names: list[Target] = []
+        for server in answering:
+            server.bind(("127.0.0.2", 0))
+            names.append(server.getsockname())
+            threading.Thread(target=answer_datagrams, args=(server,), daemon=True).start()
+
+        def used(pool: SourcePool) -> list[int]:
+            now = time.monotonic()
+            ends = [Endpoint.parse(f"{host}:{port}") for host, port in names]
+            return [pool.usage(end, now, protocol=Protocol.UDP).held for end in ends]
+
+        async def by_trio() -> None:
+            pool = SourcePool(SOURCE, "20000", patience_s=10)
+            flows = [await connect_trio.open_udp_flow(pool, *name) for name in names]
+            assert [flow.socket.getsockname() for flow in flows] == [(SOURCE, 20000)] * 2
+            for number, flow in enumerate(flows):
+                await flow.send(b"%d" % number)
+            assert [await flow.receive() for flow in flows] == [b"0 heard", b"1 heard"]
+            assert used(pool) == [1, 1]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one_more, pool)
+                await trio.sleep(0.05)
+                waiting = pool.usage(Endpoint.parse(f"{names[0][0]}:{names[0][1]}"), 0.0, protocol=Protocol.UDP).waiting
+                assert waiting == 1
+                await flows[0].aclose()
+                await flows[0].aclose()
+            with pytest.raises(trio.ClosedResourceError):
+                await flows[0].send(b"late")
+            with pytest.raises(trio.ClosedResourceError):
+                await flows[0].receive()
+            async with flows[1]:
+                pass
+            assert used(pool) == [0, 0]
+
+        async def one_more(pool: SourcePool) -> None:
+            async with await connect_trio.open_udp_flow(pool, *names[0]) as flow:
+                await flow.send(b"more")
+                assert await flow.receive() == b"more heard"
+
+        async def by_anyio() -> None:
+            pool = SourcePool(SOURCE, "20001", patience_s=10)
+            flows = [await connect_anyio.create_connected_udp_socket(pool, *name) for name in names]
+            for number, flow in enumerate(flows):
+                await flow.send(b"%d" % number)
+            assert [await flow.receive() for flow in flows] == [b"0 heard", b"1 heard"]
+            assert used(pool) == [1, 1]
+            for flow in flows:
+                await flow.aclose()
+            async with await connect_anyio.create_connected_udp_socket(pool, *names[0]):
+                pass
+            await anyio.sleep(0.05)
+            assert used(pool) == [0, 0]
+
+        trio.run(by_trio)
+        anyio.run(by_anyio, backend="asyncio")
+        anyio.run(by_anyio, backend="trio")
+
+
+def answer_datagrams(server: socket.socket) -> None:
+    with suppress(OSError):  # closed: the scenario is over
+        while True:
+            datagram, sender = server.recvfrom(64)
+            server.sendto(datagram + b" heard", sender)
+
+
+def the_doctor_names_what_a_socket_uses(target: Target) -> None:
+    from fourtuple.doctor import diagnose
+    from fourtuple.host import read_host
+
+    named = diagnose(read_host(probe_ports=False)).source_pool
+    assert named is not None
+    for port, mechanism in ((20000, named.inside), (20004, named.outside), (30000, named.outside)):
+        with SourceSocket(SourcePool(SOURCE, str(port))) as one:
+            one.connect(target)
+            assert (one.getsockname()[1], one._mechanism) == (port, mechanism)
+
+
 def tls_is_the_librarys_own(target: Target) -> None:
     """TLS over our socket, blocking and not: what fails here is the peer, an echo server, and not the pool."""
     import anyio
@@ -523,6 +610,8 @@ SCENARIOS: dict[str, Callable[[Target], None]] = {
         a_prefix_of_ipv6_needs_no_setting,
         udp_flows_share_ports_and_never_a_tuple,
         udp_flows_in_asyncio,
+        udp_flows_in_trio_and_anyio,
+        the_doctor_names_what_a_socket_uses,
         tls_is_the_librarys_own,
         tls_gives_its_tuple_back_in_every_library,
         http_kept_alive_connections_stay_with_their_pool,

@@ -183,6 +183,8 @@ NAIVE = {
     "httpx": [100, 0],
     "httpx-async": [100, 0],
     "httpx-trio": [100, 100],
+    "httpx2": [100, 0],
+    "httpx2-async": [100, 0],
     "urllib3": [100, 0],
     "requests": [100, 0],
 }
