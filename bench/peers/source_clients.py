@@ -40,7 +40,8 @@ Name = tuple[Any, ...]
 
 
 class Client:
-    """Opens connections from `source`: a pool, or the one address for the library's own option."""
+    """Opens connections from `source`: a pool, or the one address for the library's own option ("" for none, in
+    some)."""
 
     loop = ""
     """"asyncio" or "trio" if its methods are coroutines."""
@@ -55,7 +56,8 @@ class Client:
 class Blocking(Client):
     def open(self, host: str, port: int) -> Name:
         if self.pool is None:
-            one = socket.create_connection((host, port), TIMEOUT_S, source_address=(self.address, 0))
+            own = (self.address, 0) if self.address else None
+            one = socket.create_connection((host, port), TIMEOUT_S, source_address=own)
         else:
             one = connect_blocking.create_connection(self.pool, (host, port), TIMEOUT_S)
         self.held.append(one)
@@ -72,7 +74,8 @@ class Asyncio(Client):
 
     async def open(self, host: str, port: int) -> Name:
         if self.pool is None:
-            _, writer = await asyncio.open_connection(host, port, local_addr=(self.address, 0))
+            own = (self.address, 0) if self.address else None
+            _, writer = await asyncio.open_connection(host, port, local_addr=own)
         else:
             _, writer = await connect_asyncio.open_connection(self.pool, host, port)
         self.held.append(writer)
@@ -83,6 +86,28 @@ class Asyncio(Client):
             one.close()
             await one.wait_closed()
         self.held.clear()
+
+
+class AsyncioProtocol(Client):
+    """A protocol and no streams."""
+
+    loop = "asyncio"
+
+    async def open(self, host: str, port: int) -> Name:
+        transport: asyncio.Transport
+        if self.pool is None:
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.create_connection(asyncio.Protocol, host, port, local_addr=(self.address, 0))
+        else:
+            transport, _ = await connect_asyncio.create_connection(self.pool, asyncio.Protocol, host, port)
+        self.held.append(transport)
+        return (transport.get_extra_info("sockname")[:2], transport.get_extra_info("peername")[:2])
+
+    async def close(self) -> None:
+        for one in self.held:
+            one.close()
+        self.held.clear()
+        await asyncio.sleep(0.05)  # transports close in the loop's next turns
 
 
 class Trio(Client):
@@ -310,6 +335,7 @@ class Requests(Client):
 CLIENTS: dict[str, type[Client]] = {
     "blocking": Blocking,
     "asyncio": Asyncio,
+    "asyncio-protocol": AsyncioProtocol,
     "uvloop": Asyncio,
     "trio": Trio,
     "anyio": Anyio,

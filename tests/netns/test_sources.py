@@ -175,6 +175,7 @@ def test_the_example_of_the_page_on_eaddrnotavail() -> None:
 NAIVE = {
     "blocking": [100, 0],
     "asyncio": [100, 0],
+    "asyncio-protocol": [100, 0],
     "uvloop": [100, 0],
     "trio": [100, 100],  # the one library that sets IP_BIND_ADDRESS_NO_PORT itself
     "anyio": [100, 0],
