@@ -45,7 +45,7 @@ async def _fill(kind: type[Client], pool: SourcePool, how: str, whole: bool, to:
         beside_ns: list[int] = []
         close_look = hundredth in CLOSE_LOOK
         every = 1 if whole or close_look else _SPARSE
-        for number in range(count * hundredth // 100, count * (hundredth + 1) // 100):
+        for number in range(count * (hundredth + 1) // 100 - count * hundredth // 100):
             looked_at = number % (every if how == "ours" else every * _SPARSE) == 0
             if looked_at:
                 costs_ns.append(await _cost_ns(client, target))

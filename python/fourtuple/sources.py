@@ -165,7 +165,8 @@ class SourcePool:
         pool = SourcePool("10.0.0.0/28", ports="1024-65535")
         lease = pool.take(Endpoint.parse("192.0.2.1:443"), now)
 
-    `sources` are addresses, prefixes and ranges of one family that this host owns (a prefix through an AnyIP route).
+    `sources` are addresses, prefixes and ranges of one family that this host owns (a prefix through an AnyIP route);
+    what overlaps counts once.
     `ports` best lie inside net.ipv4.ip_local_port_range, where no other program's choice is disturbed. `spread` is over
     how many addresses connections to a destination rotate; further ones join when these are full. `mechanism` None is
     the best that the kernel can do. `patience_s` bounds waiting for a tuple where the caller sets no shorter time.

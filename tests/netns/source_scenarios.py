@@ -32,7 +32,7 @@ import pytest
 from fourtuple.connect import asyncio as connect_asyncio
 from fourtuple.connect import automatic_ports, blocking
 from fourtuple.connect.sockets import SourceSocket
-from fourtuple.errors import BadConfig, LimitReached
+from fourtuple.errors import BadConfig, LimitReached, MissingPrivilege
 from fourtuple.sources import Mechanism, SourcePool, Usage
 from fourtuple.tuples import Endpoint, Protocol
 
@@ -295,6 +295,33 @@ def an_address_that_is_not_ours_is_named(target: Target) -> None:
         assert source in bad.value.why
     with pytest.raises(OSError, match=r"no IPv4 address|Address family"):
         blocking.create_connection(SourcePool(SOURCE, "20000"), ("::1", target[1]))
+
+
+def a_port_below_the_unprivileged_start_is_named(target: Target) -> None:
+    """As a program without CAP_NET_BIND_SERVICE; other ports serve it."""
+
+    async def by_asyncio(port: int) -> None:
+        pool = SourcePool(SOURCE, str(port))
+        try:
+            _, writer = await connect_asyncio.open_connection(pool, *target)
+            writer.close()
+            await writer.wait_closed()
+        finally:
+            assert usage(pool, target).held == 0
+
+    # Python loads the rest of itself at the first look-up, from files that perhaps only this user may read.
+    blocking.create_connection(SourcePool(SOURCE, "80"), target).close()
+    asyncio.run(by_asyncio(81))
+    try:
+        os.setresuid(65_534, 65_534, 65_534)
+    except OSError as error:
+        skip(f"no other user is to be had here: {error}")
+    with pytest.raises(MissingPrivilege, match=r"port 80 .*ip_unprivileged_port_start") as missing:
+        blocking.create_connection(SourcePool(SOURCE, "80"), target)
+    assert missing.value.limit == "unprivileged-port-start"
+    with pytest.raises(MissingPrivilege, match="port 81"):
+        asyncio.run(by_asyncio(81))
+    asyncio.run(by_asyncio(30000))
 
 
 def a_prefix_of_ipv6_needs_no_setting(target: Target) -> None:
@@ -607,6 +634,7 @@ SCENARIOS: dict[str, Callable[[Target], None]] = {
         options_survive_a_second_try,
         a_narrowed_range_is_noticed,
         an_address_that_is_not_ours_is_named,
+        a_port_below_the_unprivileged_start_is_named,
         a_prefix_of_ipv6_needs_no_setting,
         udp_flows_share_ports_and_never_a_tuple,
         udp_flows_in_asyncio,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fourtuple.errors import BadConfig
 from fourtuple.sources import Lease, Mechanism, SourcePool, Usage, choose_mechanism
-from fourtuple.tuples import Endpoint, PortSet, Protocol
+from fourtuple.tuples import AddressSet, Endpoint, PortSet, Protocol
 
 HERE = Endpoint.parse("192.0.2.1:80")
 THERE = Endpoint.parse("192.0.2.2:80")
@@ -39,6 +39,13 @@ def test_every_port_of_every_address_serves_every_destination() -> None:
             assert lease.destination == destination
             lease.release()
     assert pool.usage(HERE, 0.0) == Usage(capacity=18, held=0, resting=0, others=0, waiting=0)
+
+
+def test_what_overlaps_is_used_once() -> None:
+    pool = SourcePool("10.0.0.0/31,10.0.0.1,10.0.0.1-10.0.0.2", "1000-1001,1001,1000-1000")
+    held = [taken(pool) for _ in range(3 * 2)]
+    assert len(set(map(name, held))) == 6
+    assert pool.take(HERE, 0.0) is None
 
 
 def test_the_address_with_most_room_comes_first() -> None:
@@ -155,6 +162,9 @@ def test_shares_are_disjoint_and_together_everything() -> None:
 @pytest.mark.parametrize(
     ("make", "path"),
     [
+        (lambda: SourcePool("", "1000"), "addresses"),
+        (lambda: SourcePool("10.0.0.1,", "1000"), "addresses"),
+        (lambda: SourcePool(AddressSet(version=4), "1000"), "sources"),
         (lambda: SourcePool("10.0.0.300", "1000"), "addresses"),
         (lambda: SourcePool("10.0.0.1,fd00::1", "1000"), "addresses"),
         (lambda: SourcePool("10.0.0.1", "0-70000"), "ports"),
