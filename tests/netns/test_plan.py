@@ -386,14 +386,14 @@ def test_25_kills_in_a_namespace(state: Path, options: tuple[str, ...]) -> None:
 
 
 def test_a_rehearsal_changes_nothing_here(tmp_path: Path) -> None:
-    """tune --lab: settings of the host are read before and after."""
+    """tune --rehearse: settings of the host are read before and after."""
     facts = Host.model_validate_json((Path(__file__).parents[1] / "hosts/stock_distribution.json").read_bytes())
     goal = Goal(role=Role.CLIENT_ONE, connections=2_000_000)
     made = plan(goal, facts, Means(to=(VIP,), sources=AddressSet.parse("10.9.0.0/24")))
     file = tmp_path / "plan.json"
     file.write_text(made.model_dump_json())
     before = Path("/proc/sys/net/ipv4/ip_local_port_range").read_bytes()
-    command = [sys.executable, "-m", "fourtuple", "tune", str(file), "--lab"]
+    command = [sys.executable, "-m", "fourtuple", "tune", str(file), "--rehearse"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "2 applied" in done.stdout

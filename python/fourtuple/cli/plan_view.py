@@ -51,13 +51,13 @@ def plan(found: Plan, written: str | None) -> RenderableType:
     return Group(*parts)
 
 
-def dry_run(found: Plan, entries: Sequence[Entry], hazards: Sequence[str], persist: bool) -> RenderableType:
+def dry_run(found: Plan, entries: Sequence[Entry], hazards: Sequence[str], persist: bool, undo: str) -> RenderableType:
     """What tune would do: the old and the new value of each knob."""
     parts: list[RenderableType] = [Text("fourtuple tune: dry run, nothing is changed", style="bold")]
     parts += [_entries(entries)] if entries else _lines(["every knob has its value already"])
     parts += _section("Speaks against it (--force applies all the same)", hazards)
     parts += by_hand(found, persist=persist)
-    parts += ["", Text("Next: the same with --apply; fourtuple tune --undo takes it back.", style="dim")]
+    parts += ["", Text(f"Next: the same with --apply; {undo} takes it back.", style="dim")]
     return Group(*parts)
 
 
