@@ -129,7 +129,7 @@ def test_each_namespace_has_a_journal_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_namespace_by_its_name(tmp_path: Path) -> None:
-    """With lo down, as ip netns add leaves it, IPv6 has no local routes: all is taken back, and the message says why."""
+    """As ip netns add leaves it, with lo down and so no IPv6 routes: all is taken back, and the message says why."""
     if not Path("/proc/sys/net/ipv6").is_dir():
         pytest.skip("this kernel has no IPv6")
     if shutil.which("ip") is None or shutil.which("unshare") is None:
