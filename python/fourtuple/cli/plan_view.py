@@ -46,6 +46,8 @@ def plan(found: Plan, written: str | None) -> RenderableType:
         )
     parts += _section("Not to be read from here", found.unknown)
     parts += _section("To know", found.notes)
+    if found.changes or found.findings:
+        parts += ["", Text("Each limit has its page: fourtuple limits show NAME", style="dim")]
     if written is not None:
         parts += ["", Text(f"Written to {plain(written)}. Next: fourtuple tune {plain(written)}/plan.json")]
     return Group(*parts)
