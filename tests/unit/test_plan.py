@@ -237,6 +237,18 @@ def test_a_tracked_client_gets_a_larger_table_and_a_way_without() -> None:
     assert "nf_conntrack" in files["etc/modules-load.d/60-fourtuple.conf"]
 
 
+def test_notes_for_containers_know_whose_a_setting_is() -> None:
+    queued = plan(Goal(role=Role.SERVER, connections=300_000, bytes_queued=16_384), host("stock_distribution"))
+    pod, _, node = written_files(queued)["container.md"].partition("On the node, not in the container:")
+    assert "net.ipv4.tcp_mem" in node
+    assert "net.ipv4.tcp_mem" not in pod
+    means = Means(to=(Endpoint.parse("[2001:db8::5]:443"),), sources=pool("2001:db8:1::/64"))
+    client = plan(Goal(role=Role.CLIENT_ONE, connections=1_000_000), host("stock_distribution"), means)
+    pod, _, node = written_files(client)["container.md"].partition("On the node, not in the container:")
+    assert '{name: net.ipv6.ip_nonlocal_bind, value: "1"}' in pod
+    assert not node
+
+
 def test_a_proxy_leaves_both_its_sides_untracked() -> None:
     means = Means(to=(Endpoint.parse("10.1.0.1:8080"),), sources=pool("10.2.0.0/24"))
     made = plan(Goal(role=Role.PROXY, connections=300_000), host("stock_distribution"), means)

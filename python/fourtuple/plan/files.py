@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 
 from fourtuple.facts import Change, ChangeKind, Role
+from fourtuple.plan.draft import HOST_WIDE
 from fourtuple.plan.model import Plan
 
 HEAD = "# Written by fourtuple plan"
@@ -162,17 +163,16 @@ def _chain(hook: str, ports: list[str]) -> list[str]:
     return [f"    chain {hook} {{", f"        type filter hook {hook} priority raw;", *rules, "    }"]
 
 
-NAMESPACED_SAFE = ("net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start", "net.ipv4.tcp_syncookies")
+NAMESPACED_SAFE = ("net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
 """Sysctls that Kubernetes lets a pod set unasked; others need --allowed-unsafe-sysctls on the kubelet."""
 
 
 def _container(plan: Plan) -> str:
     """Notes for containers: which changes go where."""
     lines = ["# The same plan in containers", ""]
-    own = [
-        one for one in plan.changes if one.kind is ChangeKind.SYSCTL and one.knob.startswith(("net.ipv4", "net.core"))
-    ]
-    host = [one for one in plan.changes if one.kind is ChangeKind.SYSCTL and one not in own]
+    sysctls = [one for one in plan.changes if one.kind is ChangeKind.SYSCTL]
+    own = [one for one in sysctls if not one.knob.startswith(HOST_WIDE)]
+    host = [one for one in sysctls if one not in own]
     host += [one for one in plan.changes if one.kind is ChangeKind.ELSEWHERE]
     units = {one.knob: one.new for one in plan.changes if one.kind is ChangeKind.UNIT}
     if own:
