@@ -591,7 +591,8 @@ LIMITS = (
         default="off: every bind takes its port",
         formula=(
             "without the option the port term per source address over all destinations together; with it, per"
-            " destination"
+            " destination. A port that somebody bound at another address alone counts: bind() compares addresses, while"
+            " connect() skips the port (A8)"
         ),
         bounds="Clients that bind first. Measured with 90 ports and two destinations: 90 + 0 without, 90 + 90 with it.",
         hit=(error("bind", "EADDRINUSE", "port 0, all ports taken by binders", rank=1),),
