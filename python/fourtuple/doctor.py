@@ -50,6 +50,9 @@ class Binding:
     title: str
     scope: str
     connections: int
+    """What is certain."""
+    may_reach: int | None
+    """Where chance decides, the largest number that it can give; else None."""
     arithmetic: str
     evidence: str
     remedy: str
@@ -216,6 +219,7 @@ def _binding(limit: Limit, bound: Bound) -> Binding:
         title=limit.title,
         scope=limit.scope.value,
         connections=bound.connections,
+        may_reach=bound.may_reach,
         arithmetic=bound.arithmetic,
         evidence=limit.evidence.value,
         remedy=remedy.text if remedy else "",
