@@ -28,6 +28,8 @@ _OBJECT_ROWS = 20_000
 """Of `Service` objects, which are larger."""
 _BLOCK_BYTES = 1 << 20
 _PAGE_ROWS = 5_000
+_MOST_LINE_BYTES = 1 << 16
+"""More than Rust takes, so that it is Rust that says so."""
 FORMATS = ("csv", "jsonl")
 COLUMNS = ("name", "target", "delivery", "wide_port", "patience_ms", "connections", "proxy")
 
@@ -264,8 +266,7 @@ def _ascii_names(blocks: Iterator[bytes], text_format: str) -> Iterator[bytes]:
     rest, name_at, begun = b"", 0 if text_format == "csv" else -1, False
     for block in blocks:
         whole, end, rest = (rest + block).rpartition(b"\n")
-        if len(rest) > _BLOCK_BYTES:
-            # No line is so long: Rust says so.
+        if len(rest) > _MOST_LINE_BYTES:
             whole, end, rest = rest, b"", b""
         if end and not begun and text_format == "csv":
             name_at = _name_column(whole.partition(b"\n")[0])

@@ -400,8 +400,8 @@ pub enum Command {
     },
 }
 
-/// Bytes that a peek can show at most: what the longest first message that anybody must understand may have.
-pub const PEEK_BYTES: usize = 1 << 16;
+/// Bytes that a peek can show at most. A TLS ClientHello may have 65,536 behind the headers of its records.
+pub const PEEK_BYTES: usize = 1 << 17;
 /// Peeks whose bytes are with a core or on their way to one, at most; further ones wait.
 const PEEKS_AT_ONCE: u32 = 8;
 

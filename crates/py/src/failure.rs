@@ -59,6 +59,7 @@ pub(crate) fn refused(error: &CarrierError) -> PyErr {
 /// Why the registry of services did not do it.
 pub(crate) fn unregistered(error: &RegistryError) -> PyErr {
     let text = error.to_string();
+    let kept = "nothing of this batch was kept, all before it was";
     match error {
         RegistryError::Bad { field, why } => BadConfig::new_err((field.clone(), why.clone())),
         RegistryError::Absent(_) => BadConfig::new_err(("store", format!("{text}; services add and import make one"))),
@@ -71,7 +72,12 @@ pub(crate) fn unregistered(error: &RegistryError) -> PyErr {
         }
         RegistryError::Io(path, io) => match io.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                let remedy = format!("{}: {io}; nothing of this batch was kept, all before it was", path.display());
+                let remedy = format!("{}: {io}; {kept}", path.display());
+                LimitReached::new_err(("disk-space", None::<u64>, None::<u64>, remedy))
+            }
+            // LMDB's word for a write that came back short (mdb_page_flush), which is what a disk does when it fills up.
+            _ if io.raw_os_error() == Some(libc_errno::EIO) => {
+                let remedy = format!("{}: a write came back short, so it is full or fails; {kept}", path.display());
                 LimitReached::new_err(("disk-space", None::<u64>, None::<u64>, remedy))
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -99,9 +105,10 @@ fn limit(name: &'static str, remedy: &str) -> PyErr {
     LimitReached::new_err((name, None::<u64>, None::<u64>, remedy.to_owned()))
 }
 
-/// Error numbers that only the start of a carrier gives (asm-generic/errno.h); cores need no name for them.
+/// Error numbers that only the start of a carrier or the registry gives (asm-generic/errno.h); cores need no name for them.
 mod libc_errno {
     pub(super) const EPERM: i32 = 1;
+    pub(super) const EIO: i32 = 5;
     pub(super) const EACCES: i32 = 13;
     pub(super) const EINVAL: i32 = 22;
     pub(super) const ENOSYS: i32 = 38;

@@ -300,7 +300,9 @@ impl Reader {
 
     /// Services in the order of names, after `after`, until `each` says false.
     pub fn services(&self, after: Option<&str>, mut each: impl FnMut(Service) -> bool) -> Result<()> {
-        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_bytes()));
+        // LMDB knows no empty key.
+        let start =
+            after.filter(|after| !after.is_empty()).map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_bytes()));
         let range: (Bound<&[u8]>, Bound<&[u8]>) = (start, Bound::Unbounded);
         let rows = self.store.services.range(&self.txn, &range).map_err(|error| self.store.failed(error))?;
         for row in rows {
