@@ -16,7 +16,7 @@ use crate::pages::Pages;
 use crate::report::{Counter, Phase, Report};
 use crate::script::{Place, Script};
 use crate::space::Space;
-use crate::speech::{Returned, Speech, Tokens};
+use crate::speech::{Failing, Returned, Speech, Tokens};
 use crate::walk::Walk;
 use crate::window::Window;
 
@@ -85,9 +85,9 @@ enum State {
     Awaiting,
     /// The part is over, but `Sent` has not come yet.
     Answered,
-    /// The part was not over in time; what still comes of it is no surprise.
+    /// The round was not over in time; what still comes of it is no surprise.
     Late,
-    /// Other bytes than the speech wants came, or the opening was refused; nothing more is asked of it.
+    /// Other bytes than the speech wants came; nothing more is asked of it.
     Spoiled,
     /// `Close` is given.
     Closing,
@@ -188,7 +188,8 @@ impl LoadCore<Script> {
 }
 
 impl<S: Speech> LoadCore<S> {
-    fn speaking(config: LoadConfig, speech: S) -> LoadCore<S> {
+    /// A core that has done nothing yet, and will hold this speech on every connection.
+    pub fn speaking(config: LoadConfig, speech: S) -> LoadCore<S> {
         let attempts = Window::new(config.window);
         LoadCore {
             speech,
@@ -224,20 +225,26 @@ impl<S: Speech> LoadCore<S> {
     }
 
     fn failed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
-        let Some(hold) = self.open_hold(conn) else { return };
+        let Some(mut hold) = self.open_hold(conn) else { return };
         self.report.failed(step, error);
-        self.close(conn, hold, Counter::Broken, true, outbox);
+        self.break_opening(&mut hold, Failing::Broke);
+        self.close(conn, &mut hold, Counter::Broken, true, outbox);
     }
 
     fn finished(&mut self, conn: ConnId, outbox: &mut Outbox) {
-        let Some(hold) = self.open_hold(conn) else { return };
-        self.close(conn, hold, Counter::ClosedByPeer, self.config.abort_on_close, outbox);
+        let Some(mut hold) = self.open_hold(conn) else { return };
+        self.break_opening(&mut hold, Failing::Finished);
+        self.close(conn, &mut hold, Counter::ClosedByPeer, self.config.abort_on_close, outbox);
     }
 
-    fn close(&mut self, conn: ConnId, mut hold: Hold<S::Memory>, why: Counter, abort: bool, outbox: &mut Outbox) {
-        self.break_off(&hold);
-        hold.state = State::Closing;
-        self.holds.write(conn.index, hold);
+    fn close(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, why: Counter, abort: bool, outbox: &mut Outbox) {
+        self.break_off(hold);
+        if why != Counter::Broken {
+            self.say_last(conn, hold, abort, outbox);
+        }
+        self.speech.end(std::mem::take(&mut hold.memory));
+        (hold.state, hold.thirsty) = (State::Closing, false);
+        self.holds.write(conn.index, *hold);
         self.closes_under_way += 1;
         self.report.add(why, 1);
         outbox.push(Command::Close { conn, abort });
@@ -251,6 +258,8 @@ impl<S: Speech> LoadCore<S> {
         self.break_off(&hold);
         if hold.state == State::Closing {
             self.closes_under_way -= 1;
+        } else {
+            self.speech.end(hold.memory);
         }
         self.holds.write(conn.index, Hold::default());
         self.report.less(Counter::Open);
@@ -262,10 +271,10 @@ impl<S: Speech> LoadCore<S> {
         let mut scan = SCAN;
         index = self.holds.skip_untouched(index);
         while self.closes_under_way < BURST && scan > 0 && index < self.holds.end() {
-            let hold = self.holds.read(index);
+            let mut hold = self.holds.read(index);
             if !matches!(hold.state, State::Free | State::Closing) {
                 let conn = ConnId { index, generation: hold.generation };
-                self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
+                self.close(conn, &mut hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
             }
             (index, scan) = (index + 1, scan - 1);
         }
@@ -364,7 +373,7 @@ impl<S: Speech> Core for LoadCore<S> {
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
         self.expire_attempts(now, outbox);
         self.close_some(outbox);
-        self.expire_openings(now);
+        self.expire_openings(now, outbox);
         self.expire_pings(now);
         if self.next_round_at.is_some_and(|at| at <= now) && self.report.phase == Phase::Holding {
             (self.next_round_at, self.rounds_waiting) = (None, self.rounds_waiting + 1);
@@ -420,6 +429,7 @@ impl<S: Speech> Core for LoadCore<S> {
         let settled = settled.into_iter().map(count).sum::<u64>();
         let opened = count(Counter::OpeningsRight) + count(Counter::OpeningsFailed);
         let (out, opening) = (playing(State::Awaiting, false), playing(State::Awaiting, true));
+        let failed = self.report.reasons.iter().map(|row| row.1).sum::<u64>();
         let ends = count(Counter::ClosedByUs) + count(Counter::ClosedByPeer) + count(Counter::Broken);
         let connected = count(Counter::Connected);
         let rules = [
@@ -437,6 +447,8 @@ impl<S: Speech> Core for LoadCore<S> {
             ),
             ("every round out has its slot", pings == out + playing(State::Answered, false)),
             ("every opening has its slot", openings == opening + playing(State::Answered, true)),
+            ("openings_now is their number", count(Counter::Openings) == openings),
+            ("each opening that failed has a reason", failed == count(Counter::OpeningsFailed)),
             ("an opening ends once", opened + opening + self.openings_ended <= connected),
             ("the window bounds openings", attempts + openings <= u64::from(self.attempts.most())),
             (

@@ -6,13 +6,14 @@ use super::{BUFFER_PAUSE, Hold, LoadCore, Round, SCAN, State};
 use crate::buffers::Buf;
 use crate::contract::{Command, ConnId, Instant, Outbox};
 use crate::report::Counter;
-use crate::speech::{Part, Speech, Turn, Wrong};
+use crate::speech::{Failing, Part, Speech, Turn, Wrong};
 
 impl<S: Speech> LoadCore<S> {
     /// Begin the opening of a connection that stands.
     pub(super) fn open(&mut self, conn: ConnId, mut hold: Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
         self.speech.begin(&mut hold.memory, Part::Opening);
         hold.ping = self.openings.begin(conn, now);
+        self.report.add(Counter::Openings, 1);
         (hold.state, hold.opening) = (State::Awaiting, true);
         self.speak(conn, &mut hold, now, outbox);
         self.holds.write(conn.index, hold);
@@ -54,7 +55,7 @@ impl<S: Speech> LoadCore<S> {
             self.say(conn, &mut hold, buf, outbox);
         } else {
             outbox.buffers.release(buf);
-            self.settle(&mut hold, now);
+            self.settle(conn, &mut hold, now, outbox);
         }
         self.holds.write(index, hold);
         true
@@ -70,7 +71,7 @@ impl<S: Speech> LoadCore<S> {
         outbox.buffers.release(buf);
         match heard {
             Ok(()) => self.speak(conn, &mut hold, now, outbox),
-            Err(Wrong) => self.spoil(&mut hold),
+            Err(Wrong) => self.spoil(conn, &mut hold, outbox),
         }
         self.holds.write(conn.index, hold);
     }
@@ -103,12 +104,18 @@ impl<S: Speech> LoadCore<S> {
         }
     }
 
-    pub(super) fn expire_openings(&mut self, now: Instant) {
+    pub(super) fn expire_openings(&mut self, now: Instant, outbox: &mut Outbox) {
         while let Some((ticket, began)) = self.openings.oldest()
             && began.after(self.config.connect_timeout) <= now
         {
             let Some(ended) = self.openings.end(ticket) else { break };
-            self.late(ended.value, Counter::OpeningsFailed);
+            self.report.less(Counter::Openings);
+            let (conn, mut hold) = (ended.value, self.holds.read(ended.value.index));
+            match hold.state {
+                State::Answered => hold.state = State::Idle,
+                _ => self.fail_opening(conn, &mut hold, Failing::Late, outbox),
+            }
+            self.holds.write(conn.index, hold);
         }
     }
 
@@ -117,7 +124,7 @@ impl<S: Speech> LoadCore<S> {
             && began.after(self.config.ping_timeout) <= now
         {
             let Some(ended) = self.pings.end(ticket) else { break };
-            self.late(ended.value, Counter::PingsMissing);
+            self.late(ended.value);
         }
     }
 
@@ -129,7 +136,33 @@ impl<S: Speech> LoadCore<S> {
         self.end_part(hold);
     }
 
-    fn listen(&self, hold: &mut Hold<S::Memory>, bytes: &[u8]) -> Result<(), Wrong> {
+    /// The connection ends: an opening being played has failed.
+    pub(super) fn break_opening(&mut self, hold: &mut Hold<S::Memory>, failing: Failing) {
+        if hold.state == State::Awaiting && hold.opening {
+            self.report.opening_failed(self.speech.why(&hold.memory, failing));
+            self.end_part(hold);
+            hold.state = State::Spoiled;
+        }
+    }
+
+    /// The last word before a close, if there is one. Nobody waits for it: a carrier that cannot send it at once may not
+    /// send it at all.
+    pub(super) fn say_last(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, abort: bool, outbox: &mut Outbox) {
+        if hold.sending || !self.speech.has_last_word(&hold.memory, abort) {
+            return;
+        }
+        let Some(mut buf) = outbox.buffers.take() else { return };
+        match self.speech.last_word(&mut hold.memory, outbox.buffers.memory(&buf)) {
+            0 => outbox.buffers.release(buf),
+            length => {
+                outbox.buffers.set_len(&mut buf, length);
+                self.report.add(Counter::BytesOut, length as u64);
+                outbox.push(Command::Send { conn, buf });
+            }
+        }
+    }
+
+    fn listen(&mut self, hold: &mut Hold<S::Memory>, bytes: &[u8]) -> Result<(), Wrong> {
         let serial = self.serial(hold);
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -158,7 +191,7 @@ impl<S: Speech> LoadCore<S> {
                 }
             }
         }
-        self.settle(hold, now);
+        self.settle(conn, hold, now, outbox);
     }
 
     fn say(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, mut buf: Buf, outbox: &mut Outbox) {
@@ -171,15 +204,11 @@ impl<S: Speech> LoadCore<S> {
     }
 
     /// If the part is over, count how.
-    fn settle(&mut self, hold: &mut Hold<S::Memory>, now: Instant) {
+    fn settle(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
         let Turn::Over { refused } = self.speech.turn(&hold.memory) else { return };
         match hold.state {
             State::Late => hold.state = State::Idle,
-            State::Awaiting if hold.opening && refused => {
-                self.report.add(Counter::OpeningsFailed, 1);
-                self.end_part(hold);
-                hold.state = State::Spoiled;
-            }
+            State::Awaiting if hold.opening && refused => self.fail_opening(conn, hold, Failing::Refused, outbox),
             State::Awaiting => {
                 let how = match (hold.opening, refused) {
                     (true, _) => Counter::OpeningsRight,
@@ -187,7 +216,9 @@ impl<S: Speech> LoadCore<S> {
                     (false, false) => Counter::PingsRight,
                 };
                 self.report.add(how, 1);
-                if !hold.opening {
+                if hold.opening {
+                    self.report.opening_ns.record(self.openings.age_ns(hold.ping, now));
+                } else {
                     self.report.echo_ns.record(self.pings.age_ns(hold.ping, now));
                 }
                 if hold.sending {
@@ -202,9 +233,9 @@ impl<S: Speech> LoadCore<S> {
         }
     }
 
-    fn spoil(&mut self, hold: &mut Hold<S::Memory>) {
+    fn spoil(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, outbox: &mut Outbox) {
         match hold.state {
-            State::Awaiting if hold.opening => self.report.add(Counter::OpeningsFailed, 1),
+            State::Awaiting if hold.opening => return self.fail_opening(conn, hold, Failing::Wrong, outbox),
             State::Awaiting => self.report.add(Counter::PingsWrong, 1),
             State::Late => {}
             _ => {
@@ -216,12 +247,18 @@ impl<S: Speech> LoadCore<S> {
         hold.state = State::Spoiled;
     }
 
-    fn late(&mut self, conn: ConnId, missing: Counter) {
+    /// A connection that did not become ready is of no use: it ends.
+    fn fail_opening(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, failing: Failing, outbox: &mut Outbox) {
+        self.break_opening(hold, failing);
+        self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
+    }
+
+    fn late(&mut self, conn: ConnId) {
         let mut hold = self.holds.read(conn.index);
         hold.state = match hold.state {
             State::Answered => State::Idle,
             _ => {
-                self.report.add(missing, 1);
+                self.report.add(Counter::PingsMissing, 1);
                 State::Late
             }
         };
@@ -229,9 +266,13 @@ impl<S: Speech> LoadCore<S> {
     }
 
     fn end_part(&mut self, hold: &Hold<S::Memory>) {
-        if matches!(hold.state, State::Awaiting | State::Answered) {
-            let window = if hold.opening { &mut self.openings } else { &mut self.pings };
-            window.end(hold.ping);
+        if !matches!(hold.state, State::Awaiting | State::Answered) {
+            return;
+        }
+        if !hold.opening {
+            self.pings.end(hold.ping);
+        } else if self.openings.end(hold.ping).is_some() {
+            self.report.less(Counter::Openings);
         }
     }
 
