@@ -171,11 +171,17 @@ pub struct LoadCore<S: Speech = Tokens> {
     fill: Option<Histogram>,
 }
 
+impl Tokens {
+    /// The tokens that the configuration asks for.
+    pub fn of(config: &LoadConfig) -> Tokens {
+        Tokens { seed: config.seed, token_bytes: config.token_bytes.min(u16::MAX.into()) as u16 }
+    }
+}
+
 impl LoadCore<Tokens> {
     /// A core that has done nothing yet, and will ping with tokens.
     pub fn new(config: LoadConfig) -> LoadCore<Tokens> {
-        let token_bytes = config.token_bytes.min(u16::MAX.into()) as u16;
-        let speech = Tokens { seed: config.seed, token_bytes };
+        let speech = Tokens::of(&config);
         LoadCore::speaking(config, speech)
     }
 }
@@ -429,7 +435,8 @@ impl<S: Speech> Core for LoadCore<S> {
         let settled = settled.into_iter().map(count).sum::<u64>();
         let opened = count(Counter::OpeningsRight) + count(Counter::OpeningsFailed);
         let (out, opening) = (playing(State::Awaiting, false), playing(State::Awaiting, true));
-        let failed = self.report.reasons.iter().map(|row| row.1).sum::<u64>();
+        let sum = |reasons: &[(&str, u64)]| reasons.iter().map(|row| row.1).sum::<u64>();
+        let (failed, wrong) = (sum(&self.report.opening_reasons), sum(&self.report.round_reasons));
         let ends = count(Counter::ClosedByUs) + count(Counter::ClosedByPeer) + count(Counter::Broken);
         let connected = count(Counter::Connected);
         let rules = [
@@ -449,6 +456,7 @@ impl<S: Speech> Core for LoadCore<S> {
             ("every opening has its slot", openings == opening + playing(State::Answered, true)),
             ("openings_now is their number", count(Counter::Openings) == openings),
             ("each opening that failed has a reason", failed == count(Counter::OpeningsFailed)),
+            ("each round that was wrong has a reason", wrong == count(Counter::PingsWrong)),
             ("an opening ends once", opened + opening + self.openings_ended <= connected),
             ("the window bounds openings", attempts + openings <= u64::from(self.attempts.most())),
             (

@@ -108,7 +108,9 @@ pub struct Report {
     /// Failures by step and error; bounded by (steps x errnos).
     pub failures: Vec<Failure>,
     /// Why openings failed: names of reasons (`speech::REASONS` and those of other speeches), and how many of each.
-    pub reasons: Vec<(&'static str, u64)>,
+    pub opening_reasons: Vec<(&'static str, u64)>,
+    /// The same of rounds that were wrong.
+    pub round_reasons: Vec<(&'static str, u64)>,
     /// The failure that made the core stop making connections, if one did.
     pub stopped_by: Option<(Step, Errno)>,
     /// Time from `Connect` to `Connected`, nanoseconds.
@@ -132,7 +134,8 @@ impl Report {
             counters: [0; COUNTER_COUNT],
             phase: Phase::Ramping,
             failures: Vec::new(),
-            reasons: Vec::new(),
+            opening_reasons: Vec::new(),
+            round_reasons: Vec::new(),
             stopped_by: None,
             connect_ns: Histogram::new(),
             opening_ns: Histogram::new(),
@@ -174,10 +177,13 @@ impl Report {
     /// Count an opening that failed, by reason.
     pub fn opening_failed(&mut self, reason: &'static str) {
         self.add(Counter::OpeningsFailed, 1);
-        match self.reasons.iter_mut().find(|row| row.0 == reason) {
-            Some(row) => row.1 += 1,
-            None => self.reasons.push((reason, 1)),
-        }
+        one_more(&mut self.opening_reasons, reason);
+    }
+
+    /// Count a round that was wrong, by reason.
+    pub fn round_wrong(&mut self, reason: &'static str) {
+        self.add(Counter::PingsWrong, 1);
+        one_more(&mut self.round_reasons, reason);
     }
 
     /// Count a failure by step and error.
@@ -186,6 +192,13 @@ impl Report {
             Some(row) => row.count += 1,
             None => self.failures.push(Failure { step, error, count: 1 }),
         }
+    }
+}
+
+fn one_more(reasons: &mut Vec<(&'static str, u64)>, reason: &'static str) {
+    match reasons.iter_mut().find(|row| row.0 == reason) {
+        Some(row) => row.1 += 1,
+        None => reasons.push((reason, 1)),
     }
 }
 

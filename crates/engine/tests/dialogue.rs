@@ -152,7 +152,7 @@ fn a_failed_opening_ends_the_connection_and_is_named() {
         let closes = answer.as_bytes().chunks(9).flat_map(|part| played.receive(conn(0), part)).collect::<Vec<_>>();
         assert!(matches!(closes[..], [Command::Close { .. }]), "{closes:?}");
         assert_eq!((count(&played, Counter::OpeningsFailed), count(&played, Counter::OpeningsRight)), (1, 0));
-        assert_eq!(played.core.report().reasons, [(reason, 1)]);
+        assert_eq!(played.core.report().opening_reasons, [(reason, 1)]);
         assert_eq!((played.core.report().phase, count(&played, Counter::Openings)), (Phase::Holding, 0));
         assert!(order_ping(&mut played).is_empty(), "nothing more is asked of it");
     }
@@ -161,7 +161,7 @@ fn a_failed_opening_ends_the_connection_and_is_named() {
     assert_eq!(count(&played, Counter::OpeningsFailed), 0);
     assert!(matches!(played.wait_ms(1)[..], [Command::Close { .. }]));
     assert_eq!((count(&played, Counter::OpeningsFailed), played.core.report().phase), (1, Phase::Holding));
-    assert_eq!(played.core.report().reasons, [("late", 1)]);
+    assert_eq!(played.core.report().opening_reasons, [("late", 1)]);
     sent(&mut played);
     assert!(hear(&mut played, b"HTTP/1.1 101 Late\r\n\r\n").is_empty());
 }
@@ -221,7 +221,7 @@ fn an_end_in_the_middle_fails_an_opening_and_leaves_a_round_open() {
         let counted = [Counter::OpeningsRight, Counter::PingsRight, Counter::PingsWrong];
         assert!(counted.into_iter().all(|counter| count(&played, counter) == 0));
         let reasons = if opening { &[("broke", 1)][..] } else { &[] };
-        assert_eq!(played.core.report().reasons, reasons);
+        assert_eq!(played.core.report().opening_reasons, reasons);
         assert_eq!(played.core.report().phase, Phase::Holding);
     }
 }

@@ -10,7 +10,9 @@ use fourtuple_engine::echo::{EchoConfig, EchoCore};
 use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
+use fourtuple_engine::speech::Tokens;
 use fourtuple_engine::{Core, Order, SourceChoice};
+use fourtuple_tls::{Client, Secured, Settings};
 use pyo3::prelude::*;
 
 use crate::failure::BadConfig;
@@ -50,6 +52,18 @@ pub(crate) struct LoadRequest {
     keep_fill_curve: bool,
     #[pyo3(from_py_with = script)]
     dialogue: Option<Box<Script>>,
+    #[pyo3(from_py_with = client)]
+    tls: Option<Client>,
+}
+
+/// `fourtuple.engine.TlsConfig`.
+#[derive(FromPyObject)]
+struct TlsRequest {
+    server_name: String,
+    ca: Option<Vec<u8>>,
+    insecure: bool,
+    alpn: Vec<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// `fourtuple.dialogue.Dialogue`.
@@ -138,9 +152,16 @@ impl Request {
 impl LoadRequest {
     fn core(&self, worker: u32, workers: u32) -> Box<dyn Core> {
         let share = self.share(worker, workers);
-        match &self.dialogue {
-            Some(script) => Box::new(LoadCore::playing(share, script.as_ref().clone())),
-            None => Box::new(LoadCore::new(share)),
+        match (&self.dialogue, &self.tls) {
+            (Some(script), None) => Box::new(LoadCore::playing(share, script.as_ref().clone())),
+            (None, None) => Box::new(LoadCore::new(share)),
+            (Some(script), Some(client)) => {
+                Box::new(LoadCore::speaking(share, Secured::new(script.as_ref().clone(), client.clone())))
+            }
+            (None, Some(client)) => {
+                let tokens = Tokens::of(&share);
+                Box::new(LoadCore::speaking(share, Secured::new(tokens, client.clone())))
+            }
         }
     }
 
@@ -176,8 +197,9 @@ impl ActRequest {
             "until" => Act::Until(bytes, first),
             "skip" => Act::Skip(first),
             "response" => Act::Response(status(first)?, status(second)?),
+            "upgrade" => Act::Upgrade(bytes),
             "pong" => Act::Pong(bytes),
-            _ => return Err("an act that is not one of say, expect, until, skip, response, pong"),
+            _ => return Err("an act that is not one of say, expect, until, skip, response, upgrade, pong"),
         })
     }
 }
@@ -301,6 +323,14 @@ fn script(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<Script>>> {
         .and_then(|opening| Script::new(opening, acts(round)?))
         .map(|script| Some(Box::new(script)))
         .map_err(|why| BadConfig::new_err(("dialogue", why)))
+}
+
+/// What of the files is wrong only shows here: Python has read them, and knows nothing of certificates.
+fn client(value: &Bound<'_, PyAny>) -> PyResult<Option<Client>> {
+    let Some(TlsRequest { server_name, ca, insecure, alpn, identity }) = value.extract()? else { return Ok(None) };
+    Client::new(&Settings { server_name, ca, insecure, alpn, identity })
+        .map(Some)
+        .map_err(|refused| BadConfig::new_err((format!("tls.{}", refused.setting), refused.why)))
 }
 
 fn seconds(value: &Bound<'_, PyAny>) -> PyResult<Duration> {

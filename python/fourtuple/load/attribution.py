@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from fourtuple.engine import Failure, Snapshot
 from fourtuple.facts import Host
 from fourtuple.limits import suspects, suspects_by_counter
+from fourtuple.load.reasons import OPENING_REASONS, ROUND_REASONS, Reason, Side
 from fourtuple.tuples import TupleSpace
 
 _CALLS = {"receive": "recv"}
@@ -21,14 +21,6 @@ _CALLS = {"receive": "recv"}
 _MOST_SUSPECTS = 4
 _BUSY = 0.95
 """Of the processors that this process may use: beyond, the client is what is measured."""
-
-
-class Side(Enum):
-    """Who has to do something about it."""
-
-    CLIENT = "this side"
-    SERVER = "the other side"
-    BETWEEN = "not to be told from here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +185,7 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
             "connected, but it does not answer in time: it stalls, or never accepted",
             ("accept-queue", "accept-at-limit") if overflow else ("accept-at-limit",),
         ),
-        (snapshot.pings_wrong, "it answers with other bytes than it should, or ends the dialogue", ()),
         (snapshot.pings_refused, "it answers with an error status", ()),
-        (snapshot.openings_failed, "the opening handshake is refused, garbled or not answered", ()),
         (snapshot.closed_by_peer, "it closes connections that we hold", ("accept-at-limit", "keepalive")),
     )
     repeated = risen.get("TcpExt.TCPSynRetrans", 0)
@@ -209,9 +199,16 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
             limits=("accept-queue", "syn-queue"),
             evidence=f"TcpExt.TCPSynRetrans rose by {repeated:,}",
         )
+    for table, reasons in ((OPENING_REASONS, snapshot.opening_reasons), (ROUND_REASONS, snapshot.round_reasons)):
+        for name, count in reasons:
+            yield _of_reason(table[name], count)
     for count, what, limits in rows:
         if count:
             yield Cause(side=Side.SERVER, what=what, error="", step="", count=count, limits=limits, evidence="")
+
+
+def _of_reason(reason: Reason, count: int) -> Cause:
+    return Cause(side=reason.side, what=reason.what, error="", step="", count=count, limits=(), evidence=reason.remedy)
 
 
 def _all_used(witness: Witness) -> Cause:

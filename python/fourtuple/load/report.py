@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fourtuple.engine import Quantiles
-from fourtuple.load.attribution import Cause, Side
+from fourtuple.load.attribution import Cause
+from fourtuple.load.reasons import Side
 from fourtuple.paper import page
 
 
@@ -67,7 +68,7 @@ class Report:
     workers: int
     wanted: int
     held: int
-    """Open at the end of the holding."""
+    """Open at the end of the holding, and ready: an opening that is still being played is not."""
     most_held: int
     interrupted: bool
     verdict: str
@@ -84,8 +85,11 @@ class Report:
     """Connections made per second while ramping."""
     seconds: float
     connect: Latency
+    opening: Latency
+    """From there to the end of the opening: TLS and WebSocket handshakes, and what a script says first."""
     answer: Latency
     openings_right: int
+    openings_failed: int
     rounds: int
     rounds_right: int
     rounds_failed: int
@@ -134,6 +138,8 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
     "replaced": lambda report: report.replaced,
     "rate_per_s": lambda report: report.ramp_rate_per_s,
     "ramp_s": lambda report: report.ramp_s,
+    "openings_right": lambda report: report.openings_right,
+    "openings_failed": lambda report: report.openings_failed,
     "rounds": lambda report: report.rounds,
     "rounds_right": lambda report: report.rounds_right,
     "rounds_failed": lambda report: report.rounds_failed,
@@ -142,7 +148,7 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
     "client_cpu_percent": lambda report: 100 * report.client_cpu_share,
     **{
         f"{name}_{which}_ms": _latency(which, name)
-        for which in ("connect", "answer")
+        for which in ("connect", "opening", "answer")
         for name in ("mean", "p50", "p90", "p99", "p999", "most")
     },
 }
@@ -156,6 +162,7 @@ def html(report: Report) -> str:
         ("most at once", f"{report.most_held:,}"),
         ("ramp", f"{report.ramp_s:.1f} s, {report.ramp_rate_per_s:,.0f} connections per second"),
         ("replaced, closed by the peer, broken", f"{report.replaced:,}, {report.closed_by_peer:,}, {report.broken:,}"),
+        ("openings right, failed", f"{report.openings_right:,}, {report.openings_failed:,}"),
         ("rounds right, failed", f"{report.rounds_right:,}, {report.rounds_failed:,}"),
         ("bytes in, out", f"{report.bytes_in:,}, {report.bytes_out:,}"),
         ("user memory per connection", _bytes(report.user_bytes_per_connection)),
@@ -165,7 +172,7 @@ def html(report: Report) -> str:
     ]
     latencies = [
         [what, f"{row.count:,}", *(f"{value:,.3f}" for value in _quantiles(row))]
-        for what, row in (("connect", report.connect), ("answer", report.answer))
+        for what, row in (("connect", report.connect), ("opening", report.opening), ("answer", report.answer))
     ]
     causes = [
         [

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from fourtuple.doctor import diagnose
 from fourtuple.engine import CarrierName, Engine, LoadConfig, Phase, Snapshot, SourceChoice
+from fourtuple.errors import BadConfig
 from fourtuple.facts import Flow, Host
 from fourtuple.host import read_host
 from fourtuple.load import presets, reach
@@ -86,7 +87,7 @@ class _Run:
         self.ramped = self.start
         interrupted = False
         self.spare = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(SPARE_DESCRIPTORS)]
-        with Engine.start(self._config(), CarrierName(self.scenario.carrier), self.scenario.workers) as engine:
+        with self._engine() as engine:
             self.ramp_end = engine.snapshot()
             try:
                 self._ramp(engine)
@@ -102,6 +103,16 @@ class _Run:
             except KeyboardInterrupt:
                 interrupted = True
         return self._report(engine, last, end, started_at, interrupted=interrupted)
+
+    def _engine(self) -> Engine:
+        try:
+            return Engine.start(self._config(), CarrierName(self.scenario.carrier), self.scenario.workers)
+        except BadConfig as problem:
+            # What a file holds is only seen by who reads certificates.
+            if not problem.path.startswith("tls."):
+                raise
+            option = "--" + problem.path.replace(".", "-").replace("_", "-")
+            raise BadConfig(option, problem.why) from None
 
     def _config(self) -> LoadConfig:
         scenario = self.scenario
@@ -121,6 +132,7 @@ class _Run:
             seed=seed,
             ping_every_s=scenario.round_every_s,
             abort_on_close=not scenario.close_with_fin,
+            tls=scenario.tls.config(scenario.target),
             dialogue=scenario.dialogue or presets.preset(scenario.target, scenario.size_bytes, seed),
         )
 
@@ -187,7 +199,7 @@ class _Run:
             fell_short=short,
         )
         causes = attribute(last, witness)
-        complete = last.open_now >= wanted
+        complete = _held(last) >= wanted
         return Report(
             target=str(self.scenario.target),
             started_at=started_at,
@@ -195,7 +207,7 @@ class _Run:
             carrier=engine.carrier.value,
             workers=engine.workers,
             wanted=wanted,
-            held=last.open_now,
+            held=_held(last),
             most_held=last.open_peak,
             interrupted=interrupted,
             verdict=_verdict(last, wanted, causes, interrupted=interrupted),
@@ -208,8 +220,10 @@ class _Run:
             ramp_rate_per_s=rate_per_s,
             seconds=end.at_s - self.start.at_s,
             connect=Latency.of(last.connect_ns),
+            opening=Latency.of(last.opening_ns),
             answer=Latency.of(last.echo_ns),
             openings_right=last.openings_right,
+            openings_failed=last.openings_failed,
             rounds=last.pings_sent,
             rounds_right=last.pings_right,
             rounds_failed=last.pings_missing + last.pings_wrong + last.pings_refused,
@@ -244,12 +258,17 @@ class _Run:
 
 
 def _verdict(last: Snapshot, wanted: int, causes: tuple[Cause, ...], *, interrupted: bool) -> str:
-    if last.open_now >= wanted:
+    held = _held(last)
+    if held >= wanted:
         return f"All {wanted:,} connections are held"
     why = f"{causes[0].what} ({causes[0].side.value})" if causes else "the ramp took longer than it may"
     if interrupted and not causes:
         why = "interrupted"
-    return f"{last.open_now:,} of {wanted:,} connections are held: {why}"
+    return f"{held:,} of {wanted:,} connections are held: {why}"
+
+
+def _held(last: Snapshot) -> int:
+    return last.open_now - last.openings_now
 
 
 def _each(grown_bytes: int, connections: int) -> float | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fourtuple.dialogue import Dialogue
-from fourtuple.engine import HIGHEST_COUNT
+from fourtuple.engine import HIGHEST_COUNT, TlsConfig
 from fourtuple.errors import BadConfig
 from fourtuple.tuples import AddressSet, PortSet
 
@@ -24,9 +24,23 @@ class Scheme(Enum):
     TCP = "tcp"
     HTTP = "http"
     WS = "ws"
+    TLS = "tls"
+    HTTPS = "https"
+    WSS = "wss"
+
+    @property
+    def words(self) -> Scheme:
+        """What is said within TLS, if there is TLS."""
+        return _WITHIN.get(self, self)
+
+    @property
+    def secured(self) -> bool:
+        """Whether there is."""
+        return self in _WITHIN
 
 
-_DEFAULT_PORTS = {Scheme.HTTP: "80", Scheme.WS: "80"}
+_WITHIN = {Scheme.TLS: Scheme.TCP, Scheme.HTTPS: Scheme.HTTP, Scheme.WSS: Scheme.WS}
+_DEFAULT_PORTS = {Scheme.HTTP: "80", Scheme.WS: "80", Scheme.HTTPS: "443", Scheme.WSS: "443"}
 _SHAPE = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<host>\[[^\]/]*\]|[^/?#:\[\]]*)(?::(?P<ports>[^/?#]*))?(?P<path>[/?][^#]*)?"
 )
@@ -47,7 +61,8 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """Read tcp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH; HOST and PORT may be ranges."""
+        """Read tcp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH, or tls, https and wss for the same
+        within TLS; HOST and PORT may be ranges."""
         matched = _SHAPE.fullmatch(url)
         if matched is None:
             raise BadConfig("URL", f"{url[:80]!r} is none; such as tcp://127.0.0.1:6379 or http://[::1]:8080/path")
@@ -61,8 +76,8 @@ class Target:
         path = matched["path"] or "/"
         if path[0] == "?":
             path = f"/{path}"
-        if scheme is Scheme.TCP and path != "/":
-            raise BadConfig("URL", f"a tcp target has no path, and {path[:40]!r} is one")
+        if scheme.words is Scheme.TCP and path != "/":
+            raise BadConfig("URL", f"a {scheme.value} target has no path, and {path[:40]!r} is one")
         if not all("!" <= letter <= "~" for letter in path) or len(path) > 2_000:
             raise BadConfig("URL", "a path is at most 2,000 visible ASCII characters; write others as %XX")
         target = cls(
@@ -77,17 +92,78 @@ class Target:
         return target
 
     @property
+    def name(self) -> str | None:
+        """The name that was typed, resolved or not; None if addresses were."""
+        return self.host if _addresses(self.host) is None else None
+
+    @property
     def authority(self) -> str:
         """What a Host header says (RFC 9110 7.2): of several, the first."""
         host = self.host
-        if self.addresses is not None:
+        if self.addresses is not None and self.name is None:
             first = next(iter(self.addresses))
             host = f"[{first}]" if first.version == 6 else str(first)
         return f"{host}:{next(iter(self.ports))}"
 
     def __str__(self) -> str:
-        path = "" if self.scheme is Scheme.TCP else self.path
+        path = "" if self.scheme.words is Scheme.TCP else self.path
         return f"{self.scheme.value}://{self.host}:{self.ports}{path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsOptions:
+    """How a secured target is spoken to. Files come as their contents, in PEM."""
+
+    ca: bytes | None = None
+    """Certificates to trust; None is the system's."""
+    insecure: bool = False
+    """Accept any certificate."""
+    server_name: str | None = None
+    """The name that the certificate has to be for; None is the URL's host."""
+    alpn: tuple[str, ...] | None = None
+    """Protocols to offer; None is http/1.1 for https and wss, none for tls."""
+    certificate: bytes | None = None
+    key: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            missing = "--tls-cert" if self.certificate is None else "--tls-key"
+            raise BadConfig(missing, "is missing: a certificate of ours and its key go together")
+        if self.insecure and self.ca is not None:
+            raise BadConfig("--tls-insecure", "accepts any certificate; leave out --tls-ca")
+
+    def config(self, target: Target) -> TlsConfig | None:
+        """What the engine is told; None where the target is not secured."""
+        if not target.scheme.secured:
+            for option, value in (
+                ("--tls-ca", self.ca),
+                ("--tls-insecure", self.insecure or None),
+                ("--tls-server-name", self.server_name),
+                ("--tls-alpn", self.alpn),
+                ("--tls-cert", self.certificate),
+            ):
+                if value is not None:
+                    raise BadConfig(option, f"is for tls, https and wss targets; this one is {target.scheme.value}")
+            return None
+        usual = () if target.scheme is Scheme.TLS else ("http/1.1",)
+        return TlsConfig(
+            server_name=self.server_name or target.name or self._address_to_check(target),
+            ca=self.ca,
+            insecure=self.insecure,
+            alpn=tuple(name.encode() for name in (usual if self.alpn is None else self.alpn)),
+            identity=None if self.certificate is None or self.key is None else (self.certificate, self.key),
+        )
+
+    def _address_to_check(self, target: Target) -> str:
+        addresses = target.addresses
+        if addresses is None:
+            raise AssertionError("what is no name is addresses")
+        if len(addresses) > 1 and not self.insecure:
+            raise BadConfig(
+                "--tls-server-name",
+                f"is needed: the URL names {len(addresses):,} addresses, and certificates are checked against one name",
+            )
+        return str(next(iter(addresses)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +194,7 @@ class Scenario:
     """Close as a well-bred client does, which leaves each port in TIME_WAIT for 60 s; else with RST."""
     dialogue: Dialogue | None = None
     """None is tokens that the peer sends back, if there are rounds at all."""
+    tls: TlsOptions = TlsOptions()
     workers: int | None = None
     carrier: str = "auto"
 
@@ -133,6 +210,7 @@ class Scenario:
         _seconds("--ramp-timeout", self.ramp_timeout_s, 0.1, MOST_SECONDS)
         _seconds("--connect-timeout", self.connect_timeout_s, 0.01, 3_600)
         _seconds("--answer-timeout", self.answer_timeout_s, 0.01, 3_600)
+        self.tls.config(self.target)
         versions = {one.version for one in (self.sources, self.target.addresses) if one is not None}
         if len(versions) > 1:
             raise BadConfig("--from", "the source addresses are of another family than the target's")

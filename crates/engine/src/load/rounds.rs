@@ -197,6 +197,10 @@ impl<S: Speech> LoadCore<S> {
     fn say(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, mut buf: Buf, outbox: &mut Outbox) {
         let serial = self.serial(hold);
         let length = self.speech.say(&mut hold.memory, serial, outbox.buffers.memory(&buf));
+        if length == 0 {
+            // Whoever cannot speak any more says so in its next turn.
+            return outbox.buffers.release(buf);
+        }
         outbox.buffers.set_len(&mut buf, length);
         hold.sending = true;
         self.report.add(Counter::BytesOut, length as u64);
@@ -236,11 +240,10 @@ impl<S: Speech> LoadCore<S> {
     fn spoil(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, outbox: &mut Outbox) {
         match hold.state {
             State::Awaiting if hold.opening => return self.fail_opening(conn, hold, Failing::Wrong, outbox),
-            State::Awaiting => self.report.add(Counter::PingsWrong, 1),
             State::Late => {}
-            _ => {
-                self.report.add(Counter::PingsWrong, 1);
-                self.pings_unasked += 1;
+            state => {
+                self.report.round_wrong(self.speech.why(&hold.memory, Failing::Wrong));
+                self.pings_unasked += u64::from(state != State::Awaiting);
             }
         }
         self.end_part(hold);
