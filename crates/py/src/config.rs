@@ -52,8 +52,7 @@ pub(crate) struct LoadRequest {
     keep_fill_curve: bool,
     #[pyo3(from_py_with = script)]
     dialogue: Option<Box<Script>>,
-    #[pyo3(from_py_with = client)]
-    tls: Option<Client>,
+    tls: Option<TlsRequest>,
 }
 
 /// `fourtuple.engine.TlsConfig`.
@@ -139,28 +138,31 @@ impl Request {
     }
 
     /// The cores of `workers` workers: their shares are disjoint, and together they are the whole.
-    pub(crate) fn cores(&self, workers: u32) -> Vec<Box<dyn Core>> {
-        (0..workers)
-            .map(|worker| match self {
-                Request::Load(load) => load.core(worker, workers),
-                Request::Echo(echo) => Box::new(EchoCore::new(echo.share(worker, workers))),
-            })
-            .collect()
+    pub(crate) fn cores(&self, workers: u32) -> PyResult<Vec<Box<dyn Core>>> {
+        let client = match self {
+            Request::Load(LoadRequest { tls: Some(tls), .. }) => Some(tls.client()?),
+            _ => None,
+        };
+        let core = |worker| match self {
+            Request::Load(load) => load.core(worker, workers, client.clone()),
+            Request::Echo(echo) => Box::new(EchoCore::new(echo.share(worker, workers))),
+        };
+        Ok((0..workers).map(core).collect())
     }
 }
 
 impl LoadRequest {
-    fn core(&self, worker: u32, workers: u32) -> Box<dyn Core> {
+    fn core(&self, worker: u32, workers: u32, client: Option<Client>) -> Box<dyn Core> {
         let share = self.share(worker, workers);
-        match (&self.dialogue, &self.tls) {
+        match (&self.dialogue, client) {
             (Some(script), None) => Box::new(LoadCore::playing(share, script.as_ref().clone())),
             (None, None) => Box::new(LoadCore::new(share)),
             (Some(script), Some(client)) => {
-                Box::new(LoadCore::speaking(share, Secured::new(script.as_ref().clone(), client.clone())))
+                Box::new(LoadCore::speaking(share, Secured::new(script.as_ref().clone(), client)))
             }
             (None, Some(client)) => {
                 let tokens = Tokens::of(&share);
-                Box::new(LoadCore::speaking(share, Secured::new(tokens, client.clone())))
+                Box::new(LoadCore::speaking(share, Secured::new(tokens, client)))
             }
         }
     }
@@ -184,6 +186,21 @@ impl LoadRequest {
             abort_on_close: self.abort_on_close,
             keep_fill_curve: self.keep_fill_curve,
         }
+    }
+}
+
+impl TlsRequest {
+    /// What is wrong with the files only shows here: Python has read them, and knows nothing of certificates.
+    fn client(&self) -> PyResult<Client> {
+        let settings = Settings {
+            server_name: self.server_name.clone(),
+            ca: self.ca.clone(),
+            insecure: self.insecure,
+            alpn: self.alpn.clone(),
+            identity: self.identity.clone(),
+        };
+        Client::new(&settings)
+            .map_err(|refused| BadConfig::new_err((format!("tls.{}", refused.setting), refused.why)))
     }
 }
 
@@ -323,14 +340,6 @@ fn script(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<Script>>> {
         .and_then(|opening| Script::new(opening, acts(round)?))
         .map(|script| Some(Box::new(script)))
         .map_err(|why| BadConfig::new_err(("dialogue", why)))
-}
-
-/// What of the files is wrong only shows here: Python has read them, and knows nothing of certificates.
-fn client(value: &Bound<'_, PyAny>) -> PyResult<Option<Client>> {
-    let Some(TlsRequest { server_name, ca, insecure, alpn, identity }) = value.extract()? else { return Ok(None) };
-    Client::new(&Settings { server_name, ca, insecure, alpn, identity })
-        .map(Some)
-        .map_err(|refused| BadConfig::new_err((format!("tls.{}", refused.setting), refused.why)))
 }
 
 fn seconds(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
