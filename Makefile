@@ -65,7 +65,7 @@ docs: setup ## write the pages of the limits catalogue from the code
 system: ## install the system packages that tests use (root with apt-get only)
 	@missing=(); \
 	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
-	        curl:curl wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools; do \
+	        curl:curl openssl:openssl wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools; do \
 	    command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); \
 	done; \
 	if [ "$${#missing[@]}" = 0 ]; then echo "system: nothing is missing"; \

@@ -52,7 +52,8 @@ pub(crate) struct LoadRequest {
     keep_fill_curve: bool,
     #[pyo3(from_py_with = script)]
     dialogue: Option<Box<Script>>,
-    tls: Option<TlsRequest>,
+    #[pyo3(from_py_with = boxed)]
+    tls: Option<Box<TlsRequest>>,
 }
 
 /// `fourtuple.engine.TlsConfig`.
@@ -199,8 +200,7 @@ impl TlsRequest {
             alpn: self.alpn.clone(),
             identity: self.identity.clone(),
         };
-        Client::new(&settings)
-            .map_err(|refused| BadConfig::new_err((format!("tls.{}", refused.setting), refused.why)))
+        Client::new(&settings).map_err(|refused| BadConfig::new_err((format!("tls.{}", refused.setting), refused.why)))
     }
 }
 
@@ -340,6 +340,10 @@ fn script(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<Script>>> {
         .and_then(|opening| Script::new(opening, acts(round)?))
         .map(|script| Some(Box::new(script)))
         .map_err(|why| BadConfig::new_err(("dialogue", why)))
+}
+
+fn boxed(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<TlsRequest>>> {
+    Ok(value.extract::<Option<TlsRequest>>()?.map(Box::new))
 }
 
 fn seconds(value: &Bound<'_, PyAny>) -> PyResult<Duration> {

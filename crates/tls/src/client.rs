@@ -45,8 +45,9 @@ pub struct Client {
 impl Client {
     /// A client with these settings, or what is wrong with them.
     pub fn new(settings: &Settings) -> Result<Client, Refused> {
-        let server_name = ServerName::try_from(settings.server_name.clone())
-            .map_err(|_| refused("server_name", format!("{:?} is neither a name nor an address", settings.server_name)))?;
+        let server_name = ServerName::try_from(settings.server_name.clone()).map_err(|_| {
+            refused("server_name", format!("{:?} is neither a name nor an address", settings.server_name))
+        })?;
         if settings.alpn.iter().any(|name| name.is_empty() || name.len() > 255) {
             return Err(refused("alpn", "a protocol's name has 1 to 255 bytes"));
         }
@@ -97,7 +98,9 @@ fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, Refused> {
     let mut roots = RootCertStore::empty();
     if let Some(pem) = ca {
         for certificate in certificates_of("ca", pem)? {
-            roots.add(certificate).map_err(|error| refused("ca", format!("holds a certificate that is none: {error}")))?;
+            roots
+                .add(certificate)
+                .map_err(|error| refused("ca", format!("holds a certificate that is none: {error}")))?;
         }
         return Ok(roots);
     }

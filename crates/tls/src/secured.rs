@@ -335,7 +335,11 @@ impl Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Session").field("stage", &self.stage).field("broken", &self.broken).finish_non_exhaustive()
+        formatter
+            .debug_struct("Session")
+            .field("stage", &self.stage)
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
     }
 }
 

@@ -148,7 +148,9 @@ fn hear_byte(place: &mut Place, wanted: &Answer<'_>, byte: u8) -> Result<bool, W
         phase::LENGTH if matches!(byte, b' ' | b'\t') => {}
         phase::CODING if !matches!(byte, b'\r' | b'\n') => coding_byte(place, lower),
         phase::ACCEPT if !matches!(byte, b'\r' | b'\n') => proof_byte(place, wanted, byte),
-        phase::REASON | phase::LENGTH | phase::CODING | phase::ACCEPT | phase::OTHER => return end_of_line(place, byte),
+        phase::REASON | phase::LENGTH | phase::CODING | phase::ACCEPT | phase::OTHER => {
+            return end_of_line(place, byte);
+        }
         phase::CHUNK_SIZE | phase::CHUNK_EXTENSION => chunk_byte(place, byte)?,
         phase::CHUNK_END => match byte {
             b'\r' => {}

@@ -1,11 +1,9 @@
 //! Secured speeches against a server in memory: whole, byte by byte, in random parts, with other bytes, with wrong ones.
 
-mod peer;
-
+use crate::peer::{Authority, Identity, Line, Server};
 use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::speech::{Failing, Part, Speech, Tokens, Wrong};
 use fourtuple_tls::{Client, REASONS, Settings};
-use peer::{Authority, Identity, Line, Server};
 use proptest::prelude::*;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
@@ -186,7 +184,8 @@ fn each_failure_has_its_reason() {
     let (ours, other) = (Authority::new(), Authority::new());
     let settings = ours.settings();
     let named = |server_name: &str| Settings { server_name: server_name.to_owned(), ..settings.clone() };
-    let server = |authority: &Authority, names: &[&str], years| authority.identity(names, years).server(&[&TLS12, &TLS13]);
+    let server =
+        |authority: &Authority, names: &[&str], years| authority.identity(names, years).server(&[&TLS12, &TLS13]);
     let with_alpn = |names: &[&[u8]]| {
         let mut config = server(&ours, &["localhost"], NOW);
         config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
@@ -240,7 +239,8 @@ fn what_does_not_matter_is_accepted() {
 fn what_cannot_work_is_refused_by_name() {
     let (ours, other) = (Authority::new(), Authority::new());
     let (one, another) = (other.identity(&["client"], NOW), other.identity(&["client"], NOW));
-    let pair = |certificate: &Identity, key: &Identity| Some((certificate.certificate_pem.clone(), key.key_pem.clone()));
+    let pair =
+        |certificate: &Identity, key: &Identity| Some((certificate.certificate_pem.clone(), key.key_pem.clone()));
     let settings = ours.settings();
     let rows = [
         (Settings { server_name: "not a name".to_owned(), ..settings.clone() }, "server_name"),
