@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use fourtuple_engine::speech::{Failing, Part, Speech, Turn, Wrong};
+use fourtuple_engine::speech::{Failing, Part, Speech, Stray, Turn, Wrong};
 use rustls::client::UnbufferedClientConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 
@@ -274,6 +274,15 @@ impl<S: Speech> Speech for Secured<S> {
 
     fn overhear(&mut self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<(), Wrong> {
         self.take_in(memory, bytes)
+    }
+
+    /// TLS is for streams: no datagram is ever given here.
+    fn hear_datagram(&mut self, _memory: &mut Self::Memory, _serial: u64, _bytes: &[u8]) -> Result<(), Stray> {
+        Err(Stray::Wrong)
+    }
+
+    fn waited(&mut self, memory: &mut Self::Memory) {
+        self.inner.waited(&mut memory.inner);
     }
 
     fn owes(&self, memory: &Self::Memory) -> bool {

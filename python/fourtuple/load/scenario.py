@@ -22,6 +22,7 @@ class Scheme(Enum):
     """What is spoken."""
 
     TCP = "tcp"
+    UDP = "udp"
     HTTP = "http"
     WS = "ws"
     TLS = "tls"
@@ -40,6 +41,8 @@ class Scheme(Enum):
 
 
 _WITHIN = {Scheme.TLS: Scheme.TCP, Scheme.HTTPS: Scheme.HTTP, Scheme.WSS: Scheme.WS}
+_PLAIN = (Scheme.TCP, Scheme.UDP, Scheme.TLS)
+"""Schemes without a path: what is said is for --say or --script, or tokens that come back."""
 _DEFAULT_PORTS = {Scheme.HTTP: "80", Scheme.WS: "80", Scheme.HTTPS: "443", Scheme.WSS: "443"}
 _SHAPE = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<host>\[[^\]/]*\]|[^/?#:\[\]]*)(?::(?P<ports>[^/?#]*))?(?P<path>[/?][^#]*)?"
@@ -61,8 +64,11 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """Read tcp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH, or tls, https and wss for the same
-        within TLS; HOST and PORT may be ranges."""
+        """Read tcp://HOST:PORT, udp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH; tls, https and wss
+        are tcp, http and ws within TLS.
+
+        HOST and PORT may be ranges.
+        """
         matched = _SHAPE.fullmatch(url)
         if matched is None:
             raise BadConfig("URL", f"{url[:80]!r} is none; such as tcp://127.0.0.1:6379 or http://[::1]:8080/path")
@@ -76,7 +82,7 @@ class Target:
         path = matched["path"] or "/"
         if path[0] == "?":
             path = f"/{path}"
-        if scheme.words is Scheme.TCP and path != "/":
+        if scheme in _PLAIN and path != "/":
             raise BadConfig("URL", f"a {scheme.value} target has no path, and {path[:40]!r} is one")
         if not all("!" <= letter <= "~" for letter in path) or len(path) > 2_000:
             raise BadConfig("URL", "a path is at most 2,000 visible ASCII characters; write others as %XX")
@@ -97,6 +103,16 @@ class Target:
         return self.host if _addresses(self.host) is None else None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the scheme has no words of its own."""
+        return self.scheme in _PLAIN
+
+    @property
+    def noun(self) -> str:
+        """What is held."""
+        return "flows" if self.scheme is Scheme.UDP else "connections"
+
+    @property
     def authority(self) -> str:
         """What a Host header says (RFC 9110 7.2): of several, the first."""
         host = self.host
@@ -106,7 +122,7 @@ class Target:
         return f"{host}:{next(iter(self.ports))}"
 
     def __str__(self) -> str:
-        path = "" if self.scheme.words is Scheme.TCP else self.path
+        path = "" if self.is_plain else self.path
         return f"{self.scheme.value}://{self.host}:{self.ports}{path}"
 
 
@@ -178,6 +194,8 @@ class Scenario:
     """New connections per second; 0 is as fast as possible."""
     round_every_s: float = 0.0
     """A round (ping, request, script) on every connection at this interval; 0 is never: connect and hold."""
+    closed_loop: bool = False
+    """Each connection begins its next round as soon as its last is over."""
     size_bytes: int = 16
     """Bytes of an echo ping; of no meaning where a dialogue is played."""
     duration_s: float = 10.0
@@ -211,6 +229,10 @@ class Scenario:
         _seconds("--connect-timeout", self.connect_timeout_s, 0.01, 3_600)
         _seconds("--answer-timeout", self.answer_timeout_s, 0.01, 3_600)
         self.tls.config(self.target)
+        if self.closed_loop and self.round_every_s:
+            raise BadConfig("--closed-loop", "has no interval; leave out --ping-every")
+        if self.close_with_fin and self.target.scheme is Scheme.UDP:
+            raise BadConfig("--fin", "is for TCP: a UDP flow has no end that the other side is told of")
         versions = {one.version for one in (self.sources, self.target.addresses) if one is not None}
         if len(versions) > 1:
             raise BadConfig("--from", "the source addresses are of another family than the target's")

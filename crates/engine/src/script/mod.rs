@@ -7,8 +7,10 @@
 mod frames;
 mod http;
 
+use std::time::Duration;
+
 use self::http::Answer;
-use crate::speech::{ACCEPT, Failing, Part, Speech, Turn, Wrong};
+use crate::speech::{ACCEPT, Failing, Part, Speech, Stray, Turn, Wrong};
 
 /// One step of a dialogue.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +23,10 @@ pub enum Act {
     Until(Vec<u8>, u32),
     /// So many bytes come, whatever they are.
     Skip(u32),
+    /// What is left of the datagram, whatever it is, nothing included. On a stream, what is left of a piece.
+    Rest,
+    /// Nothing is said or wanted for so long.
+    Wait(Duration),
     /// A whole HTTP/1.1 response comes (RFC 9112); a status outside of the two, both included, is a refusal.
     Response(u16, u16),
     /// A WebSocket's opening is answered (RFC 6455 4.1): status 101 and this Sec-WebSocket-Accept; another status is a
@@ -70,6 +76,11 @@ const OPENING: u8 = 2;
 impl Place {
     fn has(self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// No byte of the act has come.
+    fn is_at_start(self) -> bool {
+        (self.at, self.left, self.phase) == (0, 0, 0)
     }
 
     /// The act is over.
@@ -129,7 +140,7 @@ impl Script {
 impl Act {
     fn is_empty(&self) -> bool {
         matches!(self, Act::Skip(0))
-            || (self.len() == 0 && !matches!(self, Act::Skip(_) | Act::Response(..) | Act::Pong(_)))
+            || (self.len() == 0 && matches!(self, Act::Say(_) | Act::Expect(_) | Act::Until(..)))
     }
 
     fn len(&self) -> usize {
@@ -137,7 +148,7 @@ impl Act {
             Act::Say(bytes) | Act::Expect(bytes) | Act::Until(bytes, _) | Act::Pong(bytes) | Act::Upgrade(bytes) => {
                 bytes.len()
             }
-            Act::Skip(_) | Act::Response(..) => 0,
+            Act::Skip(_) | Act::Rest | Act::Wait(_) | Act::Response(..) => 0,
         }
     }
 }
@@ -168,6 +179,7 @@ impl Speech for Script {
         }
         match self.acts[usize::from(place.act)] {
             Act::Say(_) => Turn::Say,
+            Act::Wait(time) => Turn::Wait(time),
             _ => Turn::Listen,
         }
     }
@@ -186,7 +198,11 @@ impl Speech for Script {
 
     fn hear(&mut self, place: &mut Place, _serial: u64, bytes: &[u8]) -> Result<usize, Wrong> {
         match &self.acts[usize::from(place.act)] {
-            Act::Say(_) => Err(Wrong),
+            Act::Say(_) | Act::Wait(_) => Err(Wrong),
+            Act::Rest => {
+                place.go_on();
+                Ok(bytes.len())
+            }
             Act::Expect(expected) => {
                 let rest = &expected[usize::from(place.at)..];
                 let took = rest.len().min(bytes.len());
@@ -211,6 +227,34 @@ impl Speech for Script {
             Act::Response(least, most) => http::hear(place, &Answer::Status(*least..=*most), bytes),
             Act::Upgrade(proof) => http::hear(place, &Answer::Upgrade(proof), bytes),
             Act::Pong(carried) => frames::hear(place, Some(carried), bytes),
+        }
+    }
+
+    /// Acts in a row share a datagram; each ends in the one that it began in.
+    fn hear_datagram(&mut self, place: &mut Place, serial: u64, bytes: &[u8]) -> Result<(), Stray> {
+        let (mut tried, mut rest) = (*place, bytes);
+        while self.turn(&tried) == Turn::Listen {
+            let takes_nothing = matches!(self.acts[usize::from(tried.act)], Act::Rest);
+            if rest.is_empty() && !takes_nothing {
+                break;
+            }
+            let took = self.hear(&mut tried, serial, rest).map_err(|Wrong| Stray::Wrong)?;
+            rest = &rest[took..];
+            if takes_nothing {
+                break; // what comes next begins in the next datagram
+            }
+        }
+        if !rest.is_empty() || !tried.is_at_start() || tried.act == place.act {
+            return Err(Stray::Wrong);
+        }
+        *place = tried;
+        Ok(())
+    }
+
+    fn waited(&mut self, place: &mut Place) {
+        // Not `go_on`, as in `say`.
+        if matches!(self.acts.get(usize::from(place.act)), Some(Act::Wait(_))) {
+            place.act += 1;
         }
     }
 

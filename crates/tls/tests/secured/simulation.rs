@@ -13,7 +13,7 @@ use fourtuple_engine::report::{Counter, Phase, Report};
 use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
 use fourtuple_engine::speech::Tokens;
-use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox, SourceChoice};
+use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Transport};
 use fourtuple_tls::{Client, REASONS, Secured};
 use rustls::ServerConfig;
 use rustls::version::{TLS12, TLS13};
@@ -144,6 +144,8 @@ fn config(connections: u64) -> LoadConfig {
         give_up_after: 20,
         abort_on_close: false,
         keep_fill_curve: false,
+        closed_loop: false,
+        transport: Transport::Stream,
     }
 }
 
