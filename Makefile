@@ -62,17 +62,27 @@ netns: setup ## the tests that use the real kernel, in network namespaces of the
 docs: setup ## write the pages of the limits catalogue from the code
 	$(PYTHON) docs/generate.py
 
-system: ## install the system packages that tests use (root with apt-get only)
+system: ## install the system packages that tests use (root with apt-get only); starts none of their services
 	@missing=(); \
 	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
-	        curl:curl openssl:openssl wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools; do \
-	    command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); \
+	        curl:curl openssl:openssl wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
+	        nginx:nginx-light haproxy:haproxy redis-server:redis-server postgres:postgresql; do \
+	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
+	        || missing+=("$${pair##*:}"); \
 	done; \
 	if [ "$${#missing[@]}" = 0 ]; then echo "system: nothing is missing"; \
 	elif [ "$$(id -u)" != 0 ]; then echo "system: not root, so these stay missing: $${missing[*]}; tests that need them skip"; \
 	elif ! command -v apt-get >/dev/null; then echo "system: no apt-get; install yourself: $${missing[*]}"; \
 	else \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$${missing[@]}"; \
+	    daemons() { ps -eo comm= | grep -xE 'nginx|haproxy|redis-server|postgres' | sort | uniq -c; }; \
+	    policy=/usr/sbin/policy-rc.d; before=$$(daemons || true); \
+	    if [ ! -e "$$policy" ]; then \
+	        trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+	        printf '#!/bin/sh\nexit 101\n' >"$$policy"; chmod +x "$$policy"; \
+	    fi; \
+	    apt-get update -q; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$${missing[@]}"; \
+	    [ "$$(daemons || true)" = "$$before" ] || { echo "system: a service was started; stop it" >&2; exit 1; }; \
 	fi
 
 clean: ## remove what the other targets made

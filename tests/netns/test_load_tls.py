@@ -18,7 +18,8 @@ import pytest
 from fourtuple.lab import Lab
 from fourtuple.tuples import Endpoint
 from tests.netns.certificates import Authority, Files
-from tests.netns.test_load import FIRST_PORT, HERE, MANNERS, START_S, inside, run_load, server_address, start_server
+from tests.netns.loading import START_S, inside, run_load, server_address, serving
+from tests.netns.test_load import FIRST_PORT, HERE, MANNERS
 
 NAME = "server.test"
 CUT_PORT = 7_100
@@ -82,7 +83,8 @@ def nginx(lab: Lab, authority: Authority, good: Files, tmp_path_factory: pytest.
             }}
             """)
     )
-    yield from start_server(lab, "nginx", "-e", f"{folder}/error.log", "-c", str(configuration), port=8080)
+    with serving(lab, "nginx", "-e", f"{folder}/error.log", "-c", str(configuration), port=8080) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +177,7 @@ def test_haproxy_ends_tls(lab: Lab, nginx: str, authority: Authority, good: File
                 server nginx {nginx}:8080
             """)
     )
-    with contextmanager(start_server)(lab, "haproxy", "-db", "-f", str(configuration), port=9443):
+    with serving(lab, "haproxy", "-db", "-f", str(configuration), port=9443):
         report = load(
             lab, f"https://{nginx}:9443/", "--tls-ca", str(authority.ca), "-c", "100", "--duration", "1",
             "--ping-every", "0.2", "--carrier", "epoll",

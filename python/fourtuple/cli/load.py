@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from enum import StrEnum
+from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,8 +56,8 @@ def load(
         typer.Argument(
             metavar="URL",
             help="tcp://HOST:PORT, udp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH; tls, https and "
-            "wss are tcp, http and ws within TLS. HOST may be a range or list of addresses, 10.0.0.1-10.0.0.8, and PORT of "
-            "ports: all of them share the load.",
+            "wss are tcp, http and ws within TLS. HOST may be a range or list of addresses, 10.0.0.1-10.0.0.8, and "
+            "PORT of ports: all of them share the load.",
         ),
     ],
     connections: Annotated[
@@ -90,7 +94,9 @@ def load(
     script: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A Python file that sets `dialogue` to a fourtuple.dialogue.Dialogue; it is run."
+            metavar="FILE",
+            help="A Python file, which is run: it sets `dialogue` to a fourtuple.dialogue.Dialogue, or has an "
+            "`async def session(connection)`, which worker processes play on each connection (docs/load.md).",
         ),
     ] = None,
     sources: Annotated[
@@ -171,7 +177,7 @@ def load(
 
     conditions = [Condition.parse(text, NUMBERS) for text in fail_if or ()]
     target = Target.parse(url)
-    dialogue = _dialogue(target, say, expect, script)
+    dialogue, sessions = _speech(target, say, expect, script)
     talks = (dialogue is not None or not target.is_plain) and not closed_loop
     if answer_timeout is None:
         answer_timeout = ANSWER_TIMEOUT_S["udp" if target.scheme.value == "udp" else "other"]
@@ -199,6 +205,7 @@ def load(
             certificate=_contents("--tls-cert", tls_cert),
             key=_contents("--tls-key", tls_key),
         ),
+        script=sessions,
         workers=workers,
         carrier=carrier.value,
     )
@@ -217,10 +224,14 @@ def load(
         render.show(_summary(report, true_ones, html))
     if report.interrupted:
         return Exit.INTERRUPTED
-    return Exit.WARNING if true_ones or report.held < report.wanted else Exit.HEALTHY
+    raised = report.script is not None and bool(report.script.raised)
+    return Exit.WARNING if true_ones or raised or report.held < report.wanted else Exit.HEALTHY
 
 
-def _dialogue(target: Target, say: str | None, expect: str | None, script: Path | None) -> Dialogue | None:
+def _speech(
+    target: Target, say: str | None, expect: str | None, script: Path | None
+) -> tuple[Dialogue | None, Path | None]:
+    """A dialogue for the engine, or a script for workers, if any was given."""
     from fourtuple.dialogue import Dialogue
     from fourtuple.load import presets
 
@@ -233,16 +244,32 @@ def _dialogue(target: Target, say: str | None, expect: str | None, script: Path 
     if given and script is not None:
         raise BadConfig("--script", "says what is sent already; leave out --say and --expect")
     if given:
-        return presets.typed(say, expect, target.scheme)
+        return presets.typed(say, expect, target.scheme), None
     if script is None:
-        return None
+        return None, None
     try:
-        found = runpy.run_path(str(script)).get("dialogue")
-    except (OSError, SyntaxError) as problem:
-        raise BadConfig("--script", f"{script} cannot be run: {problem}") from None
-    if not isinstance(found, Dialogue):
+        with redirect_stdout(sys.stderr):  # stdout is the report's
+            found = runpy.run_path(str(script), run_name="fourtuple_script")
+    except (Exception, SystemExit) as problem:
+        raise BadConfig("--script", f"{script} cannot be run: {type(problem).__name__}: {problem}") from None
+    dialogue, session = found.get("dialogue"), found.get("session")
+    if (dialogue is None) == (session is None):
+        raise BadConfig("--script", f"{script} has to set `dialogue`, or to have an `async def session(connection)`")
+    if session is not None:
+        if not iscoroutinefunction(session) or not _takes_one(session):
+            raise BadConfig("--script", f"{script}: `session` has to be an `async def session(connection)`")
+        return None, script
+    if not isinstance(dialogue, Dialogue):
         raise BadConfig("--script", f"{script} has to set `dialogue` to a fourtuple.dialogue.Dialogue")
-    return found
+    return dialogue, None
+
+
+def _takes_one(session: Callable[..., object]) -> bool:
+    try:
+        signature(session).bind(object())
+    except TypeError:
+        return False
+    return True
 
 
 def _ignore(_line: RenderableType) -> None:
@@ -286,6 +313,12 @@ def _summary(report: Report, true_ones: list[str], html: Path | None) -> Rendera
                 + (f"; {report.strays:,} datagrams answered nothing" if report.is_datagrams else "")
             )
         )
+    if report.script is not None:
+        outcome = report.script
+        each = f"{outcome.processes:,} worker processes, at most {outcome.most_connections_each:,} connections each"
+        parts.append(Text(f"  {outcome.sessions_ended:,} sessions returned, in {each}"))
+        if outcome.said:
+            parts.append(Text(f"  the script says: {plain(outcome.said.strip())}", style="dim"))
     memory = [
         f"{value:,.0f} B {whose}"
         for value, whose in (

@@ -58,6 +58,36 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Raised:
+    """Exceptions of one kind that a script let out of its sessions."""
+
+    kind: str
+    count: int
+    example: str
+    """Where the first came from: the line of the script, and what it says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptOutcome:
+    """What a script with a `session` did, besides what its connections met."""
+
+    processes: int
+    most_connections_each: int
+    sessions_ended: int
+    """That returned; each was followed by a new connection, unless none was to be replaced."""
+    raised: tuple[Raised, ...]
+    blocked_at: str
+    """Where the script kept all other sessions of its process waiting longest; "" if nowhere for a second."""
+    blocked_s: float
+    unwilling: int
+    """Sessions that did not end when they were told to."""
+    ended_early: tuple[str, ...]
+    """Workers that ended although nobody told them to."""
+    said: str
+    """The beginning of what it printed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything that a run found, complete also when it was interrupted."""
 
@@ -116,6 +146,8 @@ class Report:
     host_warnings: tuple[str, ...]
     """What the doctor found wrong with this host meanwhile."""
     samples: tuple[Sample, ...]
+    script: ScriptOutcome | None = None
+    """None where the engine spoke."""
 
     @property
     def is_datagrams(self) -> bool:
@@ -165,6 +197,8 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
     "strays": lambda report: report.strays,
     "closed_by_peer": lambda report: report.closed_by_peer,
     "broken": lambda report: report.broken,
+    "sessions_ended": lambda report: 0 if report.script is None else report.script.sessions_ended,
+    "script_errors": lambda report: 0 if report.script is None else sum(one.count for one in report.script.raised),
     "client_cpu_percent": lambda report: 100 * report.client_cpu_share,
     **{
         f"{name}_{which}_ms": _latency(which, name)
@@ -215,6 +249,7 @@ def html(report: Report) -> str:
         f'<p class="dim">{escape(report.target)}, Linux {escape(report.kernel)}, {escape(report.started_at)}, '
         f"{report.seconds:.0f} s, carrier {escape(report.carrier)}, {report.workers} workers.</p>",
         _table("Numbers", ("", ""), facts),
+        _table("The script", ("", ""), _script(report.script)),
         _table("Latency, ms", ("", "count", "least", "mean", "p50", "p90", "p99", "p99.9", "most"), latencies),
         _table("What went wrong, and where", ("side", "what", "error", "count", "limits", "evidence"), causes),
         _table("Source ports", ("from", "to", "used", "of"), ports),
@@ -222,6 +257,15 @@ def html(report: Report) -> str:
         _table("Course", ("s", "open", "rounds right"), samples),
     ]
     return page(f"fourtuple load {report.target}", "\n".join(parts))
+
+
+def _script(outcome: ScriptOutcome | None) -> Iterable[Iterable[str]]:
+    if outcome is None:
+        return
+    yield "worker processes, most connections each", f"{outcome.processes:,}, {outcome.most_connections_each:,}"
+    yield "sessions that returned", f"{outcome.sessions_ended:,}"
+    if outcome.said:
+        yield "it printed", outcome.said
 
 
 def _quantiles(row: Latency) -> Iterable[float]:

@@ -20,10 +20,11 @@ from fourtuple.facts import Flow, Host
 from fourtuple.host import read_host
 from fourtuple.host.sockdiag import udp_flows
 from fourtuple.load import presets, reach
-from fourtuple.load.attribution import Cause, Witness, attribute
+from fourtuple.load.attribution import Cause, Witness, attribute, of_script
 from fourtuple.load.meter import Reading
 from fourtuple.load.report import Latency, PortUse, Report, Sample
 from fourtuple.load.scenario import Scenario, Scheme
+from fourtuple.load.sessions import Crew
 from fourtuple.tuples import AddressSet, PortSet, Protocol, TupleSpace
 
 GLANCE_S = 0.1
@@ -85,6 +86,7 @@ class _Run:
         self.held = before
         self.flows: tuple[Flow, ...] = ()
         self.spare: list[int] = []
+        self.pids: tuple[int, ...] = ()
 
     def play(self) -> Report:
         started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -92,7 +94,10 @@ class _Run:
         self.ramped = self.start
         interrupted = False
         self.spare = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(SPARE_DESCRIPTORS)]
-        with self._engine() as engine:
+        with self._player() as engine:
+            if isinstance(engine, Crew):
+                self.pids = engine.pids
+                self.start = self.ramped = Reading.now(self.pids)  # what the interpreters take is not the connections'
             self.ramp_end = engine.snapshot()
             try:
                 self._ramp(engine)
@@ -101,7 +106,7 @@ class _Run:
                 interrupted = True
             finally:
                 self._release()
-            last, end = engine.snapshot(), Reading.now()
+            last, end = engine.snapshot(), Reading.now(self.pids)
             engine.close()
             try:
                 engine.join(CLOSING_S)
@@ -109,7 +114,10 @@ class _Run:
                 interrupted = True
         return self._report(engine, last, end, started_at, interrupted=interrupted)
 
-    def _engine(self) -> Engine:
+    def _player(self) -> Engine | Crew:
+        if self.scenario.script is not None:
+            _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return Crew(self.scenario, self.scenario.script, self.space, descriptors)
         try:
             return Engine.start(self._config(), CarrierName(self.scenario.carrier), self.scenario.workers)
         except BadConfig as problem:
@@ -144,7 +152,7 @@ class _Run:
             dialogue=scenario.dialogue or presets.preset(scenario.target, scenario.size_bytes, seed),
         )
 
-    def _ramp(self, engine: Engine) -> None:
+    def _ramp(self, engine: Engine | Crew) -> None:
         deadline_s = self.start.at_s + self.scenario.ramp_timeout_s
         while True:
             now = self._look(engine, "ramping")
@@ -155,13 +163,13 @@ class _Run:
                 break
             time.sleep(GLANCE_S / 2)
         self._release()
-        self.ramped, self.ramp_end = Reading.now(), now
+        self.ramped, self.ramp_end = Reading.now(self.pids), now
         self.held = read_host(probe_ports=False)
         self.flows = tuple(
             self._own_flows(udp_flows() if self.scenario.target.scheme is Scheme.UDP else self.held.flows)
         )
 
-    def _hold(self, engine: Engine) -> None:
+    def _hold(self, engine: Engine | Crew) -> None:
         begun_s = time.monotonic()
         deadline_s, next_replace_s = begun_s + self.scenario.duration_s, begun_s + REPLACE_EVERY_S
         complete = self.ramp_end.connects_succeeded >= self.scenario.connections
@@ -177,7 +185,7 @@ class _Run:
                     engine.set_target(self.scenario.connections)
             time.sleep(min(GLANCE_S, max(0.0, deadline_s - now_s)))
 
-    def _look(self, engine: Engine, phase: str) -> Snapshot:
+    def _look(self, engine: Engine | Crew, phase: str) -> Snapshot:
         now = engine.snapshot()
         elapsed_s = time.monotonic() - self.start.at_s
         if not self.samples or elapsed_s - self.samples[-1].at_s >= 1.0:
@@ -199,7 +207,9 @@ class _Run:
         while self.spare:
             os.close(self.spare.pop())
 
-    def _report(self, engine: Engine, last: Snapshot, end: Reading, started_at: str, *, interrupted: bool) -> Report:
+    def _report(
+        self, engine: Engine | Crew, last: Snapshot, end: Reading, started_at: str, *, interrupted: bool
+    ) -> Report:
         wanted = self.scenario.connections
         after = read_host(probe_ports=False)
         ramp_s = max(self.ramped.at_s - self.start.at_s, 1e-9)
@@ -214,9 +224,11 @@ class _Run:
             space=self.space,
             fullest=max((flow.connections for flow in self.flows), default=0),
             client_busy=self.ramped.busy_since(self.start),
+            client_wanted=self.ramped.wanted_since(self.start),
             fell_short=short,
         )
-        causes = attribute(last, witness)
+        script = engine.outcome() if isinstance(engine, Crew) else None
+        causes = of_script(script) + attribute(last, witness)
         complete = _held(last) >= wanted
         return Report(
             target=str(self.scenario.target),
@@ -262,6 +274,7 @@ class _Run:
             ports=tuple(self._port_use(flow) for flow in self.flows[:MOST_PORT_ROWS]),
             host_warnings=diagnose(self.held, goals=(), previous=self.before).reasons,
             samples=tuple(self.samples),
+            script=script,
         )
 
     def _own_flows(self, flows: Iterable[Flow]) -> Iterable[Flow]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from fourtuple.dialogue import Dialogue
 from fourtuple.engine import HIGHEST_COUNT, TlsConfig
@@ -213,6 +214,8 @@ class Scenario:
     dialogue: Dialogue | None = None
     """None is tokens that the peer sends back, if there are rounds at all."""
     tls: TlsOptions = TlsOptions()
+    script: Path | None = None
+    """A Python file whose `async def session(connection)` is played in worker processes, in place of a dialogue."""
     workers: int | None = None
     carrier: str = "auto"
 
@@ -229,10 +232,20 @@ class Scenario:
         _seconds("--connect-timeout", self.connect_timeout_s, 0.01, 3_600)
         _seconds("--answer-timeout", self.answer_timeout_s, 0.01, 3_600)
         self.tls.config(self.target)
+        if self.script is not None and self.target.scheme.secured:
+            raise BadConfig("--script", f"a session speaks no TLS, and {self.target.scheme.value} asks for it")
         if self.closed_loop and self.round_every_s:
             raise BadConfig("--closed-loop", "has no interval; leave out --ping-every")
         if self.close_with_fin and self.target.scheme is Scheme.UDP:
             raise BadConfig("--fin", "is for TCP: a UDP flow has no end that the other side is told of")
+        if self.script is not None:
+            if self.target.scheme is not Scheme.TCP:
+                raise BadConfig("--script", f"is for tcp targets; {self.target.scheme.value} has its own words")
+            if self.carrier != "auto":
+                raise BadConfig("--carrier", "is the engine's; a session is played by asyncio in worker processes")
+            if self.round_every_s or self.closed_loop:
+                option = "--ping-every" if self.round_every_s else "--closed-loop"
+                raise BadConfig(option, "is the engine's; a session says itself when its rounds are")
         versions = {one.version for one in (self.sources, self.target.addresses) if one is not None}
         if len(versions) > 1:
             raise BadConfig("--from", "the source addresses are of another family than the target's")

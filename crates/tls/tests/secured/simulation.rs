@@ -152,7 +152,7 @@ fn config(connections: u64) -> LoadConfig {
 fn run(seed: u64, faults: Faults, client: &mut dyn Core, server: &ServerConfig, buffer_bytes: usize) {
     let mut sim = Sim::new(seed, faults);
     sim.network.buffer_bytes = buffer_bytes;
-    sim.network.send_buffers = 64;
+    sim.network.buffers = 64;
     let course = Course {
         orders: vec![(Instant(400_000_000), 0, Order::Target(40))],
         until: Instant(1_500_000_000),
