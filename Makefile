@@ -58,6 +58,7 @@ sim: ## the load and echo cores in the seeded simulator (FOURTUPLE_SEEDS=100000 
 
 fuzz: ## run every fuzz target for FUZZ_S seconds, 15 if not given; needs a nightly compiler and cargo-fuzz
 	@for target in $$(ls fuzz/fuzz_targets | sed 's/\.rs$$//'); do \
+	    mkdir -p fuzz/corpus/$$target; \
 	    cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
 	        -max_total_time=$${FUZZ_S:-15} -max_len=4096 -timeout=10; \
 	done
@@ -68,18 +69,28 @@ netns: setup ## the tests that use the real kernel, in network namespaces of the
 docs: setup ## write the pages of the limits catalogue from the code
 	$(PYTHON) docs/generate.py
 
-system: ## install the system packages that tests use (root with apt-get only)
+system: ## install the system packages that tests use (root with apt-get only); starts none of their services
 	@missing=(); \
 	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
-	        curl:curl wrk:wrk redis-benchmark:redis-tools hey:hey \
-	        openssl:openssl ssh:openssh-client psql:postgresql-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients gcc:gcc musl-gcc:musl-tools; do \
-	    command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); \
+	        curl:curl wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
+	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
+	        nginx:nginx-light haproxy:haproxy redis-server:redis-server postgres:postgresql; do \
+	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
+	        || missing+=("$${pair##*:}"); \
 	done; \
 	if [ "$${#missing[@]}" = 0 ]; then echo "system: nothing is missing"; \
 	elif [ "$$(id -u)" != 0 ]; then echo "system: not root, so these stay missing: $${missing[*]}; tests that need them skip"; \
 	elif ! command -v apt-get >/dev/null; then echo "system: no apt-get; install yourself: $${missing[*]}"; \
 	else \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$${missing[@]}"; \
+	    daemons() { ps -eo comm= | grep -xE 'nginx|haproxy|redis-server|postgres' | sort | uniq -c; }; \
+	    policy=/usr/sbin/policy-rc.d; before=$$(daemons || true); \
+	    if [ ! -e "$$policy" ]; then \
+	        trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+	        printf '#!/bin/sh\nexit 101\n' >"$$policy"; chmod +x "$$policy"; \
+	    fi; \
+	    apt-get update -q; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "$${missing[@]}"; \
+	    [ "$$(daemons || true)" = "$$before" ] || { echo "system: a service was started; stop it" >&2; exit 1; }; \
 	fi
 
 clean: ## remove what the other targets made

@@ -17,15 +17,25 @@ from typing import Any
 
 import pytest
 
-from fourtuple.lab import Lab, LabHost
+from fourtuple.lab import Lab
 from fourtuple.tuples import Endpoint
+from tests.netns.loading import RUN_S, START_S, cause, inside, run_load, server_address, serving, web_server
 
 HERE = Path(__file__).parent
-MANNERS = ["reset", "stall", "garbage", "finish", "half_close", "huge_headers", "vanish_in_answer", "drip", "echo"]
+MANNERS = [
+    "reset",
+    "stall",
+    "garbage",
+    "finish",
+    "half_close",
+    "huge_headers",
+    "vanish_in_answer",
+    "drip",
+    "echo",
+    "refuse",
+]
 """The ports of troublemaker.py in their order, which a test holds it to."""
 FIRST_PORT = 7_000
-START_S = 20.0
-RUN_S = 60.0
 
 Loaded = Callable[..., dict[str, Any]]
 
@@ -53,76 +63,18 @@ def load(lab: Lab) -> Loaded:
     return lambda *options, prefix=(): run_load(lab, lab["client"], *options, prefix=prefix)
 
 
-def server_address(lab: Lab) -> str:
-    return str(lab["client"].links["server"].peer_address(4))
-
-
-def inside(lab: Lab, host: LabHost, command: list[str]) -> list[str]:
-    users = ["--user", "--preserve-credentials"] if lab.in_user_namespace else []
-    return ["nsenter", "--target", str(host.pid), "--net", *users, *command]
-
-
-def run_load(lab: Lab, client: LabHost, *options: str, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The report, with the exit status as `status`."""
-    command = [*prefix, sys.executable, "-m", "fourtuple", "load", *options, "--json"]
-    done = subprocess.run(inside(lab, client, command), capture_output=True, text=True, timeout=RUN_S, check=False)
-    assert done.stdout, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report | {"status": done.returncode}
-
-
-def start_server(lab: Lab, program: str, *options: str, port: int, ready_in: str = "") -> Iterator[str]:
-    """A server from the system in the lab; its address. Skips, with the reason, where it is not installed."""
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"{program} is not installed (apt-get install {program.removesuffix('-server')})")
-    address = server_address(lab)
-    with subprocess.Popen(inside(lab, lab["server"], [path, *options]), stdout=subprocess.DEVNULL) as server:
-        deadline_s = time.monotonic() + START_S
-        while lab["client"].connect_once(Endpoint.parse(f"{address}:{port}")) != "ok":
-            assert server.poll() is None, f"{program} ended with {server.returncode}"
-            assert time.monotonic() < deadline_s, f"{program} does not listen"
-            time.sleep(0.05)
-        yield address
-        server.terminate()
-
-
 @pytest.fixture(scope="module")
 def redis(lab: Lab) -> Iterator[str]:
-    yield from start_server(
+    with serving(
         lab, "redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", port=6379
-    )
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def nginx(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("nginx")
-    configuration = folder / "nginx.conf"
-    configuration.write_text(
-        textwrap.dedent(f"""
-            daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
-            events {{ worker_connections 1000; }}
-            http {{
-              access_log off; keepalive_requests 1000000;
-              client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
-              uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-              server {{
-                listen 8080-8083 backlog=4096;
-                location / {{ return 200 "hello\\n"; }}
-                location /no {{ return 503; }}
-              }}
-            }}
-            """)
-    )
-    yield from start_server(lab, "nginx", "-e", f"{folder}/error.log", "-c", str(configuration), port=8080)
-
-
-def cause(report: dict[str, Any], **wanted: object) -> dict[str, Any]:
-    """The first cause that is as wanted."""
-    for found in report["causes"]:
-        if all(found[key] == value for key, value in wanted.items()):
-            return dict(found)
-    raise AssertionError(f"{wanted} is none of {report['causes']}")
+    with web_server(lab, tmp_path_factory.mktemp("nginx")) as address:
+        yield address
 
 
 # Real servers
@@ -274,99 +226,6 @@ def test_ended_connections_are_made_anew(load: Loaded, trouble: str) -> None:
     port = FIRST_PORT + MANNERS.index("finish")
     report = load(f"tcp://{trouble}:{port}", "-c", "10", "--duration", "1.2")
     assert report["replaced"] >= 10
-
-
-def test_nobody_listens(load: Loaded, trouble: str) -> None:
-    report = load(f"tcp://{trouble}:9", "-c", "100", "--duration", "0.1")
-    found = cause(report, error="ECONNREFUSED", step="connect")
-    assert (report["stopped_by"], found["side"], report["held"]) == ("the other side", "the other side", 0)
-
-
-def test_descriptors_run_out_here(load: Loaded, trouble: str) -> None:
-    port = FIRST_PORT + MANNERS.index("stall")
-    report = load(
-        f"tcp://{trouble}:{port}", "-c", "400", "--duration", "0.1", "--carrier", "epoll",
-        prefix=("prlimit", "--nofile=200:200"),
-    )  # fmt: skip
-    found = cause(report, error="EMFILE", step="socket")
-    assert (report["stopped_by"], found["side"]) == ("this side", "this side")
-    assert {"descriptors-soft", "descriptors-hard"} <= set(found["limits"])
-    assert "is 200" in found["evidence"]
-    assert 50 < report["held"] < 200
-
-
-def test_source_ports_run_out_here(load: Loaded, lab: Lab, trouble: str) -> None:
-    before = lab["client"].sysctl("net.ipv4.ip_local_port_range")
-    lab["client"].set_sysctl("net.ipv4.ip_local_port_range", "40000 40099")
-    try:
-        port = FIRST_PORT + MANNERS.index("drip")
-        report = load(f"tcp://{trouble}:{port}", "-c", "150", "--duration", "0.1")
-    finally:
-        lab["client"].set_sysctl("net.ipv4.ip_local_port_range", before)
-    found = report["causes"][0]
-    assert (report["stopped_by"], found["side"], found["limits"][0]) == ("this side", "this side", "ephemeral-ports")
-    assert "100 ports x 1 destinations = 100" in found["evidence"]
-    assert (report["held"], report["ports"][0]["used"]) == (100, 100)
-
-
-def test_a_source_address_is_nobodys(load: Loaded, trouble: str) -> None:
-    report = load(f"tcp://{trouble}:{FIRST_PORT}", "-c", "10", "--duration", "0.1", "--from", "10.99.0.1")
-    found = cause(report, error="EADDRNOTAVAIL", step="bind")
-    assert (found["side"], found["limits"][0]) == ("this side", "source-addresses")
-
-
-def test_the_accept_queue_is_full_there(load: Loaded, lab: Lab) -> None:
-    server = lab["server"].another()
-    try:
-        server.listen(Endpoint.parse(f"{server_address(lab)}:7777"), backlog=8)
-        report = load(f"tcp://{server_address(lab)}:7777", "-c", "100", "--duration", "0.1", "--connect-timeout", "1.7")
-    finally:
-        server.kill()
-    found = cause(report, error="ETIMEDOUT", step="connect")
-    assert (report["stopped_by"], found["side"]) == ("the other side", "the other side")
-    assert "accept-queue" in found["limits"]
-
-
-def test_no_route_from_here(load: Loaded) -> None:
-    report = load("tcp://203.0.113.7:80", "-c", "10", "--duration", "0.1", "--from", "10.77.0.1", "--i-own-this-target")
-    found = cause(report, error="ENETUNREACH", step="connect")
-    assert (found["side"], found["limits"][0]) == ("this side", "route-errors")
-
-
-@pytest.fixture
-def rules(lab: Lab) -> Iterator[Callable[[str, str], None]]:
-    """Puts an nft table into a host of the lab, for the test."""
-    nft = shutil.which("nft")
-    if nft is None:
-        pytest.skip("nft is not installed (make system)")
-    changed: list[str] = []
-
-    def put(host: str, rule: str) -> None:
-        hook = "output" if host == "client" else "input"
-        table = f"table ip test {{\nchain c {{\ntype filter hook {hook} priority 0;\n{rule}\n}}\n}}\n"
-        subprocess.run(inside(lab, lab[host], [nft, "-f", "-"]), input=table, text=True, check=True, timeout=10)
-        changed.append(host)
-
-    yield put
-    for host in changed:
-        subprocess.run(inside(lab, lab[host], [nft, "delete table ip test"]), check=True, timeout=10)
-
-
-def test_a_rule_here_bounds_connections(load: Loaded, trouble: str, rules: Callable[[str, str], None]) -> None:
-    port = FIRST_PORT + MANNERS.index("stall")
-    rules("client", f"tcp dport {port} ct state new ct count over 50 drop")
-    report = load(f"tcp://{trouble}:{port}", "-c", "100", "--duration", "0.1", "--connect-timeout", "0.7")
-    found = cause(report, error="ETIMEDOUT", step="connect")
-    assert (found["side"], found["limits"]) == ("this side", ["firewall-rules"])
-
-
-def test_something_on_the_way_drops_all(load: Loaded, trouble: str, rules: Callable[[str, str], None]) -> None:
-    port = FIRST_PORT + MANNERS.index("stall")
-    rules("server", f"tcp dport {port} drop")
-    report = load(f"tcp://{trouble}:{port}", "-c", "50", "--duration", "0.1", "--connect-timeout", "0.7")
-    found = cause(report, error="ETIMEDOUT", step="connect")
-    assert (report["stopped_by"], found["side"]) == ("not to be told from here", "not to be told from here")
-    assert "accept-queue" not in found["limits"], "not one connected: no queue is full"
 
 
 # The command

@@ -47,6 +47,11 @@ async def _huge_headers(reader: Reader, writer: Writer) -> None:
     await _stall(reader, writer)
 
 
+async def _refuse(reader: Reader, writer: Writer) -> None:
+    while await reader.read(65_536):
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+
 async def _vanish_in_answer(reader: Reader, writer: Writer) -> None:
     await reader.read(65_536)
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this")
@@ -77,6 +82,7 @@ MANNERS: dict[str, Callable[[Reader, Writer], Awaitable[None]]] = {
     "vanish_in_answer": _vanish_in_answer,
     "drip": _drip,
     "echo": _echo,
+    "refuse": _refuse,
 }
 """The place in this table is the port above the first."""
 

@@ -361,6 +361,23 @@ def test_a_busy_client_is_said_to_be_so(nothing: Snapshot) -> None:
     assert attribute(nothing, replace(witness, fell_short=False)) == ()
 
 
+def test_a_client_that_waits_for_processors_is_busy_too(nothing: Snapshot) -> None:
+    witness = Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE, client_busy=0.1, fell_short=True)
+    assert attribute(nothing, witness) == ()
+    found = attribute(nothing, replace(witness, client_wanted=1.0))
+    assert "used 10%" in found[0].evidence
+    assert "wanted 100%" in found[0].evidence
+
+
+def test_late_answers_while_bytes_have_no_room_are_ours(nothing: Snapshot) -> None:
+    late = replace(nothing, pings_missing=7)
+    pressed = QUIET.model_copy(update={"counters": {**QUIET.counters, "TcpExt.TCPMemoryPressures": 10**9}})
+    witness = Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE)
+    assert [cause.side for cause in attribute(late, witness)] == [Side.SERVER]
+    (found,) = attribute(late, replace(witness, after=pressed))
+    assert (found.side, found.count, found.limits) == (Side.CLIENT, 7, ("tcp-buffer-memory",))
+
+
 def test_the_failure_that_stopped_it_comes_first(nothing: Snapshot) -> None:
     many = Failure(step="connect", errno=111, count=900)
     few = Failure(step="socket", errno=EMFILE, count=64)

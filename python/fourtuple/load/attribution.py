@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from fourtuple.engine import Failure, Snapshot
 from fourtuple.facts import Host
 from fourtuple.limits import suspects, suspects_by_counter
 from fourtuple.tuples import TupleSpace
+
+if TYPE_CHECKING:
+    from fourtuple.load.report import ScriptOutcome
 
 _CALLS = {"receive": "recv"}
 """Where the engine's word for a step is not the system call's."""
@@ -63,6 +67,8 @@ class Witness:
     """Connections of the fullest such group, TIME_WAIT and other programs' included."""
     client_busy: float = 0.0
     """Share of the processors that this process used while it made connections."""
+    client_wanted: float = 0.0
+    """As `client_busy`, and what it would have used had others not been there."""
     fell_short: bool = False
     """Whether it made fewer connections than wanted, or made them more slowly."""
 
@@ -72,7 +78,7 @@ def attribute(snapshot: Snapshot, witness: Witness) -> tuple[Cause, ...]:
     risen = _risen(witness.before, witness.after)
     causes = [_of_failure(failure, snapshot, witness, risen) for failure in _telling(snapshot)]
     causes += _without_error(snapshot, risen)
-    if witness.fell_short and witness.client_busy >= _BUSY:
+    if witness.fell_short and max(witness.client_busy, witness.client_wanted) >= _BUSY:
         causes.append(_busy(witness))
     stopper = snapshot.stopped_by
     first = None if stopper is None else (stopper.step, stopper.name)
@@ -81,6 +87,23 @@ def attribute(snapshot: Snapshot, witness: Witness) -> tuple[Cause, ...]:
     if first is None and snapshot.connects_succeeded < witness.wanted and used >= witness.space.size:
         causes.insert(0, _all_used(witness))
     return tuple(causes)
+
+
+def of_script(outcome: ScriptOutcome | None) -> tuple[Cause, ...]:
+    """What a script did wrong, or what it was stopped for; None has none."""
+    if outcome is None:
+        return ()
+    found = [("a worker process is gone, and its connections with it", 1, end) for end in outcome.ended_early]
+    found += [(f"the script raises {one.kind}", one.count, one.example) for one in outcome.raised]
+    if outcome.blocked_at:
+        evidence = f"{outcome.blocked_at}, for {outcome.blocked_s:.1f} s and more"
+        found.append(("the script keeps all other sessions of its process waiting", 1, evidence))
+    if outcome.unwilling:
+        found.append(("sessions do not end when they are told to, and were killed", outcome.unwilling, ""))
+    return tuple(
+        Cause(side=Side.CLIENT, what=what, error="", step="", count=number, limits=(), evidence=evidence)
+        for what, number, evidence in found
+    )
 
 
 def _telling(snapshot: Snapshot) -> Iterable[Failure]:
@@ -105,8 +128,14 @@ def _of_failure(failure: Failure, snapshot: Snapshot, witness: Witness, risen: M
             limits, evidence = _ports(limits, witness)
         case ("connect", "ETIMEDOUT"):
             side, what, limits, evidence = _silence(limits, snapshot, witness, risen)
-        case ("connect", "ECONNREFUSED"):
+        case ("connect" | "recv" | "send", "ECONNREFUSED"):
             side, what = Side.SERVER, "nobody listens there, or a firewall rejects"
+        case ("recv", "EMSGSIZE"):
+            side, what = Side.SERVER, "its datagrams are longer than 2,048 bytes, and cut"
+        case ("send", "EMSGSIZE"):
+            side, what = Side.CLIENT, "the datagrams are longer than the way there carries"
+        case ("send", "EPERM") if not limits:
+            side, what = Side.CLIENT, "this host's firewall or policy forbids it"
         case ("connect" | "recv" | "send", "ECONNRESET" | "EPIPE"):
             side, what = Side.SERVER, "the peer reset the connection"
         case ("connect", "EPERM" | "EACCES" | "ENETUNREACH" | "EINVAL"):
@@ -166,7 +195,7 @@ def _silence(
 
 def _ports(limits: list[str], witness: Witness) -> tuple[list[str], str]:
     ports = len(witness.space.source_ports)
-    waiting = witness.held.sockets.by_state.get("TIME_WAIT") or witness.held.sockets.time_wait or 0
+    waiting = _waiting(witness)
     evidence = f"{witness.fullest:,} of {ports:,} source ports of the fullest pair are in use"
     if 2 * waiting > ports > 0:
         return ["time-wait", *limits], f"{evidence}, {waiting:,} sockets are in TIME_WAIT"
@@ -175,6 +204,10 @@ def _ports(limits: list[str], witness: Witness) -> tuple[list[str], str]:
     if witness.held.poisoned_ports:
         return ["poisoned-ports", *limits], evidence
     return limits, evidence
+
+
+def _waiting(witness: Witness) -> int:
+    return witness.held.sockets.by_state.get("TIME_WAIT") or witness.held.sockets.time_wait or 0
 
 
 def _descriptors(limits: list[str], host: Host) -> tuple[list[str], str]:
@@ -186,15 +219,19 @@ def _descriptors(limits: list[str], host: Host) -> tuple[list[str], str]:
 
 
 def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cause]:
+    # Datagrams are refused by ICMP, which is a failure with its own row.
+    by_icmp = any((row.step, row.name) == ("receive", "ECONNREFUSED") for row in snapshot.failures)
+    refused = 0 if by_icmp else snapshot.pings_refused
     overflow = "TcpExt.ListenOverflows" in risen or "TcpExt.TCPSYNChallenge" in risen
+    memory = risen.get("TcpExt.TCPMemoryPressures", 0)
     rows = (
         (
-            snapshot.pings_missing,
+            0 if memory else snapshot.pings_missing,
             "connected, but it does not answer in time: it stalls, or never accepted",
             ("accept-queue", "accept-at-limit") if overflow else ("accept-at-limit",),
         ),
         (snapshot.pings_wrong, "it answers with other bytes than it should, or ends the dialogue", ()),
-        (snapshot.pings_refused, "it answers with an error status", ()),
+        (refused, "it answers with an error status", ()),
         (snapshot.openings_failed, "the opening handshake is refused, garbled or not answered", ()),
         (snapshot.closed_by_peer, "it closes connections that we hold", ("accept-at-limit", "keepalive")),
     )
@@ -209,6 +246,16 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
             limits=("accept-queue", "syn-queue"),
             evidence=f"TcpExt.TCPSynRetrans rose by {repeated:,}",
         )
+    if memory and snapshot.pings_missing:
+        yield Cause(
+            side=Side.CLIENT,
+            what="this host is short of memory for bytes of TCP: what comes late may be late here",
+            error="",
+            step="",
+            count=snapshot.pings_missing,
+            limits=("tcp-buffer-memory",),
+            evidence=f"TcpExt.TCPMemoryPressures rose by {memory:,}",
+        )
     for count, what, limits in rows:
         if count:
             yield Cause(side=Side.SERVER, what=what, error="", step="", count=count, limits=limits, evidence="")
@@ -218,14 +265,17 @@ def _all_used(witness: Witness) -> Cause:
     space = witness.space
     sizes = (len(space.sources), len(space.source_ports), len(space.destinations) * len(space.destination_ports))
     product = "{:,} source addresses x {:,} ports x {:,} destinations".format(*sizes)
+    waiting = _waiting(witness)
+    resting = 2 * waiting > space.size
     return Cause(
         side=Side.CLIENT,
         what="every tuple that this side has is in use: more source addresses or ports are needed",
         error="",
         step="",
         count=witness.wanted - space.size,
-        limits=("ephemeral-ports", "four-tuple", "source-addresses"),
-        evidence=f"{product} = {space.size:,}, {witness.wanted:,} wanted",
+        limits=(*(("time-wait",) if resting else ()), "ephemeral-ports", "four-tuple", "source-addresses"),
+        evidence=f"{product} = {space.size:,}, {witness.wanted:,} wanted"
+        + (f"; {waiting:,} sockets are in TIME_WAIT" if resting else ""),
     )
 
 
@@ -237,7 +287,8 @@ def _busy(witness: Witness) -> Cause:
         step="",
         count=1,
         limits=("path-rate", "connect-cost"),
-        evidence=f"{witness.client_busy:.0%} of the processors that it may use",
+        evidence=f"it used {witness.client_busy:.0%} of the processors that it may use, and wanted"
+        f" {max(witness.client_busy, witness.client_wanted):.0%}",
     )
 
 

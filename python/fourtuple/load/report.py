@@ -57,6 +57,36 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Raised:
+    """Exceptions of one kind that a script let out of its sessions."""
+
+    kind: str
+    count: int
+    example: str
+    """Where the first came from: the line of the script, and what it says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptOutcome:
+    """What a script with a `session` did, besides what its connections met."""
+
+    processes: int
+    most_connections_each: int
+    sessions_ended: int
+    """That returned; each was followed by a new connection, unless none was to be replaced."""
+    raised: tuple[Raised, ...]
+    blocked_at: str
+    """Where the script kept all other sessions of its process waiting longest; "" if nowhere for a second."""
+    blocked_s: float
+    unwilling: int
+    """Sessions that did not end when they were told to."""
+    ended_early: tuple[str, ...]
+    """Workers that ended although nobody told them to."""
+    said: str
+    """The beginning of what it printed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything that a run found, complete also when it was interrupted."""
 
@@ -83,6 +113,8 @@ class Report:
     ramp_rate_per_s: float
     """Connections made per second while ramping."""
     seconds: float
+    noun: str
+    """What was held: connections, or UDP flows, which have no handshake: their `connect` is this host's own work."""
     connect: Latency
     answer: Latency
     openings_right: int
@@ -90,6 +122,10 @@ class Report:
     rounds_right: int
     rounds_failed: int
     """Missing, wrong or refused."""
+    rounds_missing: int
+    rounds_wrong: int
+    strays: int
+    """Datagrams that answered nothing: late, doubled, unasked or with other bytes."""
     closed_by_peer: int
     broken: int
     bytes_in: int
@@ -106,6 +142,18 @@ class Report:
     host_warnings: tuple[str, ...]
     """What the doctor found wrong with this host meanwhile."""
     samples: tuple[Sample, ...]
+    script: ScriptOutcome | None = None
+    """None where the engine spoke."""
+
+    @property
+    def is_datagrams(self) -> bool:
+        """Whether UDP flows were held."""
+        return self.noun == "flows"
+
+    def latencies(self) -> tuple[tuple[str, Latency], ...]:
+        """Those that are the network's: connect() of a UDP socket asks nobody."""
+        answer = (("answer", self.answer),) if self.answer.count else ()
+        return answer if self.is_datagrams else (("connect", self.connect), *answer)
 
     def numbers(self) -> dict[str, float]:
         """Everything that a condition may name."""
@@ -137,8 +185,13 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
     "rounds": lambda report: report.rounds,
     "rounds_right": lambda report: report.rounds_right,
     "rounds_failed": lambda report: report.rounds_failed,
+    "rounds_missing": lambda report: report.rounds_missing,
+    "rounds_wrong": lambda report: report.rounds_wrong,
+    "strays": lambda report: report.strays,
     "closed_by_peer": lambda report: report.closed_by_peer,
     "broken": lambda report: report.broken,
+    "sessions_ended": lambda report: 0 if report.script is None else report.script.sessions_ended,
+    "script_errors": lambda report: 0 if report.script is None else sum(one.count for one in report.script.raised),
     "client_cpu_percent": lambda report: 100 * report.client_cpu_share,
     **{
         f"{name}_{which}_ms": _latency(which, name)
@@ -152,20 +205,23 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
 def html(report: Report) -> str:
     """The report as one page."""
     facts = [
-        ("connections held at the end", f"{report.held:,} of {report.wanted:,}"),
+        (f"{report.noun} held at the end", f"{report.held:,} of {report.wanted:,}"),
         ("most at once", f"{report.most_held:,}"),
-        ("ramp", f"{report.ramp_s:.1f} s, {report.ramp_rate_per_s:,.0f} connections per second"),
+        ("ramp", f"{report.ramp_s:.1f} s, {report.ramp_rate_per_s:,.0f} {report.noun} per second"),
         ("replaced, closed by the peer, broken", f"{report.replaced:,}, {report.closed_by_peer:,}, {report.broken:,}"),
-        ("rounds right, failed", f"{report.rounds_right:,}, {report.rounds_failed:,}"),
+        (
+            "rounds right, failed (missing, wrong)",
+            f"{report.rounds_right:,}, {report.rounds_failed:,} ({report.rounds_missing:,}, {report.rounds_wrong:,})",
+        ),
+        *([("datagrams that answered nothing", f"{report.strays:,}")] if report.is_datagrams else []),
         ("bytes in, out", f"{report.bytes_in:,}, {report.bytes_out:,}"),
-        ("user memory per connection", _bytes(report.user_bytes_per_connection)),
-        ("kernel memory per connection, whole host", _bytes(report.kernel_bytes_per_connection)),
-        ("processor time per connection", f"{report.client_cpu_us_per_connection:,.1f} us"),
+        (f"user memory for each of the {report.noun}", _bytes(report.user_bytes_per_connection)),
+        (f"kernel memory for each of the {report.noun}, whole host", _bytes(report.kernel_bytes_per_connection)),
+        (f"processor time for each of the {report.noun}", f"{report.client_cpu_us_per_connection:,.1f} us"),
         ("share of the client's processors", f"{report.client_cpu_share:.0%}"),
     ]
     latencies = [
-        [what, f"{row.count:,}", *(f"{value:,.3f}" for value in _quantiles(row))]
-        for what, row in (("connect", report.connect), ("answer", report.answer))
+        [what, f"{row.count:,}", *(f"{value:,.3f}" for value in _quantiles(row))] for what, row in report.latencies()
     ]
     causes = [
         [
@@ -185,6 +241,7 @@ def html(report: Report) -> str:
         f'<p class="dim">{escape(report.target)}, Linux {escape(report.kernel)}, {escape(report.started_at)}, '
         f"{report.seconds:.0f} s, carrier {escape(report.carrier)}, {report.workers} workers.</p>",
         _table("Numbers", ("", ""), facts),
+        _table("The script", ("", ""), _script(report.script)),
         _table("Latency, ms", ("", "count", "least", "mean", "p50", "p90", "p99", "p99.9", "most"), latencies),
         _table("What went wrong, and where", ("side", "what", "error", "count", "limits", "evidence"), causes),
         _table("Source ports", ("from", "to", "used", "of"), ports),
@@ -192,6 +249,15 @@ def html(report: Report) -> str:
         _table("Course", ("s", "open", "rounds right"), samples),
     ]
     return page(f"fourtuple load {report.target}", "\n".join(parts))
+
+
+def _script(outcome: ScriptOutcome | None) -> Iterable[Iterable[str]]:
+    if outcome is None:
+        return
+    yield "worker processes, most connections each", f"{outcome.processes:,}, {outcome.most_connections_each:,}"
+    yield "sessions that returned", f"{outcome.sessions_ended:,}"
+    if outcome.said:
+        yield "it printed", outcome.said
 
 
 def _quantiles(row: Latency) -> Iterable[float]:
