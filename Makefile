@@ -59,6 +59,7 @@ sim: ## the load, echo and broker cores in the seeded simulator (FOURTUPLE_SEEDS
 
 fuzz: ## run every fuzz target for FUZZ_S seconds, 15 if not given; needs a nightly compiler and cargo-fuzz
 	@for target in $$(ls fuzz/fuzz_targets | sed 's/\.rs$$//'); do \
+	    mkdir -p fuzz/corpus/$$target; \
 	    cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
 	        -max_total_time=$${FUZZ_S:-15} -max_len=4096 -timeout=10; \
 	done
@@ -73,7 +74,7 @@ system: ## install the system packages that tests use (root with apt-get only); 
 	@missing=(); \
 	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
 	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
-	        openssl:openssl ssh:openssh-client psql:postgresql-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients \
+	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
 	        nginx:nginx-light haproxy:haproxy redis-server:redis-server postgres:postgresql; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \

@@ -21,7 +21,7 @@ mod _core {
     use super::registry::{Importer, Pages, Registry, check_rows};
     #[pymodule_export]
     use super::{
-        counters,
+        counters, reasons,
         sniff::{probes, refusals, sniff},
         uring_abilities,
         workers::Workers,
@@ -32,6 +32,12 @@ mod _core {
 #[pyfunction]
 fn counters() -> Vec<(&'static str, &'static str, &'static str)> {
     fourtuple_engine::report::COUNTERS.iter().map(|(name, unit, meaning)| (*name, *unit, meaning.trim())).collect()
+}
+
+/// Every name that a snapshot's reasons may have.
+#[pyfunction]
+fn reasons() -> Vec<&'static str> {
+    [fourtuple_engine::speech::REASONS, fourtuple_tls::REASONS].concat()
 }
 
 /// What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring.

@@ -4,14 +4,16 @@ use crate::support::{settled, truncated};
 use fourtuple_sniff::{HTTP2_BYTES, Protocol, Sniffer};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const SETTINGS: (u8, u8, u32, &[u8]) = (4, 0, 0, &[0, 3, 0, 0, 0, 100]);
+/// A frame: type, flags, stream, payload.
+type Sent<'a> = (u8, u8, u32, &'a [u8]);
+const SETTINGS: Sent<'_> = (4, 0, 0, &[0, 3, 0, 0, 0, 100]);
 
 fn sniffer() -> Sniffer<'static> {
     Sniffer::new([Protocol::Http2])
 }
 
-/// A connection of these frames: type, flags, stream, payload.
-fn connection(frames: &[(u8, u8, u32, &[u8])]) -> Vec<u8> {
+/// A connection of these frames.
+fn connection(frames: &[Sent<'_>]) -> Vec<u8> {
     let mut bytes = PREFACE.to_vec();
     for (kind, flags, stream, payload) in frames {
         bytes.extend(&(payload.len() as u32).to_be_bytes()[1..]);
@@ -116,7 +118,7 @@ fn frames() {
     let padded = [&[3][..], &[0x80, 0, 0, 0, 200], &block, &[0; 3]].concat();
     let ok = "http2 name=a.example path=/";
     let grease = (0x0b, 0xff, 0x8000_0003, b"whatever".as_slice());
-    let cases: &[(&[(u8, u8, u32, &[u8])], &str)] = &[
+    let cases: &[(&[Sent<'_>], &str)] = &[
         (&[SETTINGS, (8, 0, 0, &[0, 1, 0, 0]), (2, 0, 3, &[0; 5]), (6, 0, 0, &[0; 8]), grease, (1, 4, 1, &block)], ok),
         (&[SETTINGS, (4, 1, 0, b""), (1, 4, 1, &block)], ok),
         (&[SETTINGS, (1, 0x2c, 1, &padded)], ok),

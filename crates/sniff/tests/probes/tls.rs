@@ -10,7 +10,7 @@ fn sniffer() -> Sniffer<'static> {
 /// A hello of exactly so many bytes, with the name behind the padding: nothing is found before the end.
 fn hello_of(size: usize) -> Vec<u8> {
     let tail = [server_name(b"deep.example"), alpn(&[b"h2", b"http/1.1"])].concat();
-    let plain = hello(&[tail.clone()]).len();
+    let plain = hello(std::slice::from_ref(&tail)).len();
     // Three pads, for an extension's data has 65,535 bytes at most and so have all together.
     let padding = match size - plain {
         0 => vec![],
