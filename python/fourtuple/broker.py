@@ -1,7 +1,7 @@
 """A broker: a file or a registry in, a running engine out, and a graceful end.
 
-Decides where services come from, what a listener of the file means to the engine, and how long an end may take. Knows no
-connection: which service one means, the registry says; how it gets there, the engine.
+Decides where services come from, what a listener of the file means to the engine, and how long an end may take. Knows
+no connection: which service one means, the registry says; how it gets there, the engine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fourtuple.tuples import Endpoint
 BUFFER_BYTES = 16_384
 """Bulk moves in pieces of this size; an idle connection has none."""
 BUFFER_CHUNKS = 4_096
-"""Made as they are needed. A service that reads nothing keeps a buffer or two per connection, and must not starve others."""
+"""Made as needed. A service that reads nothing keeps a buffer or two per connection, and must not starve others."""
 _GLANCE_S = 0.2
 
 

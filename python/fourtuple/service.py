@@ -181,10 +181,10 @@ class Server:
 
     async def _take(self, channel: socket.socket) -> None:
         with channel:
-            ready = self._loop.create_future()
-            self._loop.add_reader(channel.fileno(), lambda: ready.done() or ready.set_result(None))
+            ready = asyncio.Event()
+            self._loop.add_reader(channel.fileno(), ready.set)
             try:
-                await asyncio.wait_for(ready, PATIENCE_S)
+                await asyncio.wait_for(ready.wait(), PATIENCE_S)
                 handed = receive(channel)
             except (ValueError, OSError, TimeoutError):
                 return

@@ -134,11 +134,23 @@ def test_one_port_serves_nginx_redis_and_a_server_that_speaks_first(tmp_path: Pa
     serve = [sys.executable, "-m", "fourtuple", "serve", "-c", str(broker_file(tmp_path, port))]
     with ExitStack() as stack:
         stack.enter_context(process("nginx", "-c", str(nginx_file(tmp_path))))
-        redis = ("redis-server", "--port", "0", "--unixsocket", f"{tmp_path}/redis", "--save", "", "--dir", str(tmp_path))
+        redis = (
+            "redis-server",
+            "--port",
+            "0",
+            "--unixsocket",
+            f"{tmp_path}/redis",
+            "--save",
+            "",
+            "--dir",
+            str(tmp_path),
+        )
         stack.enter_context(process(*redis))
         stack.enter_context(greeting(tmp_path / "banner"))
         broker = stack.enter_context(process(*serve, "--carrier", carrier, "--log", str(log), "--json", "--grace", "5"))
-        wait_for(lambda: listens(port) and (tmp_path / "redis").exists() and (tmp_path / "two.example.com.tls").exists())
+        wait_for(
+            lambda: listens(port) and (tmp_path / "redis").exists() and (tmp_path / "two.example.com.tls").exists()
+        )
         for name in NAMES:
             resolve = ("--resolve", f"{name}:{port}:127.0.0.1", "-sm", str(PATIENCE_S))
             assert run("curl", *resolve, "-k", f"https://{name}:{port}/") == f"{name} over https\n"

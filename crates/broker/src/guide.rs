@@ -54,16 +54,14 @@ impl BrokerGuide {
                 choose(Resolved { service: None, target: target.clone(), delivery, options }, shown, chosen);
                 Guidance::Found
             }
-            Some(Some(Fallback::Service(name))) => {
-                match self.store.reader().and_then(|reader| reader.by_name(name)) {
-                    Ok(Some(found)) => {
-                        let fourtuple_registry::Service { name, target, delivery, options, .. } = found;
-                        choose(Resolved { service: Some(name), target, delivery, options }, shown, chosen);
-                        Guidance::Found
-                    }
-                    Ok(None) | Err(_) => Guidance::NoRoute,
+            Some(Some(Fallback::Service(name))) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
+                Ok(Some(found)) => {
+                    let fourtuple_registry::Service { name, target, delivery, options, .. } = found;
+                    choose(Resolved { service: Some(name), target, delivery, options }, shown, chosen);
+                    Guidance::Found
                 }
-            }
+                Ok(None) | Err(_) => Guidance::NoRoute,
+            },
             _ => Guidance::NoRoute,
         }
     }
@@ -171,7 +169,8 @@ mod tests {
         batch.push(&service("other", "unix:@other"));
         batch.commit(&store, Mode::Set).unwrap();
         let conditions = Conditions::checked([("protocol", "ssh")]).unwrap();
-        let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options { proxy: Some(1), ..Options::default() });
+        let (delivery, options) =
+            (fourtuple_registry::Delivery::Relay, Options { proxy: Some(1), ..Options::default() });
         let to = "tcp:127.0.0.1:22".to_owned();
         store.add_routes(&[Route { conditions, to, delivery, options }], true).unwrap();
         let fallback = Some(Fallback::Service(Name::parse(b"other").unwrap()));
@@ -190,10 +189,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut guide = guide(&folder);
         let (guidance, chosen) = asked(&mut guide, 0, b"GET / HTTP/1.1\r\nHost: shop.example.com:80\r\n\r\n", false);
-        assert_eq!((guidance, chosen.service.as_str(), chosen.delivery), (Guidance::Found, "shop.example.com", Delivery::HandOff));
+        assert_eq!(
+            (guidance, chosen.service.as_str(), chosen.delivery),
+            (Guidance::Found, "shop.example.com", Delivery::HandOff)
+        );
         assert_eq!(chosen.address, Address::Unix(b"/run/shop".to_vec()));
         let (guidance, chosen) = asked(&mut guide, 0, b"SSH-2.0-x\r\n", false);
-        assert_eq!((guidance, chosen.preface.as_slice()), (Guidance::Found, &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"[..]));
+        assert_eq!(
+            (guidance, chosen.preface.as_slice()),
+            (Guidance::Found, &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"[..])
+        );
         assert_eq!(chosen.address, Address::Tcp("127.0.0.1:22".parse().unwrap()));
         for bytes in [&b""[..], b"\x01\x02\x03\x04\x05\x06\x07\x08"] {
             let (guidance, chosen) = asked(&mut guide, 0, bytes, true);

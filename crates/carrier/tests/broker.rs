@@ -160,13 +160,8 @@ impl World {
         servers.extend(repliers.iter_mut().map(|core| core as &mut dyn Core));
         let broker_place = clients.len();
         let drain = self.drain_at_ms.map(|ms| (Instant(ms * 1_000_000), broker_place, Order::Drain));
-        let script = Script {
-            orders: drain.into_iter().collect(),
-            until,
-            most_steps: 3_000_000,
-            strict: true,
-            echoing: false,
-        };
+        let script =
+            Script { orders: drain.into_iter().collect(), until, most_steps: 3_000_000, strict: true, echoing: false };
         let mut sim = Sim::new(seed, self.faults);
         sim.network = self.network;
         let report = sim.run(&mut clients, &mut servers, &script).map_err(|broken| broken.to_string())?;
@@ -336,9 +331,13 @@ impl Core for Checked {
             return Err(format!("{} entries for {ended} ends, {bytes} bytes", self.entries));
         }
         let early = |reason: Reason| !matches!(reason, Reason::Relayed | Reason::ClientBroke | Reason::ServiceBroke);
-        if let Some(entry) = self.core.ledger().0.iter().find(|entry| {
-            early(entry.0) && entry.0 != Reason::Stopped && entry.2 + entry.3 > 0
-        }) {
+        if let Some(entry) = self
+            .core
+            .ledger()
+            .0
+            .iter()
+            .find(|entry| early(entry.0) && entry.0 != Reason::Stopped && entry.2 + entry.3 > 0)
+        {
             return Err(format!("{entry:?}: bytes without a relay"));
         }
         self.core.check_invariants()
@@ -445,8 +444,7 @@ fn wrong_brokers_are_caught() {
             Box::new(Flawed { core, flaw: Flaw::$flaw, kept: Vec::new() })
         }) as Wrap)),+] };
     }
-    let wraps =
-        flawed![NoShutdown, EarlyShutdown, NoTake, NoClose, WrongByte, LostBytes, NoResume, LostPeek];
+    let wraps = flawed![NoShutdown, EarlyShutdown, NoTake, NoClose, WrongByte, LostBytes, NoResume, LostPeek];
     for (flaw, wrap) in wraps {
         let caught = (0..400).find_map(|seed| run_seed(seed, wrap).err());
         println!("{flaw:?}: {caught:?}");

@@ -1,6 +1,5 @@
 //! The broker core on the kernel's carriers: real clients, real services, unix sockets and descriptors that are handed over.
 
-
 use std::io::{ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

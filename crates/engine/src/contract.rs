@@ -419,11 +419,7 @@ pub struct Outbox {
 impl Outbox {
     /// An empty outbox over these buffers.
     pub fn new(buffers: Buffers) -> Outbox {
-        Outbox {
-            commands: Vec::with_capacity(256),
-            buffers,
-            peeks: Buffers::new(PEEK_BYTES, PEEKS_AT_ONCE, 1),
-        }
+        Outbox { commands: Vec::with_capacity(256), buffers, peeks: Buffers::new(PEEK_BYTES, PEEKS_AT_ONCE, 1) }
     }
 
     /// Append a command.

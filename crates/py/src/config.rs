@@ -2,12 +2,12 @@
 //!
 //! Decides how one engine's work is shared out to its workers. Values were checked in Python; here only their types are.
 
-use std::path::PathBuf;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use fourtuple_carrier::{CarrierKind, CarrierSettings};
 use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile};
+use fourtuple_carrier::{CarrierKind, CarrierSettings};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
 use fourtuple_engine::echo::{EchoConfig, EchoCore};
@@ -397,7 +397,9 @@ pub(crate) fn order(kind: &str, value: u64, worker: u32, workers: u32) -> PyResu
 /// A probe by its name.
 fn protocol(name: &str) -> PyResult<Protocol> {
     let found = PROBES.iter().find(|probe| probe.name == name).map(|probe| probe.protocol);
-    found.ok_or_else(|| BadConfig::new_err(("protocols", format!("{name:?} is not a probe; fourtuple sniff lists them"))))
+    found.ok_or_else(|| {
+        BadConfig::new_err(("protocols", format!("{name:?} is not a probe; fourtuple sniff lists them")))
+    })
 }
 
 /// This worker's part of `whole`; the first workers take what does not divide.

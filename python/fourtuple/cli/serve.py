@@ -33,7 +33,9 @@ def serve(
     ],
     store: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Services and routes of this registry, changed while it runs, not the file's."),
+        typer.Option(
+            metavar="DIR", help="Services and routes of this registry, changed while it runs, not the file's."
+        ),
     ] = None,
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each connection that has ended.")

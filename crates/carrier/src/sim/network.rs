@@ -117,7 +117,8 @@ impl World<'_> {
     pub(super) fn reach(&mut self, host: usize, ticket: u32, target: Target) -> Rule {
         let path = match target {
             Target::Tcp(destination) => {
-                let any = if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                let any =
+                    if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
                 let asked = (SocketAddr::new(any, 0), destination);
                 return self.connect(host, ticket, Transport::Stream, asked, SourceChoice::Kernel, (0, 0));
             }

@@ -7,9 +7,7 @@ use io_uring::types::Fixed;
 use io_uring::{cqueue, opcode};
 
 use super::ring::{Completion, Operation, user_data};
-use super::{
-    AGAIN, CLOSING, DATAGRAM, ENDED, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY,
-};
+use super::{AGAIN, CLOSING, DATAGRAM, ENDED, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY};
 
 /// Receives under way at once, and so buffers taken before the core has seen them.
 const READS: u32 = 256;
@@ -58,7 +56,9 @@ impl Transfers {
 
     /// A walk over all: only a close with its send still under way needs it.
     pub(super) fn find_send(&self, conn: ConnId) -> Option<u32> {
-        let is_it = |place: &Option<Transfer>| place.as_ref().is_some_and(|it| it.conn == conn && matches!(it.way, Way::Out(_)));
+        let is_it = |place: &Option<Transfer>| {
+            place.as_ref().is_some_and(|it| it.conn == conn && matches!(it.way, Way::Out(_)))
+        };
         self.places.iter().position(is_it).map(|place| place as u32)
     }
 }

@@ -27,8 +27,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fourtuple_engine::{
-    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, Outbox,
-    SourceChoice, Step, Target, Transport, Until,
+    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, Outbox, SourceChoice, Step,
+    Target, Transport, Until,
 };
 use io_uring::opcode;
 use io_uring::types::Fixed;

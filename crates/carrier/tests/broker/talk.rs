@@ -255,7 +255,8 @@ impl Core for Talker {
             Event::Sent { conn } => self.speak(conn, outbox),
             Event::Received { conn, buf } => {
                 if let Some((_, it)) = self.speaking.get_mut(&conn.index) {
-                    let right = outbox.buffers.bytes(&buf).iter().zip(it.heard..).all(|(&byte, at)| byte == pattern(at));
+                    let right =
+                        outbox.buffers.bytes(&buf).iter().zip(it.heard..).all(|(&byte, at)| byte == pattern(at));
                     it.heard += buf.len() as u64;
                     if !right || it.heard > self.talks[it.talk].hear {
                         self.wrong = Some(format!("talk {} heard what was not said", it.talk));

@@ -201,7 +201,13 @@ pub(crate) fn on_kernel(kind: CarrierKind, call: Call) -> (Tally, Told) {
 pub(crate) fn simulated(call: Call, fault: Option<Fault>) -> (Tally, Told) {
     let mut caller = Caller::new(call);
     let (tally, told) = (Arc::clone(&caller.watch.tally), Arc::clone(&caller.told));
-    let script = Script { orders: Vec::new(), until: Instant(3_600_000_000_000), most_steps: 100_000, strict: false, echoing: false };
+    let script = Script {
+        orders: Vec::new(),
+        until: Instant(3_600_000_000_000),
+        most_steps: 100_000,
+        strict: false,
+        echoing: false,
+    };
     let faults = fault.map_or(Faults::NONE, |fault| Faults::NONE.with(fault, 500));
     Sim::new(1, faults).run(&mut [&mut caller], &mut [], &script).unwrap();
     finish(&tally, &told)

@@ -115,8 +115,13 @@ impl Pair for Simulated {
 
     fn run(&self, mut guest: Guest, mut host: Host) -> (Tally, Tally) {
         guest.meet(&host);
-        let script =
-            Script { orders: Vec::new(), until: Instant(3_600_000_000_000), most_steps: 10_000_000, strict: false, echoing: false };
+        let script = Script {
+            orders: Vec::new(),
+            until: Instant(3_600_000_000_000),
+            most_steps: 10_000_000,
+            strict: false,
+            echoing: false,
+        };
         let ran = Sim::new(1, Faults::NONE).run(&mut [&mut guest], &mut [&mut host], &script);
         let (guest, host) = (guest.tally().lock().unwrap().clone(), host.tally().lock().unwrap().clone());
         if let Err(broken) = ran {

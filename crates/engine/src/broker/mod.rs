@@ -302,16 +302,13 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             Address::Unix(path) => Err(path.as_slice()),
         };
         let command = match (wait.chosen.delivery, path) {
-            (Delivery::Relay, Ok(address)) => {
-                Some(Command::Reach { ticket: place, target: Target::Tcp(address) })
-            }
+            (Delivery::Relay, Ok(address)) => Some(Command::Reach { ticket: place, target: Target::Tcp(address) }),
             (_, Err(path)) if path.is_empty() || path.len() > outbox.buffers.buffer_bytes() => {
                 return self.end(id, Reason::ServiceUnreachable, true, outbox);
             }
-            (Delivery::Relay, Err(path)) => outbox
-                .buffers
-                .write(path)
-                .map(|path| Command::Reach { ticket: place, target: Target::Unix(path) }),
+            (Delivery::Relay, Err(path)) => {
+                outbox.buffers.write(path).map(|path| Command::Reach { ticket: place, target: Target::Unix(path) })
+            }
             (Delivery::HandOff, Err(path)) => {
                 let mut bytes = [0; note::MOST_BYTES];
                 let Chosen { service, matched, .. } = &wait.chosen;
@@ -661,7 +658,10 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
         };
         let on_the_way = |session: &&&Session| matches!(session.state, State::Sniffing | State::Delivering);
         let rules = [
-            ("each accepted connection is held or has one reason", count(Counter::Accepted) == held.len() as u64 + ended),
+            (
+                "each accepted connection is held or has one reason",
+                count(Counter::Accepted) == held.len() as u64 + ended,
+            ),
             ("open_now is the number of open sides", count(Counter::Open) == open),
             ("each open side has its line", lines == open),
             ("closes under way are counted", closing as u32 == self.closes_under_way),

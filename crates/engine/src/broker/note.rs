@@ -71,9 +71,19 @@ mod tests {
         let length = write(&mut note, names, 517, "shop", "shop.example.com");
         let text: String = note[..length].iter().map(|byte| format!("{byte:02x}")).collect();
         let expected = concat!(
-            "34545550", "01", "04", "0046", "03e8", "01bb", "00000205",
-            "00000000000000000000ffffc0000207", "00000000000000000000ffffc6336401",
-            "04", "73686f70", "10", "73686f702e6578616d706c652e636f6d",
+            "34545550",
+            "01",
+            "04",
+            "0046",
+            "03e8",
+            "01bb",
+            "00000205",
+            "00000000000000000000ffffc0000207",
+            "00000000000000000000ffffc6336401",
+            "04",
+            "73686f70",
+            "10",
+            "73686f702e6578616d706c652e636f6d",
         );
         assert_eq!(text, expected);
     }

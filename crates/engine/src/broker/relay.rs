@@ -44,7 +44,10 @@ impl Queues {
 
     pub(super) fn drop_all(&mut self, extra: u32, buffers: &mut Buffers) {
         if let Some(place) = extra.checked_sub(1) {
-            self.places[place as usize].iter_mut().flat_map(|queue| queue.drain(..)).for_each(|buf| buffers.release(buf));
+            self.places[place as usize]
+                .iter_mut()
+                .flat_map(|queue| queue.drain(..))
+                .for_each(|buf| buffers.release(buf));
             self.free.push(extra);
         }
     }
