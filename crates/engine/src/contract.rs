@@ -24,8 +24,8 @@
 //! 9. From `Peek` to `Take` bytes are shown and not taken: `Peeked` holds what has come so far, from the first byte, and
 //!    comes again when more has come; nothing comes again for the same bytes alone, unless `Peek` is said again.
 //! 10. `HandOff` is answered once, by `HandedOff` or `HandOffFailed`, unless the connection is closed first. After
-//!    `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
-//!    then says nothing to the peer. After `HandOffFailed` the connection is what it was.
+//!     `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
+//!     then says nothing to the peer. After `HandOffFailed` the connection is what it was.
 //! 11. `Shutdown` sends FIN behind everything sent before; receiving goes on.
 
 use std::net::SocketAddr;
