@@ -236,6 +236,8 @@ class Scenario:
             raise BadConfig("--script", f"a session speaks no TLS, and {self.target.scheme.value} asks for it")
         if self.closed_loop and self.round_every_s:
             raise BadConfig("--closed-loop", "has no interval; leave out --ping-every")
+        if self.script is not None and (self.closed_loop or self.target.scheme is Scheme.UDP):
+            raise BadConfig("--script", "has a session, which sets its own pace, and speaks over TCP")
         if self.close_with_fin and self.target.scheme is Scheme.UDP:
             raise BadConfig("--fin", "is for TCP: a UDP flow has no end that the other side is told of")
         if self.script is not None:
