@@ -1,10 +1,10 @@
 """The compiled half of fourtuple, as `fourtuple.engine` sees it. Use that module; this one decides nothing."""
 
-from typing import TypedDict, final
+from typing import NotRequired, TypedDict, final
 
 from fourtuple.engine import CarrierSettings, EchoConfig, LoadConfig
 
-__all__ = ["Workers", "counters", "reasons", "uring_abilities"]
+__all__ = ["Workers", "counters", "probes", "reasons", "refusals", "sniff", "uring_abilities"]
 
 class _Quantiles(TypedDict):
     count: int
@@ -42,6 +42,26 @@ class _Snapshot(TypedDict):
     carrier: _CarrierNumbers
     errors: list[str]
 
+class _Seen(TypedDict):
+    verdict: str
+    protocol: str | None
+    answers: tuple[bytes, ...]
+    needed: NotRequired[int]
+    why: NotRequired[str]
+    end: NotRequired[int]
+    name: NotRequired[str | None]
+    port: NotRequired[int | None]
+    number: NotRequired[int | None]
+    path: NotRequired[bytes | None]
+    path_is_plain: NotRequired[bool]
+    alpn: NotRequired[tuple[bytes, ...]]
+    ech: NotRequired[bool]
+    user: NotRequired[bytes | None]
+    database: NotRequired[bytes | None]
+    client: NotRequired[bytes | None]
+    cancel: NotRequired[bytes | None]
+    proxied: NotRequired[tuple[str, str] | None]
+
 @final
 class Workers:
     """One worker per core of an engine, until all have ended."""
@@ -78,3 +98,12 @@ def reasons() -> list[str]:
 
 def uring_abilities() -> dict[str, bool]:
     """What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring."""
+
+def probes() -> list[tuple[str, int, str]]:
+    """One row per probe, in order of precedence: name, bytes looked at at most, what it shows."""
+
+def refusals() -> list[tuple[str, str]]:
+    """One row per reason to refuse a connection: name, meaning."""
+
+def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
+    """What these probes see in `bytes`."""
