@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use super::{
-        counters,
+        counters, reasons,
         sniff::{probes, refusals, sniff},
         uring_abilities,
         workers::Workers,
@@ -27,6 +27,12 @@ mod _core {
 #[pyfunction]
 fn counters() -> Vec<(&'static str, &'static str, &'static str)> {
     fourtuple_engine::report::COUNTERS.iter().map(|(name, unit, meaning)| (*name, *unit, meaning.trim())).collect()
+}
+
+/// Every name that a snapshot's reasons may have.
+#[pyfunction]
+fn reasons() -> Vec<&'static str> {
+    [fourtuple_engine::speech::REASONS, fourtuple_tls::REASONS].concat()
 }
 
 /// What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring.
