@@ -1,10 +1,12 @@
 //! fourtuple._core: the binding. Converts, detaches, maps errors; decides nothing.
 //!
 //! Configuration comes in once, as one frozen dataclass (`config`); workers run without Python (`workers`); numbers go
-//! out as one merged snapshot (`snapshot`); bytes are sniffed for people only (`sniff`). `python/fourtuple/engine.py` is the only module that imports this one.
+//! out as one merged snapshot (`snapshot`); bytes are sniffed for people only (`sniff`). `python/fourtuple/engine.py` imports
+//! these, and `python/fourtuple/registry.py` the registry of services (`registry`); no other module imports this one.
 
 mod config;
 mod failure;
+mod registry;
 mod snapshot;
 mod sniff;
 mod workers;
@@ -14,6 +16,8 @@ use pyo3::prelude::*;
 /// The compiled half of fourtuple; use `fourtuple.engine`.
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use super::registry::{Importer, Pages, Registry, check_rows};
     #[pymodule_export]
     use super::{
         counters, reasons,
