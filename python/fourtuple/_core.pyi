@@ -130,6 +130,15 @@ def reasons() -> list[str]:
 def uring_abilities() -> dict[str, bool]:
     """What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring."""
 
+def probes() -> list[tuple[str, int, str]]:
+    """One row per probe, in order of precedence: name, bytes looked at at most, what it shows."""
+
+def refusals() -> list[tuple[str, str]]:
+    """One row per reason to refuse a connection: name, meaning."""
+
+def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
+    """What these probes see in `bytes`."""
+
 @final
 class Registry:
     """An open registry; `fourtuple.registry.Registry` is its face."""
@@ -210,12 +219,3 @@ class Importer:
 
 def check_rows(services: Sequence[_ServiceRow], routes: Sequence[_RouteRow]) -> None:
     """Services and routes as a registry would take them, without one: the first that it would not is the error."""
-
-def probes() -> list[tuple[str, int, str]]:
-    """One row per probe, in order of precedence: name, bytes looked at at most, what it shows."""
-
-def refusals() -> list[tuple[str, str]]:
-    """One row per reason to refuse a connection: name, meaning."""
-
-def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
-    """What these probes see in `bytes`."""

@@ -162,7 +162,7 @@ mod tests {
         Service { name: name.to_owned(), target, delivery, wide_port: None, options }
     }
 
-    fn guide(folder: &tempfile::TempDir) -> BrokerGuide {
+    fn guide(folder: &crate::Folder) -> BrokerGuide {
         let store = Store::open(folder.path(), true, Some(1 << 24)).unwrap();
         let mut batch = Batch::default();
         batch.push(&service("shop.example.com", "unix:/run/shop"));
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn names_protocols_and_defaults_lead_to_services() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = crate::Folder::new();
         let mut guide = guide(&folder);
         let (guidance, chosen) = asked(&mut guide, 0, b"GET / HTTP/1.1\r\nHost: shop.example.com:80\r\n\r\n", false);
         assert_eq!(
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_is_begun_or_broken_gets_no_default() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = crate::Folder::new();
         let mut guide = guide(&folder);
         assert_eq!(asked(&mut guide, 0, b"\x16\x03\x01\x02\x00\x01", true).0, Guidance::More);
         assert_eq!(asked(&mut guide, 0, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", true).0, Guidance::Garbage);

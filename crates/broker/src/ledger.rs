@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn entries_are_lines_of_json_and_sampled() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = crate::Folder::new();
         let path = folder.path().join("log");
         let mut ledger = LedgerFile::append(&path, 2).unwrap();
         let entry = Ended {

@@ -12,3 +12,30 @@ mod ledger;
 
 pub use guide::{BrokerGuide, Fallback};
 pub use ledger::LedgerFile;
+
+/// A folder of a test, gone with it.
+#[cfg(test)]
+struct Folder(std::path::PathBuf);
+
+#[cfg(test)]
+impl Folder {
+    fn new() -> Folder {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("fourtuple-broker-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
