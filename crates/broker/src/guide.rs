@@ -16,7 +16,7 @@ use fourtuple_sniff::{Protocol, Scratch, Sniffer, State, Verdict, proxy};
 #[derive(Clone)]
 pub enum Fallback {
     /// A service of the registry.
-    Service(Name),
+    Service(Box<Name>),
     /// A target; relayed.
     Target(Target),
 }
@@ -173,7 +173,7 @@ mod tests {
             (fourtuple_registry::Delivery::Relay, Options { proxy: Some(1), ..Options::default() });
         let to = "tcp:127.0.0.1:22".to_owned();
         store.add_routes(&[Route { conditions, to, delivery, options }], true).unwrap();
-        let fallback = Some(Fallback::Service(Name::parse(b"other").unwrap()));
+        let fallback = Some(Fallback::Service(Box::new(Name::parse(b"other").unwrap())));
         BrokerGuide::new(store, [Protocol::Tls, Protocol::Http, Protocol::Ssh], vec![fallback, None])
     }
 

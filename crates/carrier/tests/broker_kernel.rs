@@ -1,5 +1,8 @@
 //! The broker core on the kernel's carriers: real clients, real services, unix sockets and descriptors that are handed over.
 
+// Clients and services outside of any carrier.
+#![allow(clippy::disallowed_methods)]
+
 use std::io::{ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -135,7 +138,7 @@ fn unix_service(path: &std::path::Path, connections: usize) -> JoinHandle<()> {
 }
 
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|place| (place * 31 ^ place >> 8) as u8).collect()
+    (0..length).map(|place| ((place * 31) ^ (place >> 8)) as u8).collect()
 }
 
 fn ask(mut client: TcpStream, said: &[u8]) -> Vec<u8> {

@@ -319,7 +319,7 @@ impl ListenerRequest {
     fn fallback(&self) -> Result<Option<Fallback>, fourtuple_registry::Error> {
         let Some(text) = &self.default else { return Ok(None) };
         Ok(Some(match text.strip_prefix("service:") {
-            Some(name) => Fallback::Service(Name::checked("default", name)?),
+            Some(name) => Fallback::Service(Box::new(Name::checked("default", name)?)),
             None => Fallback::Target(Target::checked("default", text)?),
         }))
     }

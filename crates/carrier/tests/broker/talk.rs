@@ -15,7 +15,7 @@ use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order,
 
 /// The byte at a place of what is said.
 fn pattern(place: u64) -> u8 {
-    (place.wrapping_mul(31) ^ place >> 8) as u8
+    (place.wrapping_mul(31) ^ (place >> 8)) as u8
 }
 
 // ---- the guide and the ledger ---------------------------------------------------------------------------------------

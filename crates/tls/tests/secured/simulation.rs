@@ -158,6 +158,7 @@ fn run(seed: u64, faults: Faults, client: &mut dyn Core, server: &ServerConfig, 
         until: Instant(1_500_000_000),
         most_steps: 3_000_000,
         strict: false,
+        echoing: false,
     };
     let mut server = Terminator::new(server.clone());
     if let Err(broken) = sim.run(&mut [client], &mut [&mut server], &course) {
