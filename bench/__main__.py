@@ -1,7 +1,7 @@
 """python -m bench: ours and the peers side by side in one run; a table for people, one JSON file for the rest.
 
 Decides the order of the runs (interleaved), and how results are shown and kept. What is measured is in `bench.rates`,
-`bench.cliff` and `bench.sources`.
+`bench.cliff`, `bench.sources` and `bench.load`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from bench import cliff, rates, sources
+from bench import cliff, load, rates, sources
 from fourtuple.errors import FourtupleError
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 60_000
 """Inside the range 1024-65535 of one source address, which is what the peers have."""
 WIDTH = 132
 """Of a table in a file or a pipe."""
-Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Library)
+Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Library, load.Client)
 
 
 def main(arguments: list[str]) -> int:
@@ -64,6 +64,16 @@ def main(arguments: list[str]) -> int:
             results["sources"] = {name: cliff.medians(runs) for name, runs in curves.items()}
             title = f"SourcePool: CPU of one connection by fill of {count:,} ports, us; medians of {options.runs}"
             console.print(_cliff_table(title, "client library", results["sources"]))
+        if options.only == "load":
+            count = min(options.connections, load.MOST_CONNECTIONS)
+            skipped = {row.name: reason for row in load.CLIENTS if (reason := load.absent(row))}
+            clients = [row for row in load.CLIENTS if row.name not in skipped]
+            runs = _interleaved(clients, lambda row: load.run(row, count), options.runs, console, failed)
+            results["load"] = {name: rates.medians(one) for name, one in runs.items()}
+            results["skipped"] = skipped
+            console.print(_load_table(results["load"], count, options.runs))
+            for name, reason in skipped.items():
+                console.print(f"skipped {name}: {reason}")
     except FourtupleError as problem:
         console.print(f"bench: {problem}", style="red")
         return 1
@@ -135,6 +145,40 @@ def _cliff_table(title: str, rows: str, measured: dict[str, dict[str, Any]]) -> 
     return table
 
 
+def _load_table(measured: dict[str, dict[str, Any]], count: int, rounds: int) -> Table:
+    few = min(load.FEW, count)
+    table = Table(title=f"load on one nginx process, {count:,} connections and {few:,}; medians of {rounds}")
+    for heading in (
+        "client",
+        "held",
+        "connections/s",
+        f"requests/s at {count:,}",
+        f"at {few:,}",
+        "bytes/conn",
+        "MB in all",
+        f"CPU us/request at {count:,}",
+        f"at {few:,}",
+        "requests vs wrk",
+    ):
+        table.add_column(heading, justify="left" if heading == "client" else "right")
+    base = measured.get("wrk", {})
+    for name, row in measured.items():
+        ratios = (row[key] / base[key] for key in ("requests_per_s", "requests_per_s_few") if base.get(key))
+        table.add_row(
+            name,
+            f"{row['held']:,.0f}",
+            f"{row['connections_per_s']:,.0f}",
+            f"{row['requests_per_s']:,.0f}",
+            f"{row['requests_per_s_few']:,.0f}",
+            f"{row['bytes_per_connection']:,.0f}",
+            f"{row['private_bytes'] / 1e6:,.0f}",
+            f"{row['cpu_us_per_request']:,.1f}",
+            f"{row['cpu_us_per_request_few']:,.1f}",
+            " and ".join(f"{ratio:.2f} x" for ratio in ratios),
+        )
+    return table
+
+
 def _machine() -> dict[str, Any]:
     return {
         "kernel": platform.release(),
@@ -146,7 +190,9 @@ def _machine() -> dict[str, Any]:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=("rates", "cliff", "sources"), help="one comparison; default rates and cliff")
+    parser.add_argument(
+        "--only", choices=("rates", "cliff", "sources", "load"), help="one comparison; default rates and cliff"
+    )
     parser.add_argument(
         "--connections", type=_whole(1, MOST_CONNECTIONS), default=15_000, help="per client; default 15000"
     )
