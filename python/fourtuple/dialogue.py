@@ -13,6 +13,7 @@ from fourtuple.errors import BadConfig
 MOST_ACTS = 250
 MOST_BYTES = 65_535
 """Of one act that waits for them."""
+MOST_WAIT_S = 86_400
 MOST_SAID_BYTES = 2_048
 """Of one Say: what a buffer of the engine holds. More is several, which `said` makes."""
 
@@ -67,6 +68,29 @@ class Skip:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """What is left of the datagram, whatever it is, nothing included. Only for UDP."""
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        return ("rest", b"", 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing for so long: think time. Neither --answer-timeout nor the answer's latency goes on meanwhile."""
+
+    seconds: float
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        whole = int(self.seconds)
+        return ("wait", b"", whole, int((self.seconds - whole) * 1e9))
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """A whole HTTP/1.1 response comes (RFC 9112); a status outside of the two, both included, is a refusal."""
 
@@ -96,7 +120,7 @@ def said(data: bytes) -> tuple[Say, ...]:
     return tuple(Say(data[start : start + MOST_SAID_BYTES]) for start in range(0, len(data), MOST_SAID_BYTES))
 
 
-Act = Say | Expect | Until | Skip | Response | Pong
+Act = Say | Expect | Until | Skip | Rest | Wait | Response | Pong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +142,21 @@ class Dialogue:
         if len(self.opening) + len(self.round) > MOST_ACTS:
             raise BadConfig("dialogue", f"has {len(self.opening) + len(self.round)} acts; at most {MOST_ACTS}")
 
+    def require_datagrams(self) -> None:
+        """BadConfig if an act is for streams only: a datagram is heard whole, and its acts end with it."""
+        for part, acts in (("opening", self.opening), ("round", self.round)):
+            for place, act in enumerate(acts):
+                if isinstance(act, Response | Pong):
+                    raise BadConfig(f"{part}[{place}]", f"is {type(act).__name__}, which is for streams, not datagrams")
+
+    def require_stream(self) -> None:
+        """BadConfig if an act is for datagrams only."""
+        for part, acts in (("opening", self.opening), ("round", self.round)):
+            if Rest() in acts:
+                raise BadConfig(
+                    f"{part}[{acts.index(Rest())}]", "is Rest, which is for datagrams: a stream has no end of one"
+                )
+
     @property
     def longest_say_bytes(self) -> int:
         """Of all of its acts; 0 if it says nothing."""
@@ -134,13 +173,22 @@ def _check(path: str, act: object) -> None:
             _bytes(path, data, 0, 125)  # RFC 6455 5.5: a control frame carries no more
         case Skip(count=number):
             _whole(path, number, 1, 2**32 - 1)
+        case Wait(seconds=seconds):
+            _seconds(path, seconds)
+        case Rest():
+            pass
         case Response(least_status=least, most_status=most):
             _whole(f"{path}.least_status", least, 100, 599)
             _whole(f"{path}.most_status", most, least, 599)
         case _:
-            raise BadConfig(path, f"is {act!r}; one of Say, Expect, Until, Skip, Response, Pong is needed")
+            raise BadConfig(path, f"is {act!r}; one of Say, Expect, Until, Skip, Rest, Wait, Response, Pong is needed")
     if isinstance(act, Until):
         _whole(f"{path}.most_bytes", act.most_bytes, len(act.mark), 2**32 - 1)
+
+
+def _seconds(path: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST_WAIT_S:
+        raise BadConfig(path, f"is {value!r}; more than 0 and at most {MOST_WAIT_S:,} s are needed")
 
 
 def _bytes(path: str, data: object, least: int, most: int) -> None:

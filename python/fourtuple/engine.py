@@ -71,7 +71,8 @@ class LoadConfig:
     """What a load engine is to do: connect over `space`, hold, ping on request, close. Numbers are the engine's."""
 
     space: TupleSpace
-    """Tuples that it may use, each once at a time. Of the kernel's choices only KERNEL_RANGE uses its source ports."""
+    """Tuples that it may use, each once at a time; its protocol says what is connected. Of the kernel's choices only
+    KERNEL_RANGE uses its source ports."""
     connections: int
     choice: SourceChoice = SourceChoice.BIND
     window: int = 256
@@ -88,6 +89,8 @@ class LoadConfig:
     """Makes this run's tokens differ from any other's."""
     ping_every_s: float = 0.0
     """Ping every connection at this interval while holding; 0 is never."""
+    closed_loop: bool = False
+    """From the first `Engine.ping` on, each connection begins its next round as soon as its last is over."""
     give_up_after: int = 64
     """Stop making connections after this many failures in a row that say that a limit is reached."""
     abort_on_close: bool = False
@@ -102,8 +105,6 @@ class LoadConfig:
         for side in ("sources", "source_ports", "destinations", "destination_ports"):
             if not getattr(self.space, side):
                 raise BadConfig(f"space.{side}", "is empty; at least one is needed")
-        if self.space.protocol is not Protocol.TCP:
-            raise BadConfig("space.protocol", f"is {self.space.protocol.value}; the engine connects over tcp")
         _instance("choice", self.choice, SourceChoice)
         _whole("connections", self.connections, 0, HIGHEST_COUNT)
         _whole("window", self.window, 1, 65_535)
@@ -117,8 +118,18 @@ class LoadConfig:
         _whole("give_up_after", self.give_up_after, 1, HIGHEST_COUNT)
         _instance("abort_on_close", self.abort_on_close, bool)
         _instance("keep_fill_curve", self.keep_fill_curve, bool)
-        if self.dialogue is not None:
-            _instance("dialogue", self.dialogue, Dialogue)
+        _instance("closed_loop", self.closed_loop, bool)
+        if self.closed_loop and self.ping_every_s:
+            raise BadConfig("closed_loop", "has no interval; leave out ping_every_s")
+        if self.dialogue is None:
+            return
+        _instance("dialogue", self.dialogue, Dialogue)
+        if self.space.protocol is Protocol.UDP:
+            self.dialogue.require_datagrams()
+        else:
+            self.dialogue.require_stream()
+        if self.closed_loop and not self.dialogue.round:
+            raise BadConfig("closed_loop", "needs a round, and the dialogue has none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +253,7 @@ class Snapshot:
     pings_refused: int
     pings_wrong: int
     pings_missing: int
+    datagrams_stray: int
     bytes_in: int
     bytes_out: int
     buffer_waits: int

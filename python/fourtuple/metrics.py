@@ -48,6 +48,9 @@ COUNTERS = (
     Counter("pings_refused", "tokens", "rounds whose answer was whole and said no (an HTTP status that is an error)"),
     Counter("pings_wrong", "tokens", "tokens that came back with other bytes"),
     Counter("pings_missing", "tokens", "tokens that did not come back by the deadline"),
+    Counter(
+        "datagrams_stray", "datagrams", "datagrams that answered nothing: late, doubled, unasked or with other bytes"
+    ),
     Counter("bytes_in", "bytes", "payload bytes received"),
     Counter("bytes_out", "bytes", "payload bytes handed to the kernel"),
     Counter("buffer_waits", "waits", "times that no buffer was free to send with, and the work waited"),

@@ -16,7 +16,7 @@ use fourtuple_engine::echo::{EchoConfig, EchoCore};
 use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::report::{Counter, Phase, Report};
 use fourtuple_engine::space::{Addresses, Ports, Space};
-use fourtuple_engine::{Core, Order, SourceChoice};
+use fourtuple_engine::{Core, Order, SourceChoice, Transport};
 
 const PORT: u16 = 7777;
 
@@ -116,6 +116,7 @@ fn load(worker: u64, workers: u64, connections: u64, choice: &str, window: u64) 
         destination_ports: vec![Ports { first: PORT, last: PORT }],
     };
     LoadConfig {
+        transport: Transport::Stream,
         space,
         first: worker,
         stride: workers,
@@ -135,6 +136,7 @@ fn load(worker: u64, workers: u64, connections: u64, choice: &str, window: u64) 
         token_bytes: 16,
         seed: 7,
         ping_every: Duration::ZERO,
+        closed_loop: false,
         give_up_after: 1000,
         abort_on_close: std::env::var("ABORT").is_ok(),
         keep_fill_curve: false,

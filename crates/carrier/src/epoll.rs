@@ -13,7 +13,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fourtuple_engine::{
-    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, Step, Until,
+    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, Step,
+    Transport, Until,
 };
 
 use crate::sys::{self, Clock, Poller, Wake};
@@ -92,6 +93,8 @@ const FAILED: u16 = 1 << 5;
 const CLOSING: u16 = 1 << 6;
 /// An edge came while the core did not want bytes.
 const READABLE: u16 = 1 << 7;
+/// Carries datagrams.
+const DATAGRAM: u16 = 1 << 8;
 
 /// What an epoll item stands for: kind, generation, place or listener.
 const KIND_CONN: u64 = 0;
@@ -200,9 +203,9 @@ impl Epoll {
                     };
                     self.happened.push_back(event);
                 }
-                Command::Connect { ticket, source, destination, choice, range } => {
-                    let attempt = sys::outgoing(source, destination, choice, range, libc::SOCK_NONBLOCK)
-                        .and_then(|socket| self.connect(ticket, socket, destination));
+                Command::Connect { ticket, transport, source, destination, choice, range } => {
+                    let attempt = sys::outgoing(transport, source, destination, choice, range, libc::SOCK_NONBLOCK)
+                        .and_then(|socket| self.connect(ticket, transport, socket, destination));
                     if let Err((step, error)) = attempt {
                         self.happened.push_back(Event::ConnectFailed { ticket, step, error });
                     }
@@ -267,15 +270,19 @@ impl Epoll {
     fn connect(
         &mut self,
         ticket: u32,
+        transport: Transport,
         socket: OwnedFd,
         destination: std::net::SocketAddr,
     ) -> Result<(), (Step, Errno)> {
-        match sys::connect(&socket, destination) {
-            Ok(()) | Err(Errno(libc::EINPROGRESS)) => {}
-            Err(error) => return Err((Step::Connect, error)),
-        }
+        let flags = match transport {
+            Transport::Datagram => CONNECTING | DATAGRAM,
+            Transport::Stream => match sys::connect(&socket, destination) {
+                Ok(()) | Err(Errno(libc::EINPROGRESS)) => CONNECTING,
+                Err(error) => return Err((Step::Connect, error)),
+            },
+        };
         // Connected at once or not, the first edge says so: epoll_ctl looks at the socket when it adds it.
-        let place = self.settle(socket, CONNECTING).map_err(|error| (Step::Connect, error))?;
+        let place = self.settle(socket, flags).map_err(|error| (Step::Connect, error))?;
         self.tickets.insert(place, ticket);
         self.attempts.insert(ticket, place);
         Ok(())
@@ -303,8 +310,8 @@ impl Epoll {
     }
 
     fn close(&mut self, conn: ConnId, abort: bool, buffers: &mut Buffers) {
-        let fd = self.conns[conn.index as usize].fd;
-        if abort {
+        let Conn { fd, flags, .. } = self.conns[conn.index as usize];
+        if abort && flags & DATAGRAM == 0 {
             sys::reset_on_close(fd);
         }
         self.drop_socket(conn.index);
@@ -349,7 +356,7 @@ impl Epoll {
 
     fn attempt_succeeded(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) {
         let entry = &mut self.conns[place as usize];
-        entry.flags = OPEN;
+        entry.flags = entry.flags & DATAGRAM | OPEN;
         let conn = ConnId { index: place, generation: entry.generation };
         if let Some(ticket) = self.tickets.remove(&place) {
             self.attempts.remove(&ticket);
@@ -368,7 +375,7 @@ impl Epoll {
 
     /// Send `buf` from `taken` on; what the kernel does not take now waits for an edge.
     fn send_on(&mut self, place: u32, buf: Buf, mut taken: usize, buffers: &mut Buffers) {
-        let Conn { fd, generation, .. } = self.conns[place as usize];
+        let Conn { fd, generation, flags } = self.conns[place as usize];
         let conn = ConnId { index: place, generation };
         while taken < buf.len() {
             match sys::send(fd, &buffers.bytes(&buf)[taken..]) {
@@ -378,6 +385,13 @@ impl Epoll {
                     return;
                 }
                 Err(Errno::EINTR) => {}
+                Err(error) if flags & DATAGRAM != 0 => {
+                    self.happened.push_back(Event::Disturbed { conn, step: Step::Send, error });
+                    if error != Errno::ECONNREFUSED {
+                        break;
+                    }
+                    // What was said before was refused; this one has not been sent (sock_alloc_send_pskb()).
+                }
                 Err(error) => {
                     buffers.release(buf);
                     return self.fail(conn, Step::Send, error);
@@ -413,8 +427,11 @@ impl Epoll {
 
     /// Read until nothing is left, or for this turn's share. Returns false if no buffer was free.
     fn read_one(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) -> bool {
-        let Conn { fd, generation, .. } = self.conns[place as usize];
+        let Conn { fd, generation, flags } = self.conns[place as usize];
         let conn = ConnId { index: place, generation };
+        if flags & DATAGRAM != 0 {
+            return self.read_datagrams(core, conn, fd, outbox);
+        }
         for _ in 0..READ_BATCH {
             let Some(mut buf) = outbox.buffers.take() else { return false };
             match sys::receive(fd, outbox.buffers.memory(&buf)) {
@@ -440,6 +457,33 @@ impl Epoll {
             }
         }
         self.queue_read(place);
+        true
+    }
+
+    /// As `read_one`; an empty datagram is no end, and an error neither.
+    fn read_datagrams(&mut self, core: &mut dyn Core, conn: ConnId, fd: RawFd, outbox: &mut Outbox) -> bool {
+        for _ in 0..READ_BATCH {
+            let Some(mut buf) = outbox.buffers.take() else { return false };
+            let error = match sys::receive_datagram(fd, outbox.buffers.memory(&buf)) {
+                Ok(count) if count <= outbox.buffers.buffer_bytes() => {
+                    outbox.buffers.set_len(&mut buf, count);
+                    self.tell(core, Event::Received { conn, buf }, outbox);
+                    continue;
+                }
+                Ok(_) => Errno::EMSGSIZE,
+                Err(error) => error,
+            };
+            outbox.buffers.release(buf);
+            match error {
+                Errno::EAGAIN => {
+                    self.conns[conn.index as usize].flags &= !READABLE;
+                    return true;
+                }
+                Errno::EINTR => {}
+                error => self.tell(core, Event::Disturbed { conn, step: Step::Receive, error }, outbox),
+            }
+        }
+        self.queue_read(conn.index);
         true
     }
 

@@ -8,6 +8,7 @@
 // A carrier is the shell around the pure cores: clocks, sockets and threads are its trade (clippy.toml bans them elsewhere).
 #![allow(clippy::disallowed_methods)]
 
+mod datagram;
 pub mod epoll;
 pub mod sim;
 mod sys;

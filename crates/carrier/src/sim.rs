@@ -1,10 +1,13 @@
 //! sim: a seeded carrier. A virtual network under a virtual clock runs client cores against server cores in one thread,
 //! injects faults, and holds both sides to the contract after every step.
 //!
+//! Datagrams have no server core: at every destination the network itself sends each one back.
+//!
 //! Decides what a network and a kernel may do to a core: every order of events that the contract allows, chosen by one
 //! seed, so that a failing run replays exactly. Knows no system call, and nothing of a core but its commands; only with
 //! [`Script::strict`] it also knows that servers echo and that reports must add up.
 
+mod datagrams;
 mod network;
 mod world;
 
@@ -38,10 +41,20 @@ pub enum Fault {
     ShortWrite,
     /// What has arrived is not read for a while.
     SlowReader,
+    /// A datagram or its echo is lost.
+    DatagramLost,
+    /// An echo comes twice.
+    DatagramDoubled,
+    /// An echo is overtaken by those after it.
+    DatagramOvertaken,
+    /// Nobody listens there: an ICMP message instead of the echo.
+    DatagramRefused,
+    /// A datagram cannot be sent.
+    DatagramUnsent,
 }
 
 /// All faults, in the order of `Faults::per_mille`.
-pub const FAULTS: [Fault; 10] = [
+pub const FAULTS: [Fault; 15] = [
     Fault::Refusal,
     Fault::Reset,
     Fault::Emfile,
@@ -52,6 +65,11 @@ pub const FAULTS: [Fault; 10] = [
     Fault::SynLost,
     Fault::ShortWrite,
     Fault::SlowReader,
+    Fault::DatagramLost,
+    Fault::DatagramDoubled,
+    Fault::DatagramOvertaken,
+    Fault::DatagramRefused,
+    Fault::DatagramUnsent,
 ];
 
 /// How often each fault strikes where it could.
@@ -88,10 +106,8 @@ pub struct Network {
     pub time_wait: Duration,
     /// Bytes of a buffer.
     pub buffer_bytes: usize,
-    /// Buffers to receive in, per core.
-    pub receive_buffers: u32,
-    /// Buffers to send with, per core.
-    pub send_buffers: u32,
+    /// Buffers to receive in and to send with, per core.
+    pub buffers: u32,
 }
 
 impl Default for Network {
@@ -103,8 +119,7 @@ impl Default for Network {
             foreign_ports: (1, 0),
             time_wait: Duration::ZERO,
             buffer_bytes: 2048,
-            receive_buffers: 16,
-            send_buffers: 16,
+            buffers: 32,
         }
     }
 }

@@ -8,7 +8,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fourtuple_engine::{CarrierError, Errno, Instant, SourceChoice, Step};
+use fourtuple_engine::{CarrierError, Errno, Instant, SourceChoice, Step, Transport};
+
+use crate::datagram;
 
 /// linux/in.h, since 6.3; libc has no name for it yet.
 const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
@@ -164,15 +166,20 @@ impl RawAddress {
     }
 }
 
-/// A socket ready for connect(): its local endpoint chosen as `choice` says (limits catalogue A3, A4, A7, A8, A10).
+/// A socket ready for connect(): its local endpoint chosen as `choice` says (limits catalogue A3, A4, A7, A8, A10). One for
+/// datagrams is connected already: that is no handshake, and has to be done together with the choice.
 /// `nonblocking` is 0 or SOCK_NONBLOCK.
 pub(crate) fn outgoing(
+    transport: Transport,
     source: SocketAddr,
     destination: SocketAddr,
     choice: SourceChoice,
     range: (u16, u16),
     nonblocking: libc::c_int,
 ) -> Result<OwnedFd, (Step, Errno)> {
+    if transport == Transport::Datagram {
+        return datagram::connected(source, destination, choice, nonblocking);
+    }
     let socket = stream_socket(destination, nonblocking).map_err(|error| (Step::Socket, error))?;
     bind_as_chosen(&socket, source, choice, range).map_err(|error| (Step::Bind, error))?;
     Ok(socket)
@@ -195,12 +202,21 @@ fn bind_as_chosen(socket: &OwnedFd, source: SocketAddr, choice: SourceChoice, ra
     if let Some((low, high)) = ports {
         set_option(socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, u32::from(high) << 16 | u32::from(low))?;
     }
-    if matches!(source.ip(), IpAddr::V6(address) if !address.is_unspecified()) {
-        // __inet6_bind() wants the address on an interface even where a local route covers it (AnyIP); IPv4 asks the
-        // routing table and needs nothing.
+    bind_anywhere(socket, SocketAddr::new(source.ip(), port))
+}
+
+/// bind(), also to an address that is on no interface and covered by a local route (AnyIP).
+pub(crate) fn bind_anywhere(socket: &OwnedFd, local: SocketAddr) -> Result<(), Errno> {
+    if matches!(local.ip(), IpAddr::V6(address) if !address.is_unspecified()) {
+        // __inet6_bind() wants the address on an interface; IPv4 asks the routing table and needs nothing.
         set_option(socket, libc::IPPROTO_IPV6, IPV6_FREEBIND, 1)?;
     }
-    bind(socket, SocketAddr::new(source.ip(), port))
+    bind(socket, local)
+}
+
+/// Whether others that do so as well may bind to the socket's port.
+pub(crate) fn share_port(socket: &OwnedFd, shared: bool) -> Result<(), Errno> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, u32::from(shared))
 }
 
 /// A socket that listens, and its bound endpoint.
@@ -244,6 +260,14 @@ pub(crate) fn accept(listener: &OwnedFd) -> Result<OwnedFd, Errno> {
             libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
         )
     })
+}
+
+/// recv() of a datagram: how long it is, which may be more than `memory` took.
+pub(crate) fn receive_datagram(socket: RawFd, memory: &mut [u8]) -> Result<usize, Errno> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: `memory` is writable for its whole length.
+    let count = unsafe { libc::recv(socket, memory.as_mut_ptr().cast(), memory.len(), flags) };
+    usize::try_from(count).map_err(|_| last_errno())
 }
 
 /// recv() into `memory`; 0 is the peer's FIN.
@@ -301,9 +325,26 @@ pub(crate) fn descriptor_limit() -> u64 {
 }
 
 fn stream_socket(like: SocketAddr, nonblocking: libc::c_int) -> Result<OwnedFd, Errno> {
-    let family = if like.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    socket(family_of(like), libc::SOCK_STREAM | nonblocking, 0)
+}
+
+/// An unbound UDP socket.
+pub(crate) fn datagram_socket(like: SocketAddr, nonblocking: libc::c_int) -> Result<OwnedFd, Errno> {
+    socket(family_of(like), libc::SOCK_DGRAM | nonblocking, 0)
+}
+
+/// A netlink socket that answers which sockets there are (sock_diag(7)).
+pub(crate) fn diagnosis_socket() -> Result<OwnedFd, Errno> {
+    socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
+}
+
+fn family_of(like: SocketAddr) -> libc::c_int {
+    if like.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}
+
+fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> Result<OwnedFd, Errno> {
     // SAFETY: no pointers; the result is checked before it is owned.
-    owned(unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | nonblocking, 0) })
+    owned(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) })
 }
 
 fn set_option(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: u32) -> Result<(), Errno> {

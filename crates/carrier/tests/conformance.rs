@@ -1,4 +1,4 @@
-//! One suite for every carrier: the seven rules of the contract, held by watching everything that passes between a core and
+//! One suite for every carrier: the eight rules of the contract, held by watching everything that passes between a core and
 //! its carrier. The same cases run on io_uring, on epoll and in the simulator's network; `cases!` lists them.
 //!
 //! The kernel's own are on 127.0.0.1 and ::1 with ports that the kernel chooses, and below 2,000 sockets.
@@ -7,6 +7,8 @@
 
 #[path = "conformance/actors.rs"]
 mod actors;
+#[path = "conformance/datagrams.rs"]
+mod datagrams;
 #[path = "conformance/pairs.rs"]
 mod pairs;
 
@@ -14,6 +16,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use actors::{Ending, Guest, Host, Manner, Plan, Tally};
+use datagrams::{Call, Told, on_kernel, peer, simulated};
+use fourtuple_carrier::sim::Fault;
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Worker, WorkerError};
 use fourtuple_engine::report::Report;
 use fourtuple_engine::{Core, Errno, Event, Instant, Order, Outbox, SourceChoice, Step};
@@ -182,6 +186,90 @@ fn timeouts_come_when_asked_for(pair: &dyn Pair) {
     assert_eq!(guest.naps, 20, "{guest:?}");
     assert!(guest.earliest_wake >= 0, "woken {} ns before the time", -guest.earliest_wake);
     assert!(guest.latest_wake < 200_000_000, "woken {} ns after the time", guest.latest_wake);
+}
+
+// Rule 8.
+
+fn call(destination: SocketAddr, words: &[Vec<u8>]) -> Call {
+    let source = std::net::UdpSocket::bind("127.0.0.8:0").and_then(|socket| socket.local_addr()).unwrap();
+    Call { destination, source, choice: SourceChoice::Bind, flows: 1, hold: false, words: words.to_vec() }
+}
+
+/// On each carrier; the simulator's network is an echo wherever one calls.
+fn everywhere(call: &Call, check: impl Fn(Tally, Told)) {
+    for kind in KERNELS {
+        let (tally, told) = on_kernel(kind, call.clone());
+        check(tally, told);
+    }
+    let (tally, told) = simulated(call.clone(), None);
+    check(tally, told);
+}
+
+#[test]
+fn datagrams_come_whole_and_each_by_itself() {
+    let words = [1, 2048, 16, 777, 1].map(|length| vec![length as u8; length]);
+    for choice in [SourceChoice::Bind, SourceChoice::SinglePort, SourceChoice::KernelPort, SourceChoice::Kernel] {
+        everywhere(&Call { choice, ..call(peer(|word| vec![word.to_vec()]), &words) }, |tally, told| {
+            assert_eq!(told.heard, words, "{choice:?}");
+            assert_eq!((tally.connected, tally.closed, told.sent), (1, 1, 5), "{choice:?}");
+            assert!(told.disturbed.is_empty(), "{choice:?} {told:?}");
+        });
+    }
+}
+
+#[test]
+fn the_tuple_of_a_flow_is_used_once_and_free_when_it_is_closed() {
+    let flows = Call { flows: 5, words: vec![vec![7; 20]], ..call(peer(|word| vec![word.to_vec()]), &[]) };
+    everywhere(&flows, |tally, told| {
+        assert_eq!((tally.connected, tally.closed, told.heard.len()), (5, 5, 5), "{tally:?}");
+    });
+    everywhere(&Call { hold: true, ..flows }, |tally, _| {
+        assert_eq!(tally.connected, 1, "{tally:?}");
+        assert_eq!(tally.connect_failed, [(Step::Connect, Errno::EADDRNOTAVAIL); 4]);
+    });
+}
+
+#[test]
+fn a_refused_flow_lives_on() {
+    let words = vec![vec![3; 30]; 6];
+    let refused = |told: &Told| told.disturbed.iter().filter(|row| row.1 == Errno::ECONNREFUSED).count();
+    for kind in KERNELS {
+        let nobody = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).unwrap();
+        let (tally, told) = on_kernel(kind, call(nobody, &words));
+        // Each was sent, though the one before it was refused.
+        assert_eq!((refused(&told), told.sent, tally.closed), (6, 6, 1), "{kind:?} {told:?}");
+    }
+    let (tally, told) = simulated(call("127.0.0.1:9".parse().unwrap(), &words), Some(Fault::DatagramRefused));
+    assert!(refused(&told) > 0 && !told.heard.is_empty(), "{told:?}");
+    assert_eq!((refused(&told) + told.heard.len(), told.sent, tally.closed), (6, 6, 1), "{told:?}");
+}
+
+#[test]
+fn what_cannot_be_sent_is_told_and_answered() {
+    let (tally, told) =
+        simulated(call("127.0.0.1:9".parse().unwrap(), &vec![vec![3; 30]; 9]), Some(Fault::DatagramUnsent));
+    assert!(!told.disturbed.is_empty() && told.disturbed.iter().all(|row| row.0 == Step::Send), "{told:?}");
+    assert_eq!((told.sent, told.heard.len() + told.disturbed.len(), tally.closed), (9, 9, 1));
+}
+
+#[test]
+fn an_empty_datagram_is_no_end_and_a_long_one_is_cut_and_told() {
+    for kind in KERNELS {
+        let at = peer(|word| vec![Vec::new(), vec![9; 3000], word.to_vec()]);
+        let (_, told) = on_kernel(kind, call(at, &[vec![1; 10], vec![2; 10]]));
+        assert_eq!(told.heard, [vec![], vec![1; 10], vec![], vec![2; 10]], "{kind:?}");
+        assert_eq!(told.disturbed, [(Step::Receive, Errno::EMSGSIZE); 2], "{kind:?}");
+    }
+}
+
+#[test]
+fn of_many_datagrams_at_once_none_is_left_behind() {
+    for kind in KERNELS {
+        let at = peer(|word| (0..100).map(|place| [word, &[place]].concat()).collect());
+        let (_, told) = on_kernel(kind, call(at, &[vec![1; 10], vec![2; 10]]));
+        let places: Vec<u8> = told.heard.iter().map(|datagram| datagram[10]).collect();
+        assert_eq!(places, (0..100).chain(0..100).collect::<Vec<u8>>(), "{kind:?}");
+    }
 }
 
 // What only a kernel has.

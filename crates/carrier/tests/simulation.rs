@@ -15,7 +15,7 @@ use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::report::{Counter, Phase, Report};
 use fourtuple_engine::script::{Act, Script as Dialogue};
 use fourtuple_engine::space::{Addresses, Ports, Space};
-use fourtuple_engine::{Command, Core, Errno, Event, Instant, Order, Outbox, SourceChoice, Step};
+use fourtuple_engine::{Command, Core, Errno, Event, Instant, Order, Outbox, SourceChoice, Step, Transport};
 
 const DEFAULT_SEEDS: u64 = 10_000;
 const CHOICES: [SourceChoice; 5] = [
@@ -58,10 +58,15 @@ impl World {
         let most = [8, 8, 8, 40, 200][pick(0, 4) as usize];
         let client_count = pick(1, 3);
         let buffer_bytes = [32, 64, 256, 2048][pick(0, 3) as usize];
-        let until_ms = pick(50, 3000);
+        // A closed loop never rests: short, and not too fast.
+        let closed_loop = pick(0, 3) == 0;
+        let until_ms = if closed_loop { pick(50, 200) } else { pick(50, 3000) };
         let choice = CHOICES[pick(0, 4) as usize];
         let seed_of_tokens = pick(0, u64::MAX - 1);
+        // Every fifth world is one of datagrams, which its servers never hear of.
+        let transport = if seed % 5 == 0 { Transport::Datagram } else { Transport::Stream };
         let clients = (0..client_count).map(|first| LoadConfig {
+            transport,
             space: space.clone(),
             first,
             stride: client_count,
@@ -73,8 +78,9 @@ impl World {
             ping_timeout: Duration::from_millis(pick(1, 500)),
             ping_window: pick(1, 32) as u32,
             token_bytes: pick(16, buffer_bytes) as u32,
-            seed: seed_of_tokens,
+            seed: seed_of_tokens.wrapping_add(first),
             ping_every: Duration::from_millis([0, until_ms / 3 + 1][pick(0, 1) as usize]),
+            closed_loop,
             give_up_after: pick(1, 50) as u32,
             abort_on_close: pick(0, 1) == 0,
             keep_fill_curve: pick(0, 1) == 0,
@@ -101,20 +107,19 @@ impl World {
             orders.push((Instant(pick(0, until_ms) * 1_000_000), core as usize, order));
         }
         let network = Network {
-            latency_us: (pick(1, 50), pick(50, 20_000)),
+            latency_us: (pick(1, 50) + 500 * u64::from(closed_loop), pick(50, 20_000) + 500),
             window_bytes: pick(1, 4096) as usize,
             ports: (first_port, first_port + pick(0, 60) as u16),
             foreign_ports: (first_port, first_port + pick(0, 3) as u16 - 1),
             time_wait: Duration::from_millis([0, 500][pick(0, 1) as usize]),
             buffer_bytes: buffer_bytes as usize,
-            receive_buffers: pick(1, 8) as u32,
-            send_buffers: pick(1, 8) as u32,
+            buffers: pick(1, 16) as u32,
         };
         let mut faults = Faults::NONE;
         for fault in FAULTS {
             let most = match fault {
                 Fault::Reset => 15,
-                Fault::ShortWrite | Fault::SlowReader => 400,
+                Fault::ShortWrite | Fault::SlowReader | Fault::DatagramDoubled | Fault::DatagramOvertaken => 400,
                 _ => 120,
             };
             if pick(0, 2) == 0 {
@@ -123,7 +128,7 @@ impl World {
         }
         let until = Instant(until_ms * 1_000_000);
         let script = Script { orders, until, most_steps: 2_000_000, strict: true };
-        World { clients, dialogue: dialogue(seed), servers, network, faults, script }
+        World { clients, dialogue: dialogue(seed, transport), servers, network, faults, script }
     }
 
     fn clients(&self) -> Vec<Box<dyn Core>> {
@@ -158,12 +163,18 @@ impl World {
             });
             let asked = targets.chain([config.connections]).max().unwrap_or(0);
             let count = |counter| report.count(counter);
-            let settled = count(Counter::PingsRight) + count(Counter::PingsMissing);
+            let settled = [Counter::PingsRight, Counter::PingsRefused, Counter::PingsMissing].map(count);
+            let settled = settled.iter().sum::<u64>();
             if count(Counter::OpenPeak) > asked {
                 return Err(format!("client {client} held {} of {asked}", count(Counter::OpenPeak)));
             }
-            // No peer here says other bytes than it was sent, however slowly and in whatever parts.
-            if count(Counter::PingsWrong) + count(Counter::PingsRefused) > 0 {
+            // No peer here says other bytes than it was sent, however slowly and in whatever parts; but a datagram may be
+            // refused by its host.
+            let refused = match config.transport {
+                Transport::Stream => count(Counter::PingsRefused) + count(Counter::Strays),
+                Transport::Datagram => 0,
+            };
+            if count(Counter::PingsWrong) + refused > 0 {
                 return Err(format!("client {client} heard what nobody said: {report:?}"));
             }
             if report.phase != Phase::Done || settled > count(Counter::PingsSent) {
@@ -178,12 +189,24 @@ impl World {
     }
 }
 
-/// In every other world, a dialogue in which an echo answers as it should; in half of those, with an opening.
-fn dialogue(seed: u64) -> Option<Dialogue> {
+/// In every other world, a dialogue in which an echo answers as it should; in half of those, with an opening. Over
+/// datagrams a round has one answer, so that one that is late cannot be wrong.
+fn dialogue(seed: u64, transport: Transport) -> Option<Dialogue> {
     let long: Vec<u8> = (0..31).collect();
-    let opening = vec![Act::Say(b"hello".to_vec()), Act::Skip(2), Act::Until(b"lo".to_vec(), 3)];
-    let round =
-        vec![Act::Say(b"one".to_vec()), Act::Expect(b"one".to_vec()), Act::Say(long.clone()), Act::Expect(long)];
+    let think = |us| Act::Wait(Duration::from_micros(us));
+    let opening =
+        vec![think(300), Act::Say(b"hello".to_vec()), Act::Skip(2), Act::Until(b"lo".to_vec(), 3), think(2_000)];
+    let ask = [Act::Say(b"one".to_vec()), Act::Skip(1), Act::Expect(b"ne".to_vec())];
+    let tell = [Act::Say(long.clone()), Act::Expect(long)];
+    let round = match (transport, seed % 3) {
+        (Transport::Datagram, 0) => vec![think(700), ask[0].clone(), Act::Rest, think(90_000)],
+        (Transport::Datagram, _) => ask.to_vec(),
+        (Transport::Stream, 0) => [&ask[..], &[think(700)], &tell, &[think(90_000)]].concat(),
+        (Transport::Stream, _) => [&ask[..], &tell].concat(),
+    };
+    if transport == Transport::Datagram {
+        return (seed % 2 == 0).then(|| Dialogue::new(Vec::new(), round).expect("a script"));
+    }
     match seed % 4 {
         1 => Dialogue::new(opening, round).ok(),
         3 => Dialogue::new(Vec::new(), round).ok(),
@@ -265,6 +288,7 @@ fn replay() {
 fn load_config(choice: SourceChoice, connections: u64, ports: u16, sources: u64) -> LoadConfig {
     let addresses = |last, count| vec![Addresses { first: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), count }];
     LoadConfig {
+        transport: Transport::Stream,
         space: Space {
             sources: addresses(1, sources),
             source_ports: vec![Ports { first: 40_000, last: 40_000 + ports - 1 }],
@@ -283,6 +307,7 @@ fn load_config(choice: SourceChoice, connections: u64, ports: u16, sources: u64)
         token_bytes: 48,
         seed: 1,
         ping_every: Duration::ZERO,
+        closed_loop: false,
         give_up_after: 20,
         abort_on_close: true,
         keep_fill_curve: true,
@@ -424,8 +449,8 @@ impl<C: Core> WrongCore<C> {
                     outbox.buffers.memory(&buf)[0] ^= 1;
                     outbox.push(Command::Send { conn, buf });
                 }
-                (Wrong::ReusesTickets, Command::Connect { source, destination, choice, range, .. }) => {
-                    outbox.push(Command::Connect { ticket: 7, source, destination, choice, range });
+                (Wrong::ReusesTickets, Command::Connect { transport, source, destination, choice, range, .. }) => {
+                    outbox.push(Command::Connect { ticket: 7, transport, source, destination, choice, range });
                 }
                 (Wrong::NeverCloses, Command::Close { .. }) => {}
                 (_, command) => outbox.push(command),

@@ -33,48 +33,29 @@ impl Buf {
     }
 }
 
-/// The pool. `send` buffers come from its free list; carriers may set whole chunks apart for the kernel to fill.
+/// The pool: one for what is received and what is sent.
 #[derive(Debug)]
 pub struct Buffers {
     chunks: Vec<Box<[u8]>>,
     buffer_bytes: usize,
     per_chunk: u32,
-    /// Most chunks that the free list may grow by itself.
-    most_free_chunks: u32,
-    free_chunks: u32,
+    most_chunks: usize,
     free: Vec<u32>,
-    /// Buffers out there by value: taken and neither released nor recycled.
+    /// Buffers out there by value: taken and not released.
     in_use: usize,
-    /// Chunks set apart: their buffers go back to the carrier (`reclaimed`), not to the free list.
-    apart: Vec<bool>,
-    reclaimed: Vec<u32>,
 }
 
 impl Buffers {
-    /// A pool of buffers of `buffer_bytes`, `per_chunk` to a chunk; for sending at most `most_free_chunks` chunks.
-    pub fn new(buffer_bytes: usize, per_chunk: u32, most_free_chunks: u32) -> Buffers {
+    /// A pool of buffers of `buffer_bytes`, `per_chunk` to a chunk, at most `most_chunks` chunks.
+    pub fn new(buffer_bytes: usize, per_chunk: u32, most_chunks: u32) -> Buffers {
         assert!(buffer_bytes > 0 && per_chunk > 0, "a pool of nothing is a bug of ours");
-        Buffers {
-            chunks: Vec::new(),
-            buffer_bytes,
-            per_chunk,
-            most_free_chunks,
-            free_chunks: 0,
-            free: Vec::new(),
-            in_use: 0,
-            apart: Vec::new(),
-            reclaimed: Vec::new(),
-        }
+        let most_chunks = most_chunks as usize;
+        Buffers { chunks: Vec::new(), buffer_bytes, per_chunk, most_chunks, free: Vec::new(), in_use: 0 }
     }
 
     /// Bytes in each buffer.
     pub fn buffer_bytes(&self) -> usize {
         self.buffer_bytes
-    }
-
-    /// Buffers in each chunk.
-    pub fn per_chunk(&self) -> u32 {
-        self.per_chunk
     }
 
     /// Buffers held by a core or by a command; zero when every connection is closed.
@@ -93,14 +74,14 @@ impl Buffers {
         Some(buf)
     }
 
-    /// An empty buffer for a carrier to read into, or `None` at the bound.
+    /// An empty buffer to write or to read into, or `None` at the bound.
     pub fn take(&mut self) -> Option<Buf> {
         if self.free.is_empty() {
-            if self.free_chunks == self.most_free_chunks {
+            if self.chunks.len() == self.most_chunks {
                 return None;
             }
-            self.free_chunks += 1;
-            let first = self.add_chunk(false);
+            let first = self.chunks.len() as u32 * self.per_chunk;
+            self.chunks.push(vec![0; self.buffer_bytes * self.per_chunk as usize].into_boxed_slice());
             self.free.extend((first..first + self.per_chunk).rev());
         }
         self.in_use += 1;
@@ -128,42 +109,7 @@ impl Buffers {
     /// Give the buffer back.
     pub fn release(&mut self, buf: Buf) {
         self.in_use -= 1;
-        if self.apart[(buf.id / self.per_chunk) as usize] {
-            self.reclaimed.push(buf.id);
-        } else {
-            self.free.push(buf.id);
-        }
-    }
-
-    /// For carriers: a chunk set apart for the kernel to fill; returns the id of its first buffer. Its memory never moves.
-    pub fn set_apart(&mut self) -> u32 {
-        self.add_chunk(true)
-    }
-
-    /// For carriers: address of a chunk's memory, by the id of its first buffer.
-    pub fn chunk_memory(&mut self, first: u32) -> &mut [u8] {
-        let chunk = (first / self.per_chunk) as usize;
-        &mut self.chunks[chunk]
-    }
-
-    /// For carriers: the kernel filled buffer `id` of a chunk set apart with `len` bytes.
-    pub fn filled(&mut self, id: u32, len: usize) -> Buf {
-        assert!(self.apart[(id / self.per_chunk) as usize], "only chunks set apart are filled by the kernel");
-        assert!(len <= self.buffer_bytes, "more bytes than the buffer has");
-        self.in_use += 1;
-        Buf { id, len: len as u32 }
-    }
-
-    /// For carriers: ids of released buffers of chunks set apart, to be given to the kernel again.
-    pub fn drain_reclaimed(&mut self) -> impl Iterator<Item = u32> + '_ {
-        self.reclaimed.drain(..)
-    }
-
-    fn add_chunk(&mut self, apart: bool) -> u32 {
-        let first = self.chunks.len() as u32 * self.per_chunk;
-        self.chunks.push(vec![0; self.buffer_bytes * self.per_chunk as usize].into_boxed_slice());
-        self.apart.push(apart);
-        first
+        self.free.push(buf.id);
     }
 
     fn place(&self, id: u32) -> (usize, usize) {

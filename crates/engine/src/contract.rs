@@ -16,6 +16,11 @@
 //! 6. Between `Pause` and `Resume` at most the bytes already on their way are delivered (bounded by the carrier's
 //!    buffers per ring); the kernel's window then holds the peer back. No byte is lost or reordered.
 //! 7. No event is delivered for a connection before its `Accepted`/`Connected` nor after its `Closed`.
+//! 8. On a datagram connection (`Transport::Datagram`) each `Send` is one datagram, and each `Received` is one, whole and
+//!    perhaps empty. There is no `Finished` and no `Failed`: an error is told as `Disturbed`, and the connection lives on.
+//!    `Sent` answers every `Send`, also one that was disturbed. A datagram that is longer than a buffer is dropped and
+//!    told as `Disturbed` (Receive, EMSGSIZE). Nothing is told that came before `Connected`. What the network does to
+//!    datagrams (loses, doubles, reorders) is not undone.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -71,6 +76,8 @@ impl Errno {
     pub const EMFILE: Errno = Errno(24);
     /// The peer is gone and we wrote.
     pub const EPIPE: Errno = Errno(32);
+    /// A datagram is longer than it may be.
+    pub const EMSGSIZE: Errno = Errno(90);
     /// The local endpoint is taken.
     pub const EADDRINUSE: Errno = Errno(98);
     /// No local endpoint is free for that destination, or the address is not ours.
@@ -106,6 +113,16 @@ pub enum Step {
     Send,
 }
 
+/// What a connection carries.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub enum Transport {
+    /// Bytes in order, with a handshake and an end: TCP.
+    #[default]
+    Stream,
+    /// Messages, each for itself: UDP on a connected socket, which has a four-tuple of its own.
+    Datagram,
+}
+
 /// How the local endpoint of an outgoing connection comes about (limits catalogue A3, A4, A7, A8, A10).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SourceChoice {
@@ -118,6 +135,7 @@ pub enum SourceChoice {
     /// The port chosen by us without a bind to it: IP_BIND_ADDRESS_NO_PORT and IP_LOCAL_PORT_RANGE [p, p]. Poisons nobody.
     SinglePort,
     /// bind(address, port) with SO_REUSEADDR: cheapest, poisons the port for automatic choice in this namespace.
+    /// UDP has no other way to choose a port, so for datagrams `SinglePort` means this as well.
     Bind,
 }
 
@@ -196,6 +214,16 @@ pub enum Event {
         /// Why.
         error: Errno,
     },
+    /// A datagram connection met an error and lives on: nobody listens there (ICMP, ECONNREFUSED), a datagram was too long
+    /// (EMSGSIZE), nothing could be sent (EPERM, ENOBUFS ...).
+    Disturbed {
+        /// Which connection.
+        conn: ConnId,
+        /// Doing what.
+        step: Step,
+        /// Why.
+        error: Errno,
+    },
     /// The connection is gone and its index free.
     Closed {
         /// Which connection.
@@ -238,6 +266,8 @@ pub enum Command {
     Connect {
         /// The core's name for the attempt.
         ticket: u32,
+        /// What it is to carry.
+        transport: Transport,
         /// Local endpoint; what of it is used depends on `choice`.
         source: SocketAddr,
         /// Peer.
@@ -274,7 +304,7 @@ pub enum Command {
     Close {
         /// Which connection.
         conn: ConnId,
-        /// With RST (no TIME_WAIT, unsent bytes dropped) instead of FIN.
+        /// With RST (no TIME_WAIT, unsent bytes dropped) instead of FIN; datagrams know neither.
         abort: bool,
     },
     /// Stop listening. Connections already accepted live on.

@@ -343,8 +343,8 @@ impl Core for EchoCore {
                 self.closing = Some((0, 0));
                 self.close_some(outbox);
             }
-            // An echo core connects to nobody; the other orders are not for it.
-            Event::Ordered(_) | Event::Connected { .. } | Event::ConnectFailed { .. } => {}
+            // An echo core connects to nobody and accepts streams only; the other orders are not for it.
+            Event::Ordered(_) | Event::Connected { .. } | Event::ConnectFailed { .. } | Event::Disturbed { .. } => {}
         }
         self.settle();
     }

@@ -23,5 +23,5 @@ mod window;
 pub use buffers::{Buf, Buffers};
 pub use contract::{
     Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Step,
-    Until,
+    Transport, Until,
 };

@@ -4,13 +4,15 @@
 //! that closes at once would keep us busy for ever) until `Order::Target` asks again. States and transitions are in
 //! LIFECYCLE.md. Per event the work is bounded; walks over all connections go on turn by turn.
 
+mod datagrams;
 mod ramp;
 mod rounds;
+mod thinking;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::contract::{Command, ConnId, Core, Errno, Event, Instant, Order, Outbox, SourceChoice, Step};
+use crate::contract::{Command, ConnId, Core, Errno, Event, Instant, Order, Outbox, SourceChoice, Step, Transport};
 use crate::histogram::Histogram;
 use crate::pages::Pages;
 use crate::report::{Counter, Phase, Report};
@@ -19,10 +21,13 @@ use crate::space::Space;
 use crate::speech::{Returned, Speech, Tokens};
 use crate::walk::Walk;
 use crate::window::Window;
+use thinking::Thinking;
 
 /// What a load core is to do.
 #[derive(Clone, Debug)]
 pub struct LoadConfig {
+    /// What the connections carry.
+    pub transport: Transport,
     /// All tuples of the engine; this core uses every `stride`-th from `first`, so that workers never meet.
     pub space: Space,
     /// First index of this worker's share.
@@ -51,6 +56,8 @@ pub struct LoadConfig {
     pub seed: u64,
     /// Ping every connection at this interval while holding; zero is never.
     pub ping_every: Duration,
+    /// From the first `Order::Ping` on, each connection begins its next round as soon as its last is over.
+    pub closed_loop: bool,
     /// Stop making connections after this many failures in a row that say that a limit is reached (EMFILE, ENFILE, ENOMEM,
     /// ENOBUFS, EADDRNOTAVAIL, EADDRINUSE, timeouts ...). A busy tuple of a chosen port does not count as long as others are left.
     pub give_up_after: u32,
@@ -83,6 +90,8 @@ enum State {
     Idle,
     /// A part of the speech is being played.
     Awaiting,
+    /// In a part, at an act that waits: it has no deadline and no place in a window.
+    Thinking,
     /// The part is over, but `Sent` has not come yet.
     Answered,
     /// The part was not over in time; what still comes of it is no surprise.
@@ -113,6 +122,14 @@ struct Hold<M> {
 
 const _: () = assert!(size_of::<Hold<Returned>>() <= 16, "a connection costs 16 bytes here");
 const _: () = assert!(size_of::<Hold<Place>>() <= 32, "a connection with a dialogue costs 32 bytes here");
+
+/// A part being played: whose, and what is known of it beyond the connection's own record.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    conn: ConnId,
+    /// A datagram came that is not the answer: without one by the deadline, the part is wrong and not missing.
+    doubted: bool,
+}
 
 /// A walk over all connections that begins a round on each.
 #[derive(Clone, Copy, Debug)]
@@ -145,9 +162,13 @@ pub struct LoadCore<S: Speech = Tokens> {
     /// When the rate allows the next attempt.
     rate_next: Instant,
     /// Openings being played; with the attempts at most `width`.
-    openings: Window<ConnId>,
+    openings: Window<Part>,
     /// Rounds being played.
-    pings: Window<ConnId>,
+    pings: Window<Part>,
+    /// Those that wait for a moment or for a place in a window.
+    thinking: Thinking,
+    /// Each connection goes from round to round.
+    looping: bool,
     /// Those whose turn it is to speak while no buffer is free, and when to try again.
     thirsty: VecDeque<ConnId>,
     thirsty_until: Instant,
@@ -206,6 +227,8 @@ impl<S: Speech> LoadCore<S> {
             rate_next: Instant(0),
             openings: Window::new(config.window),
             pings: Window::new(config.ping_window),
+            thinking: Thinking::default(),
+            looping: false,
             thirsty: VecDeque::new(),
             thirsty_until: Instant(0),
             round: None,
@@ -274,7 +297,10 @@ impl<S: Speech> LoadCore<S> {
 
     fn ordered(&mut self, order: Order, now: Instant, outbox: &mut Outbox) {
         match order {
-            Order::Ping => self.rounds_waiting = self.rounds_waiting.saturating_add(1),
+            Order::Ping => {
+                self.rounds_waiting = self.rounds_waiting.saturating_add(1);
+                self.looping = self.config.closed_loop;
+            }
             Order::Rate(rate_per_s) => {
                 self.config.rate_per_s = rate_per_s;
                 self.rate_next = Instant(0);
@@ -303,11 +329,13 @@ impl<S: Speech> LoadCore<S> {
     /// Do what can be done now, and say where we stand.
     fn go_on(&mut self, now: Instant, outbox: &mut Outbox) {
         if self.closing.is_none() {
+            self.think_on(now, outbox);
             self.connect_some(now, outbox);
             self.quench(now, outbox);
             self.ping_some(now, outbox);
         }
-        let ramping = self.wants_more() || self.attempts.under_way() + self.openings.under_way() > 0;
+        let readying = self.attempts.under_way() + self.openings.under_way() > 0 || self.thinking.openings > 0;
+        let ramping = self.wants_more() || readying;
         if !ramping && self.report.phase == Phase::Ramping {
             self.end_fill();
             if self.report.count(Counter::Connected) < self.goal && self.walk.is_at_end() {
@@ -350,6 +378,7 @@ impl<S: Speech> Core for LoadCore<S> {
             Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn } => self.finished(conn, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
+            Event::Disturbed { conn, step, error } => self.disturbed(conn, step, error),
             Event::Closed { conn } => self.closed(conn),
             Event::Ordered(order) => self.ordered(order, now, outbox),
             // A load core listens nowhere.
@@ -387,6 +416,8 @@ impl<S: Speech> Core for LoadCore<S> {
             self.pings.oldest().map(|(_, began)| began.after(self.config.ping_timeout)),
             blocked_by_time.filter(|_| !self.walk.waits(self.attempts.under_way())),
             Some(self.thirsty_until).filter(|_| !self.thirsty.is_empty()),
+            self.thinking.next_due(),
+            self.starved_until.or(at_once).filter(|_| self.can_begin()),
             round.and(self.starved_until.or(at_once)),
             at_once.filter(|_| self.round.is_none() && self.rounds_waiting > 0),
             self.next_round_at.filter(|_| self.report.phase == Phase::Holding),
@@ -432,12 +463,15 @@ impl<S: Speech> Core for LoadCore<S> {
             ("closes under way are counted", in_state(State::Closing) == u64::from(self.closes_under_way)),
             ("each end has one cause", ends == self.ended + in_state(State::Closing)),
             (
-                "pings sent + unasked = right + refused + wrong + missing + out + ended",
-                count(Counter::PingsSent) + self.pings_unasked == settled + out + self.pings_ended,
+                "pings sent + unasked = right + refused + wrong + missing + out + thinking + ended",
+                count(Counter::PingsSent) + self.pings_unasked
+                    == settled + out + self.thinking.rounds + self.pings_ended,
             ),
+            ("those who think in a round are counted", self.thinking.rounds == playing(State::Thinking, false)),
+            ("those who think in an opening are counted", self.thinking.openings == playing(State::Thinking, true)),
             ("every round out has its slot", pings == out + playing(State::Answered, false)),
             ("every opening has its slot", openings == opening + playing(State::Answered, true)),
-            ("an opening ends once", opened + opening + self.openings_ended <= connected),
+            ("an opening ends once", opened + opening + self.thinking.openings + self.openings_ended <= connected),
             ("the window bounds openings", attempts + openings <= u64::from(self.attempts.most())),
             (
                 "who waits for a buffer is in the queue",

@@ -61,6 +61,8 @@ counters! {
     PingsWrong = "pings_wrong", "tokens";
     /// tokens that did not come back by the deadline
     PingsMissing = "pings_missing", "tokens";
+    /// datagrams that answered nothing: late, doubled, unasked or with other bytes
+    Strays = "datagrams_stray", "datagrams";
     /// payload bytes received
     BytesIn = "bytes_in", "bytes";
     /// payload bytes handed to the kernel

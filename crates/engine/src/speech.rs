@@ -4,6 +4,7 @@
 //! buffer and no connection. [`Tokens`] is the echo test; [`crate::script::Script`] plays a dialogue.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use crate::token::{TOKEN_BYTES_MIN, Token};
 
@@ -23,6 +24,8 @@ pub enum Turn {
     Say,
     /// The peer's.
     Listen,
+    /// Nobody's for so long; then `waited`.
+    Wait(Duration),
     /// Nobody's: the part is over. `refused` when the peer's answer was whole and said no.
     Over {
         /// Whether it was a no.
@@ -33,6 +36,15 @@ pub enum Turn {
 /// The peer said what it should not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wrong;
+
+/// What to make of a datagram that is not the answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stray {
+    /// It answers something that was said before.
+    Late,
+    /// The peer said what it should not have, as far as can be told.
+    Wrong,
+}
 
 /// What is said on every connection of a core.
 pub trait Speech: Send + Debug {
@@ -51,6 +63,11 @@ pub trait Speech: Send + Debug {
     fn say(&self, memory: &mut Self::Memory, serial: u64, into: &mut [u8]) -> usize;
     /// Hear bytes while it is the peer's turn; returns how many of them were the answer to this turn, at least one.
     fn hear(&self, memory: &mut Self::Memory, serial: u64, bytes: &[u8]) -> Result<usize, Wrong>;
+    /// Hear a datagram while it is the peer's turn: wanted to its last byte, or a stray that leaves all as it was. `serial`
+    /// names the connection in its lower half and the round in its upper half.
+    fn hear_datagram(&self, memory: &mut Self::Memory, serial: u64, bytes: &[u8]) -> Result<(), Stray>;
+    /// The wait that it was the turn for is over.
+    fn waited(&self, memory: &mut Self::Memory);
     /// Hear bytes while no part is being played.
     fn overhear(&self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<(), Wrong>;
     /// Whether what was overheard wants an answer.
@@ -110,6 +127,23 @@ impl Speech for Tokens {
         memory.0 += took as u16;
         Ok(took)
     }
+
+    fn hear_datagram(&self, memory: &mut Returned, serial: u64, bytes: &[u8]) -> Result<(), Stray> {
+        let is_token_of = |serial| (Token { seed: self.seed, serial }).matches(0, bytes);
+        if bytes.len() != usize::from(self.token_bytes) {
+            return Err(Stray::Wrong);
+        }
+        if is_token_of(serial) {
+            *memory = Returned(self.token_bytes + 1);
+            return Ok(());
+        }
+        // The lower half names the connection: of this one, and of another round.
+        let said = bytes[8..16].try_into().map_or(0, u64::from_le_bytes);
+        let of_this_connection = said as u32 == serial as u32 && is_token_of(said);
+        Err(if of_this_connection { Stray::Late } else { Stray::Wrong })
+    }
+
+    fn waited(&self, _memory: &mut Returned) {}
 
     fn overhear(&self, _memory: &mut Returned, _bytes: &[u8]) -> Result<(), Wrong> {
         Err(Wrong)

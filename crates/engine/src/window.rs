@@ -110,6 +110,12 @@ impl<T: Copy> Window<T> {
         Some((u32::from(slot.generation) << 16 | self.oldest, slot.began))
     }
 
+    /// What is kept of the entry; `None` if the ticket is not under way.
+    pub(crate) fn value_mut(&mut self, ticket: u32) -> Option<&mut T> {
+        let index = self.slot_of(ticket)?;
+        Some(&mut self.slots[index as usize].value)
+    }
+
     /// How long ago the entry began; zero if it is not under way.
     pub(crate) fn age_ns(&self, ticket: u32, now: Instant) -> u64 {
         self.slot_of(ticket).map_or(0, |index| now.0.saturating_sub(self.slots[index as usize].began.0))

@@ -9,7 +9,7 @@ use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::report::{Counter, Phase};
 use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
-use fourtuple_engine::{Command, ConnId, Core, Errno, Event, Order, SourceChoice, Step};
+use fourtuple_engine::{Command, ConnId, Core, Errno, Event, Order, SourceChoice, Step, Transport};
 use script::{Played, conn};
 
 type Playing = Played<LoadCore<Script>>;
@@ -17,6 +17,7 @@ type Playing = Played<LoadCore<Script>>;
 fn config(connections: u64) -> LoadConfig {
     let addresses = vec![Addresses { first: IpAddr::V4(Ipv4Addr::LOCALHOST), count: 1 }];
     LoadConfig {
+        transport: Transport::Stream,
         space: Space {
             sources: addresses.clone(),
             source_ports: vec![Ports { first: 1000, last: 60_000 }],
@@ -35,6 +36,7 @@ fn config(connections: u64) -> LoadConfig {
         token_bytes: 16,
         seed: 0,
         ping_every: Duration::ZERO,
+        closed_loop: false,
         give_up_after: 3,
         abort_on_close: false,
         keep_fill_curve: false,

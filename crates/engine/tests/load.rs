@@ -8,12 +8,13 @@ use std::time::Duration;
 use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::report::{Counter, Phase};
 use fourtuple_engine::space::{Addresses, Ports, Space};
-use fourtuple_engine::{Command, ConnId, Core, Errno, Event, Order, SourceChoice, Step};
+use fourtuple_engine::{Command, ConnId, Core, Errno, Event, Order, SourceChoice, Step, Transport};
 use script::{Played, conn};
 
 fn config(connections: u64) -> LoadConfig {
     let addresses = |last| vec![Addresses { first: IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), count: 1 }];
     LoadConfig {
+        transport: Transport::Stream,
         space: Space {
             sources: addresses(1),
             source_ports: vec![Ports { first: 1000, last: 60_000 }],
@@ -32,6 +33,7 @@ fn config(connections: u64) -> LoadConfig {
         token_bytes: 24,
         seed: 9,
         ping_every: Duration::ZERO,
+        closed_loop: false,
         give_up_after: 3,
         abort_on_close: true,
         keep_fill_curve: false,

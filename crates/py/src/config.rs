@@ -10,7 +10,7 @@ use fourtuple_engine::echo::{EchoConfig, EchoCore};
 use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
-use fourtuple_engine::{Core, Order, SourceChoice};
+use fourtuple_engine::{Core, Order, SourceChoice, Transport};
 use pyo3::prelude::*;
 
 use crate::failure::BadConfig;
@@ -45,6 +45,7 @@ pub(crate) struct LoadRequest {
     seed: u64,
     #[pyo3(from_py_with = seconds)]
     ping_every_s: Duration,
+    closed_loop: bool,
     give_up_after: u32,
     abort_on_close: bool,
     keep_fill_curve: bool,
@@ -78,6 +79,8 @@ pub(crate) struct EchoRequest {
 /// `fourtuple.tuples.TupleSpace`, a product of four sets.
 #[derive(FromPyObject)]
 struct SpaceRequest {
+    #[pyo3(from_py_with = transport)]
+    protocol: Transport,
     sources: AddressesRequest,
     source_ports: PortsRequest,
     destinations: AddressesRequest,
@@ -146,6 +149,7 @@ impl LoadRequest {
 
     fn share(&self, worker: u32, workers: u32) -> LoadConfig {
         LoadConfig {
+            transport: self.space.protocol,
             space: self.space.space(),
             first: worker.into(),
             stride: workers.into(),
@@ -159,6 +163,7 @@ impl LoadRequest {
             token_bytes: self.token_bytes,
             seed: self.seed.wrapping_add(worker.into()),
             ping_every: self.ping_every_s,
+            closed_loop: self.closed_loop,
             give_up_after: self.give_up_after,
             abort_on_close: self.abort_on_close,
             keep_fill_curve: self.keep_fill_curve,
@@ -175,9 +180,11 @@ impl ActRequest {
             "expect" => Act::Expect(bytes),
             "until" => Act::Until(bytes, first),
             "skip" => Act::Skip(first),
+            "rest" => Act::Rest,
+            "wait" => Act::Wait(Duration::from_secs(first.into()) + Duration::from_nanos(second.into())),
             "response" => Act::Response(status(first)?, status(second)?),
             "pong" => Act::Pong(bytes),
-            _ => return Err("an act that is not one of say, expect, until, skip, response, pong"),
+            _ => return Err("an act that is not one of say, expect, until, skip, rest, wait, response, pong"),
         })
     }
 }
@@ -280,6 +287,14 @@ fn part(whole: u64, worker: u32, workers: u32) -> u64 {
 /// As `part`, for numbers whose zero would mean something else.
 fn at_least_one(whole: u32, worker: u32, workers: u32) -> u32 {
     (part(whole.into(), worker, workers) as u32).max(1)
+}
+
+fn transport(name: &Bound<'_, PyAny>) -> PyResult<Transport> {
+    match name.getattr("value")?.extract::<&str>()? {
+        "tcp" => Ok(Transport::Stream),
+        "udp" => Ok(Transport::Datagram),
+        other => Err(BadConfig::new_err(("space.protocol", format!("{other:?} is not one of tcp, udp")))),
+    }
 }
 
 fn choice(name: &Bound<'_, PyAny>) -> PyResult<SourceChoice> {

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fourtuple.load import Progress, Report, Target
     from fourtuple.load.report import Latency
 
+ANSWER_TIMEOUT_S = {"udp": 1.0, "other": 10.0}
+"""What a datagram does not bring in a second is lost; what a stream does not bring is on its way."""
 ROUND_EVERY_S = 1.0
 """Where something is to be said and nobody says how often."""
 
@@ -53,8 +55,8 @@ def load(
         str,
         typer.Argument(
             metavar="URL",
-            help="tcp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH. HOST may be a range or list of "
-            "addresses, 10.0.0.1-10.0.0.8, and PORT of ports: connections are spread over all of them.",
+            help="tcp://HOST:PORT, udp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH. HOST may be a "
+            "range or list of addresses, 10.0.0.1-10.0.0.8, and PORT of ports: all of them share the load.",
         ),
     ],
     connections: Annotated[
@@ -69,17 +71,24 @@ def load(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="A round on every connection at this interval: an echo (tcp), a GET (http), a ping (ws), or what "
-            "--say says. Default: 1, and for tcp without --say never: connect and hold.",
+            help="A round on every connection at this interval: an echo (tcp, udp), a GET (http), a ping (ws), or "
+            "what --say says. Default: 1, and for tcp and udp without --say never: connect and hold.",
         ),
     ] = None,
+    closed_loop: Annotated[
+        bool,
+        typer.Option("--closed-loop", help="Each connection begins its next round as soon as its last is over."),
+    ] = False,
     size: Annotated[int, typer.Option(metavar="BYTES", help="Bytes of an echo (16 to 2,048) or of a ws ping.")] = 16,
     say: Annotated[
         str | None, typer.Option(metavar="TEXT", help=r"What to send in each round, such as 'PING\r\n'.")
     ] = None,
     expect: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help=r"What has to come back, such as '+PONG\r\n'; '+...' is + and the line."),
+        typer.Option(
+            metavar="TEXT",
+            help=r"What has to come back, such as '+PONG\r\n'; '+...' is + and the rest of the line (udp: datagram).",
+        ),
     ] = None,
     script: Annotated[
         Path | None,
@@ -99,7 +108,9 @@ def load(
         int, typer.Option(metavar="COUNT", help="Attempts under way at once, which the server's queues must bear.")
     ] = 256,
     connect_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="An attempt is given up after.")] = 10.0,
-    answer_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="An answer is missing after.")] = 10.0,
+    answer_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="An answer is missing after. Default: 10, for udp 1.")
+    ] = None,
     ramp_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="The ramp ends after.")] = 120.0,
     no_replace: Annotated[
         bool, typer.Option("--no-replace", help="Do not make connections anew for those that end.")
@@ -139,13 +150,16 @@ def load(
     conditions = [Condition.parse(text, NUMBERS) for text in fail_if or ()]
     target = Target.parse(url)
     dialogue, sessions = _speech(target, say, expect, script)
-    talks = dialogue is not None or target.scheme.value != "tcp"
+    talks = (dialogue is not None or not target.is_plain) and not closed_loop
+    if answer_timeout is None:
+        answer_timeout = ANSWER_TIMEOUT_S["udp" if target.scheme.value == "udp" else "other"]
     scenario = Scenario(
         target=target,
         connections=connections,
         sources=address_set("--from", sources) if sources is not None else None,
         rate_per_s=rate or 0,
         round_every_s=ping_every if ping_every is not None else ROUND_EVERY_S * talks,
+        closed_loop=closed_loop,
         size_bytes=size,
         duration_s=duration,
         ramp_timeout_s=ramp_timeout,
@@ -186,14 +200,14 @@ def _speech(
     from fourtuple.load import presets
 
     given = say is not None or expect is not None
-    if (given or script is not None) and target.scheme.value != "tcp":
+    if (given or script is not None) and not target.is_plain:
         raise BadConfig(
-            "--say" if given else "--script", f"is for tcp targets; {target.scheme.value} has its own words"
+            "--say" if given else "--script", f"is for tcp and udp targets; {target.scheme.value} has its own words"
         )
     if given and script is not None:
         raise BadConfig("--script", "says what is sent already; leave out --say and --expect")
     if given:
-        return presets.typed(say, expect), None
+        return presets.typed(say, expect, target.scheme), None
     if script is None:
         return None, None
     try:
@@ -232,8 +246,9 @@ def _line(progress: Progress) -> RenderableType:
         f"{progress.phase} {progress.elapsed_s:5.1f} s",
         f"{now.open_now:,} of {progress.wanted:,} open",
         f"{rate_per_s:,.0f}/s",
-        f"connect p99 {now.connect_ns.p99 / 1e6:,.1f} ms",
     ]
+    if not progress.is_datagrams:
+        parts.append(f"connect p99 {now.connect_ns.p99 / 1e6:,.1f} ms")
     if now.pings_sent:
         parts.append(f"{now.pings_right:,} answers, p99 {now.echo_ns.p99 / 1e6:,.1f} ms")
     parts += [str(failure) for failure in now.failures[:2]]
@@ -247,14 +262,19 @@ def _summary(report: Report, true_ones: list[str], html: Path | None) -> Rendera
     parts: list[RenderableType] = [Text(f"fourtuple load {report.target}: {report.verdict}", style=style), ""]
     parts.append(
         Text(
-            f"  {report.connected:,} connected of {report.attempts:,} tried, {report.ramp_rate_per_s:,.0f}/s in a ramp "
-            f"of {report.ramp_s:.1f} s; {report.replaced:,} replaced, {report.closed_by_peer:,} closed by the peer, "
-            f"{report.broken:,} broken"
+            f"  {report.connected:,} {'made' if report.is_datagrams else 'connected'} of {report.attempts:,} tried, "
+            f"{report.ramp_rate_per_s:,.0f}/s in a ramp of {report.ramp_s:.1f} s"
+            + ("" if report.is_datagrams else _endings(report))
         )
     )
     if report.rounds:
         parts.append(
-            Text(f"  {report.rounds_right:,} rounds right of {report.rounds:,}, {report.rounds_failed:,} failed")
+            Text(
+                f"  {report.rounds_right:,} rounds right of {report.rounds:,}, {report.rounds_missing:,} missing, "
+                f"{report.rounds_wrong:,} wrong, "
+                f"{report.rounds_failed - report.rounds_missing - report.rounds_wrong:,} refused"
+                + (f"; {report.strays:,} datagrams answered nothing" if report.is_datagrams else "")
+            )
         )
     if report.script is not None:
         outcome = report.script
@@ -270,9 +290,11 @@ def _summary(report: Report, true_ones: list[str], html: Path | None) -> Rendera
         )
         if value is not None
     ]
-    cost = f"  {report.client_cpu_us_per_connection:,.1f} us of processor per connection"
-    parts.append(Text(cost + (f"; memory per connection: {', '.join(memory)}" if memory else "")))
-    parts += ["", _latencies(report)]
+    one = report.noun.removesuffix("s")
+    cost = f"  {report.client_cpu_us_per_connection:,.1f} us of processor per {one}"
+    parts.append(Text(cost + (f"; memory per {one}: {', '.join(memory)}" if memory else "")))
+    if report.latencies():
+        parts += ["", _latencies(report)]
     if report.ports:
         fullest = report.ports[0]
         more = f", and {len(report.ports) - 1} more pairs" if len(report.ports) > 1 else ""
@@ -297,10 +319,13 @@ def _latencies(report: Report) -> Table:
         values = (found.mean_ms, found.p50_ms, found.p90_ms, found.p99_ms, found.p999_ms, found.most_ms)
         table.add_row(name, f"{found.count:,}", *(f"{value:,.3f}" for value in values))
 
-    row("  connect", report.connect)
-    if report.answer.count:
-        row("  answer", report.answer)
+    for name, found in report.latencies():
+        row(f"  {name}", found)
     return table
+
+
+def _endings(report: Report) -> str:
+    return f"; {report.replaced:,} replaced, {report.closed_by_peer:,} closed by the peer, {report.broken:,} broken"
 
 
 def _causes(report: Report) -> Table:

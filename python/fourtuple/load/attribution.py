@@ -128,8 +128,14 @@ def _of_failure(failure: Failure, snapshot: Snapshot, witness: Witness, risen: M
             limits, evidence = _ports(limits, witness)
         case ("connect", "ETIMEDOUT"):
             side, what, limits, evidence = _silence(limits, snapshot, witness, risen)
-        case ("connect", "ECONNREFUSED"):
+        case ("connect" | "recv" | "send", "ECONNREFUSED"):
             side, what = Side.SERVER, "nobody listens there, or a firewall rejects"
+        case ("recv", "EMSGSIZE"):
+            side, what = Side.SERVER, "its datagrams are longer than 2,048 bytes, and cut"
+        case ("send", "EMSGSIZE"):
+            side, what = Side.CLIENT, "the datagrams are longer than the way there carries"
+        case ("send", "EPERM") if not limits:
+            side, what = Side.CLIENT, "this host's firewall or policy forbids it"
         case ("connect" | "recv" | "send", "ECONNRESET" | "EPIPE"):
             side, what = Side.SERVER, "the peer reset the connection"
         case ("connect", "EPERM" | "EACCES" | "ENETUNREACH" | "EINVAL"):
@@ -213,6 +219,9 @@ def _descriptors(limits: list[str], host: Host) -> tuple[list[str], str]:
 
 
 def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cause]:
+    # Datagrams are refused by ICMP, which is a failure with its own row.
+    by_icmp = any((row.step, row.name) == ("receive", "ECONNREFUSED") for row in snapshot.failures)
+    refused = 0 if by_icmp else snapshot.pings_refused
     overflow = "TcpExt.ListenOverflows" in risen or "TcpExt.TCPSYNChallenge" in risen
     memory = risen.get("TcpExt.TCPMemoryPressures", 0)
     rows = (
@@ -222,7 +231,7 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
             ("accept-queue", "accept-at-limit") if overflow else ("accept-at-limit",),
         ),
         (snapshot.pings_wrong, "it answers with other bytes than it should, or ends the dialogue", ()),
-        (snapshot.pings_refused, "it answers with an error status", ()),
+        (refused, "it answers with an error status", ()),
         (snapshot.openings_failed, "the opening handshake is refused, garbled or not answered", ()),
         (snapshot.closed_by_peer, "it closes connections that we hold", ("accept-at-limit", "keepalive")),
     )

@@ -9,7 +9,7 @@ import base64
 import random
 import re
 
-from fourtuple.dialogue import Dialogue, Expect, Pong, Response, Say, Until, said
+from fourtuple.dialogue import Dialogue, Expect, Pong, Response, Rest, Say, Until, said
 from fourtuple.errors import BadConfig
 from fourtuple.load.scenario import Scheme, Target
 
@@ -21,13 +21,13 @@ _SIMPLE = {b"r": b"\r", b"n": b"\n", b"t": b"\t", b"0": b"\0", b"\\": b"\\"}
 
 
 def preset(target: Target, size_bytes: int, seed: int) -> Dialogue | None:
-    """The dialogue of the target's scheme; None for tcp, whose pings are tokens."""
+    """The dialogue of the target's scheme; None for tcp and udp, whose pings are tokens."""
     match target.scheme:
         case Scheme.HTTP:
             return http(target)
         case Scheme.WS:
             return websocket(target, size_bytes, seed)
-        case Scheme.TCP:
+        case Scheme.TCP | Scheme.UDP:
             return None
 
 
@@ -52,16 +52,20 @@ def websocket(target: Target, size_bytes: int, seed: int) -> Dialogue:
     )
 
 
-def typed(say: str | None, expect: str | None) -> Dialogue:
+def typed(say: str | None, expect: str | None, scheme: Scheme = Scheme.TCP) -> Dialogue:
     """The dialogue of --say and --expect: bytes with escapes such as \\r\\n; an answer that ends in `...` is a prefix
-    and goes to the end of its line."""
+    and goes to the end of its line, or of its datagram."""
     if say is None or expect is None:
         raise BadConfig("--say", "and --expect go together: what is sent in each round, and what has to come back")
     wanted = expect.removesuffix("...")
     acts = [Expect(unescaped("--expect", wanted))] if wanted else []
-    return Dialogue(
-        round=(*said(unescaped("--say", say)), *acts, *([Until(b"\n")] if expect.endswith("...") else [])),
-    )
+    words = said(unescaped("--say", say))
+    if scheme is Scheme.UDP and len(words) > 1:
+        raise BadConfig(
+            "--say", f"is {sum(len(word.data) for word in words):,} bytes; a datagram here has at most 2,048"
+        )
+    end = Rest() if scheme is Scheme.UDP else Until(b"\n")
+    return Dialogue(round=(*words, *acts, *([end] if expect.endswith("...") else [])))
 
 
 def unescaped(option: str, text: str) -> bytes:

@@ -113,6 +113,8 @@ class Report:
     ramp_rate_per_s: float
     """Connections made per second while ramping."""
     seconds: float
+    noun: str
+    """What was held: connections, or UDP flows, which have no handshake: their `connect` is this host's own work."""
     connect: Latency
     answer: Latency
     openings_right: int
@@ -120,6 +122,10 @@ class Report:
     rounds_right: int
     rounds_failed: int
     """Missing, wrong or refused."""
+    rounds_missing: int
+    rounds_wrong: int
+    strays: int
+    """Datagrams that answered nothing: late, doubled, unasked or with other bytes."""
     closed_by_peer: int
     broken: int
     bytes_in: int
@@ -138,6 +144,16 @@ class Report:
     samples: tuple[Sample, ...]
     script: ScriptOutcome | None = None
     """None where the engine spoke."""
+
+    @property
+    def is_datagrams(self) -> bool:
+        """Whether UDP flows were held."""
+        return self.noun == "flows"
+
+    def latencies(self) -> tuple[tuple[str, Latency], ...]:
+        """Those that are the network's: connect() of a UDP socket asks nobody."""
+        answer = (("answer", self.answer),) if self.answer.count else ()
+        return answer if self.is_datagrams else (("connect", self.connect), *answer)
 
     def numbers(self) -> dict[str, float]:
         """Everything that a condition may name."""
@@ -169,6 +185,9 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
     "rounds": lambda report: report.rounds,
     "rounds_right": lambda report: report.rounds_right,
     "rounds_failed": lambda report: report.rounds_failed,
+    "rounds_missing": lambda report: report.rounds_missing,
+    "rounds_wrong": lambda report: report.rounds_wrong,
+    "strays": lambda report: report.strays,
     "closed_by_peer": lambda report: report.closed_by_peer,
     "broken": lambda report: report.broken,
     "sessions_ended": lambda report: 0 if report.script is None else report.script.sessions_ended,
@@ -186,20 +205,23 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
 def html(report: Report) -> str:
     """The report as one page."""
     facts = [
-        ("connections held at the end", f"{report.held:,} of {report.wanted:,}"),
+        (f"{report.noun} held at the end", f"{report.held:,} of {report.wanted:,}"),
         ("most at once", f"{report.most_held:,}"),
-        ("ramp", f"{report.ramp_s:.1f} s, {report.ramp_rate_per_s:,.0f} connections per second"),
+        ("ramp", f"{report.ramp_s:.1f} s, {report.ramp_rate_per_s:,.0f} {report.noun} per second"),
         ("replaced, closed by the peer, broken", f"{report.replaced:,}, {report.closed_by_peer:,}, {report.broken:,}"),
-        ("rounds right, failed", f"{report.rounds_right:,}, {report.rounds_failed:,}"),
+        (
+            "rounds right, failed (missing, wrong)",
+            f"{report.rounds_right:,}, {report.rounds_failed:,} ({report.rounds_missing:,}, {report.rounds_wrong:,})",
+        ),
+        *([("datagrams that answered nothing", f"{report.strays:,}")] if report.is_datagrams else []),
         ("bytes in, out", f"{report.bytes_in:,}, {report.bytes_out:,}"),
-        ("user memory per connection", _bytes(report.user_bytes_per_connection)),
-        ("kernel memory per connection, whole host", _bytes(report.kernel_bytes_per_connection)),
-        ("processor time per connection", f"{report.client_cpu_us_per_connection:,.1f} us"),
+        (f"user memory for each of the {report.noun}", _bytes(report.user_bytes_per_connection)),
+        (f"kernel memory for each of the {report.noun}, whole host", _bytes(report.kernel_bytes_per_connection)),
+        (f"processor time for each of the {report.noun}", f"{report.client_cpu_us_per_connection:,.1f} us"),
         ("share of the client's processors", f"{report.client_cpu_share:.0%}"),
     ]
     latencies = [
-        [what, f"{row.count:,}", *(f"{value:,.3f}" for value in _quantiles(row))]
-        for what, row in (("connect", report.connect), ("answer", report.answer))
+        [what, f"{row.count:,}", *(f"{value:,.3f}" for value in _quantiles(row))] for what, row in report.latencies()
     ]
     causes = [
         [

@@ -17,13 +17,14 @@ from fourtuple.doctor import diagnose
 from fourtuple.engine import CarrierName, Engine, LoadConfig, Phase, Snapshot, SourceChoice
 from fourtuple.facts import Flow, Host
 from fourtuple.host import read_host
+from fourtuple.host.sockdiag import udp_flows
 from fourtuple.load import presets, reach
 from fourtuple.load.attribution import Cause, Witness, attribute, of_script
 from fourtuple.load.meter import Reading
 from fourtuple.load.report import Latency, PortUse, Report, Sample
-from fourtuple.load.scenario import Scenario
+from fourtuple.load.scenario import Scenario, Scheme
 from fourtuple.load.sessions import Crew
-from fourtuple.tuples import AddressSet, PortSet, TupleSpace
+from fourtuple.tuples import AddressSet, PortSet, Protocol, TupleSpace
 
 GLANCE_S = 0.1
 REPLACE_EVERY_S = 0.5
@@ -32,6 +33,7 @@ CLOSING_S = 30.0
 ENOUGH_TO_WEIGH = 1_000
 MOST_PORT_ROWS = 64
 MOST_SAMPLES = 600
+MOST_ROUNDS_AT_ONCE = 65_535
 SPARE_DESCRIPTORS = 48
 """Held back while the ramp may use up all others, so that there is something to read /proc with."""
 _DEFAULT_RANGE = (32_768, 60_999)
@@ -45,6 +47,7 @@ class Progress:
     snapshot: Snapshot
     wanted: int
     elapsed_s: float
+    is_datagrams: bool
 
 
 Watch = Callable[[Progress], None]
@@ -75,10 +78,12 @@ class _Run:
             source_ports=PortSet.parse(f"{low}-{high}"),
             destinations=destinations,
             destination_ports=scenario.target.ports,
+            protocol=Protocol.UDP if scenario.target.scheme is Scheme.UDP else Protocol.TCP,
         )
         self.samples: list[Sample] = []
         self.replaced = 0
         self.held = before
+        self.flows: tuple[Flow, ...] = ()
         self.spare: list[int] = []
         self.pids: tuple[int, ...] = ()
 
@@ -130,7 +135,10 @@ class _Run:
             ping_timeout_s=scenario.answer_timeout_s,
             token_bytes=scenario.size_bytes,
             seed=seed,
+            # In a closed loop as many rounds are under way as there are connections: that is what is asked for.
+            ping_window=min(scenario.connections, MOST_ROUNDS_AT_ONCE) if scenario.closed_loop else 256,
             ping_every_s=scenario.round_every_s,
+            closed_loop=scenario.closed_loop,
             abort_on_close=not scenario.close_with_fin,
             dialogue=scenario.dialogue or presets.preset(scenario.target, scenario.size_bytes, seed),
         )
@@ -148,12 +156,15 @@ class _Run:
         self._release()
         self.ramped, self.ramp_end = Reading.now(self.pids), now
         self.held = read_host(probe_ports=False)
+        self.flows = tuple(
+            self._own_flows(udp_flows() if self.scenario.target.scheme is Scheme.UDP else self.held.flows)
+        )
 
     def _hold(self, engine: Engine | Crew) -> None:
         begun_s = time.monotonic()
         deadline_s, next_replace_s = begun_s + self.scenario.duration_s, begun_s + REPLACE_EVERY_S
         complete = self.ramp_end.connects_succeeded >= self.scenario.connections
-        if self.scenario.round_every_s:
+        if self.scenario.round_every_s or self.scenario.closed_loop:
             engine.ping()
         while (now_s := time.monotonic()) < deadline_s:
             now = self._look(engine, "holding")
@@ -172,7 +183,15 @@ class _Run:
             self.samples.append(Sample(at_s=elapsed_s, open_now=now.open_now, rounds_right=now.pings_right))
             if len(self.samples) > MOST_SAMPLES:
                 del self.samples[1::2]
-        self.watch(Progress(phase=phase, snapshot=now, wanted=self.scenario.connections, elapsed_s=elapsed_s))
+        self.watch(
+            Progress(
+                phase=phase,
+                snapshot=now,
+                wanted=self.scenario.connections,
+                elapsed_s=elapsed_s,
+                is_datagrams=self.scenario.target.scheme is Scheme.UDP,
+            )
+        )
         return now
 
     def _release(self) -> None:
@@ -184,7 +203,6 @@ class _Run:
     ) -> Report:
         wanted = self.scenario.connections
         after = read_host(probe_ports=False)
-        flows = tuple(self._own_flows(self.held.flows))
         ramp_s = max(self.ramped.at_s - self.start.at_s, 1e-9)
         connected = self.ramp_end.connects_succeeded
         rate_per_s = connected / ramp_s
@@ -195,7 +213,7 @@ class _Run:
             after=after,
             wanted=wanted,
             space=self.space,
-            fullest=max((flow.connections for flow in flows), default=0),
+            fullest=max((flow.connections for flow in self.flows), default=0),
             client_busy=self.ramped.busy_since(self.start),
             client_wanted=self.ramped.wanted_since(self.start),
             fell_short=short,
@@ -213,7 +231,7 @@ class _Run:
             held=last.open_now,
             most_held=last.open_peak,
             interrupted=interrupted,
-            verdict=_verdict(last, wanted, causes, interrupted=interrupted),
+            verdict=_verdict(last, wanted, causes, self.scenario.target.noun, interrupted=interrupted),
             stopped_by=None if complete or not causes else causes[0].side,
             causes=causes,
             attempts=last.connects_attempted,
@@ -222,12 +240,16 @@ class _Run:
             ramp_s=ramp_s,
             ramp_rate_per_s=rate_per_s,
             seconds=end.at_s - self.start.at_s,
+            noun=self.scenario.target.noun,
             connect=Latency.of(last.connect_ns),
             answer=Latency.of(last.echo_ns),
             openings_right=last.openings_right,
             rounds=last.pings_sent,
             rounds_right=last.pings_right,
             rounds_failed=last.pings_missing + last.pings_wrong + last.pings_refused,
+            rounds_missing=last.pings_missing,
+            rounds_wrong=last.pings_wrong,
+            strays=last.datagrams_stray,
             closed_by_peer=last.closed_by_peer,
             broken=last.broken,
             bytes_in=last.bytes_in,
@@ -238,7 +260,7 @@ class _Run:
             ),
             client_cpu_share=end.busy_since(self.start),
             client_cpu_us_per_connection=1e6 * (self.ramped.processor_s - self.start.processor_s) / max(1, connected),
-            ports=tuple(self._port_use(flow) for flow in flows[:MOST_PORT_ROWS]),
+            ports=tuple(self._port_use(flow) for flow in self.flows[:MOST_PORT_ROWS]),
             host_warnings=diagnose(self.held, goals=(), previous=self.before).reasons,
             samples=tuple(self.samples),
             script=script,
@@ -259,13 +281,13 @@ class _Run:
         )
 
 
-def _verdict(last: Snapshot, wanted: int, causes: tuple[Cause, ...], *, interrupted: bool) -> str:
+def _verdict(last: Snapshot, wanted: int, causes: tuple[Cause, ...], noun: str, *, interrupted: bool) -> str:
     if last.open_now >= wanted:
-        return f"All {wanted:,} connections are held"
+        return f"All {wanted:,} {noun} are held"
     why = f"{causes[0].what} ({causes[0].side.value})" if causes else "the ramp took longer than it may"
     if interrupted and not causes:
         why = "interrupted"
-    return f"{last.open_now:,} of {wanted:,} connections are held: {why}"
+    return f"{last.open_now:,} of {wanted:,} {noun} are held: {why}"
 
 
 def _each(grown_bytes: int, connections: int) -> float | None:

@@ -23,10 +23,13 @@ class Scheme(Enum):
     """What is spoken."""
 
     TCP = "tcp"
+    UDP = "udp"
     HTTP = "http"
     WS = "ws"
 
 
+_PLAIN = (Scheme.TCP, Scheme.UDP)
+"""Schemes without a path: what is said is for --say or --script, or tokens that come back."""
 _DEFAULT_PORTS = {Scheme.HTTP: "80", Scheme.WS: "80"}
 _SHAPE = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<host>\[[^\]/]*\]|[^/?#:\[\]]*)(?::(?P<ports>[^/?#]*))?(?P<path>[/?][^#]*)?"
@@ -48,7 +51,10 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """Read tcp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH; HOST and PORT may be ranges."""
+        """Read tcp://HOST:PORT, udp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH.
+
+        HOST and PORT may be ranges.
+        """
         matched = _SHAPE.fullmatch(url)
         if matched is None:
             raise BadConfig("URL", f"{url[:80]!r} is none; such as tcp://127.0.0.1:6379 or http://[::1]:8080/path")
@@ -62,8 +68,8 @@ class Target:
         path = matched["path"] or "/"
         if path[0] == "?":
             path = f"/{path}"
-        if scheme is Scheme.TCP and path != "/":
-            raise BadConfig("URL", f"a tcp target has no path, and {path[:40]!r} is one")
+        if scheme in _PLAIN and path != "/":
+            raise BadConfig("URL", f"a {scheme.value} target has no path, and {path[:40]!r} is one")
         if not all("!" <= letter <= "~" for letter in path) or len(path) > 2_000:
             raise BadConfig("URL", "a path is at most 2,000 visible ASCII characters; write others as %XX")
         target = cls(
@@ -78,6 +84,16 @@ class Target:
         return target
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the scheme has no words of its own."""
+        return self.scheme in _PLAIN
+
+    @property
+    def noun(self) -> str:
+        """What is held."""
+        return "flows" if self.scheme is Scheme.UDP else "connections"
+
+    @property
     def authority(self) -> str:
         """What a Host header says (RFC 9110 7.2): of several, the first."""
         host = self.host
@@ -87,7 +103,7 @@ class Target:
         return f"{host}:{next(iter(self.ports))}"
 
     def __str__(self) -> str:
-        path = "" if self.scheme is Scheme.TCP else self.path
+        path = "" if self.is_plain else self.path
         return f"{self.scheme.value}://{self.host}:{self.ports}{path}"
 
 
@@ -103,6 +119,8 @@ class Scenario:
     """New connections per second; 0 is as fast as possible."""
     round_every_s: float = 0.0
     """A round (ping, request, script) on every connection at this interval; 0 is never: connect and hold."""
+    closed_loop: bool = False
+    """Each connection begins its next round as soon as its last is over."""
     size_bytes: int = 16
     """Bytes of an echo ping; of no meaning where a dialogue is played."""
     duration_s: float = 10.0
@@ -136,13 +154,18 @@ class Scenario:
         _seconds("--ramp-timeout", self.ramp_timeout_s, 0.1, MOST_SECONDS)
         _seconds("--connect-timeout", self.connect_timeout_s, 0.01, 3_600)
         _seconds("--answer-timeout", self.answer_timeout_s, 0.01, 3_600)
+        if self.closed_loop and self.round_every_s:
+            raise BadConfig("--closed-loop", "has no interval; leave out --ping-every")
+        if self.close_with_fin and self.target.scheme is Scheme.UDP:
+            raise BadConfig("--fin", "is for TCP: a UDP flow has no end that the other side is told of")
         if self.script is not None:
             if self.target.scheme is not Scheme.TCP:
                 raise BadConfig("--script", f"is for tcp targets; {self.target.scheme.value} has its own words")
             if self.carrier != "auto":
                 raise BadConfig("--carrier", "is the engine's; a session is played by asyncio in worker processes")
-            if self.round_every_s:
-                raise BadConfig("--ping-every", "is the engine's; a session says itself when its rounds are")
+            if self.round_every_s or self.closed_loop:
+                option = "--ping-every" if self.round_every_s else "--closed-loop"
+                raise BadConfig(option, "is the engine's; a session says itself when its rounds are")
         versions = {one.version for one in (self.sources, self.target.addresses) if one is not None}
         if len(versions) > 1:
             raise BadConfig("--from", "the source addresses are of another family than the target's")

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use fourtuple_engine::{Buf, ConnId, Core, Errno, Event, Instant, ListenerId, SourceChoice, Step};
+use fourtuple_engine::{Buf, ConnId, Core, Errno, Event, Instant, ListenerId, SourceChoice, Step, Transport};
 
 use super::Fault;
 use super::world::{Attempt, End, Happening, Link, Packet, Phase, Place, Rule, Tuple, World};
@@ -16,6 +16,7 @@ impl World<'_> {
         &mut self,
         host: usize,
         ticket: u32,
+        transport: Transport,
         asked: Tuple,
         choice: SourceChoice,
         range: (u16, u16),
@@ -42,7 +43,10 @@ impl World<'_> {
             Ok(tuple) => {
                 self.tuples.insert(tuple);
                 self.hosts[host].attempts.entry(ticket).and_modify(|attempt| attempt.tuple = Some(tuple));
-                self.after_latency(Happening::Syn { host, ticket, serial, tries: 0 });
+                match transport {
+                    Transport::Stream => self.after_latency(Happening::Syn { host, ticket, serial, tries: 0 }),
+                    Transport::Datagram => self.open_flow(host, ticket, serial, tuple),
+                }
             }
             Err((step, error)) => self.soon(Happening::Fail { host, ticket, serial, step, error }),
         }
@@ -104,7 +108,8 @@ impl World<'_> {
         let link = self.links.len();
         row.queue.push_back(link);
         let accepts = row.accept && !row.retry_pending;
-        self.links.push(Link { tuple, ends: [End::new(host), End::new(server)], reset: false });
+        let ends = [End::new(host), End::new(server)];
+        self.links.push(Link { tuple, transport: Transport::Stream, ends, reset: false });
         self.hosts[host].attempts.entry(ticket).and_modify(|attempt| attempt.link = Some(link));
         self.after_latency(Happening::Establish { host, ticket, serial });
         if accepts {
@@ -213,6 +218,10 @@ impl World<'_> {
             return Err(format!("{conn:?} sends back what it did not receive"));
         }
         this.sending = true;
+        if self.links[link].transport == Transport::Datagram {
+            return self.send_datagram((link, end), buf);
+        }
+        let this = &mut self.links[link].ends[end];
         if this.broken || this.phase != Phase::Open {
             self.hosts[host].outbox.buffers.release(buf);
             return Ok(());
@@ -243,7 +252,6 @@ impl World<'_> {
             if let Some((buf, _)) = this.out.take() {
                 buffers.release(buf);
             }
-            self.hosts[self.links[link].ends[end].host].reclaim();
             self.soon(Happening::TellSent((link, end)));
         } else if count < room {
             self.soon(Happening::Push((link, end)));
@@ -300,7 +308,6 @@ impl World<'_> {
         let this = &mut self.links[link].ends[end];
         if let Some((buf, _)) = this.out.take() {
             self.hosts[this.host].outbox.buffers.release(buf);
-            self.hosts[this.host].reclaim();
         }
         (this.wire_bytes, this.fin) = (0, false);
         this.wire.clear();
@@ -334,7 +341,7 @@ impl World<'_> {
         }
         if !this.inbox.is_empty() {
             let most = this.inbox.len().min(self.network.buffer_bytes);
-            let Some(id) = self.hosts[host].receive_free.pop() else {
+            let Some(mut buf) = self.hosts[host].outbox.buffers.take() else {
                 self.after_ms(1, Happening::Read((link, end)));
                 return Ok(());
             };
@@ -345,7 +352,7 @@ impl World<'_> {
                 this.unechoed.extend(&bytes);
             }
             let buffers = &mut self.hosts[host].outbox.buffers;
-            let buf = buffers.filled(id, count);
+            buffers.set_len(&mut buf, count);
             buffers.memory(&buf)[..count].copy_from_slice(&bytes);
             self.report.bytes += count as u64;
             if is_more {
@@ -370,24 +377,27 @@ impl World<'_> {
         let is_news = !this.broken;
         if let Some((buf, _)) = this.out.take() {
             self.hosts[this.host].outbox.buffers.release(buf);
-            self.hosts[this.host].reclaim();
         }
         self.links[link].reset |= with_rst;
         if abort {
             self.drop_bytes((link, end));
         }
-        if is_news {
+        if is_news && self.links[link].transport == Transport::Stream {
             self.transmit((link, 1 - end), if with_rst { Packet::Rst } else { Packet::Fin });
         }
     }
 
     /// Free the tuple when both ends are gone: at once after RST, else after TIME_WAIT.
     pub(super) fn forget(&mut self, link: usize) {
-        let Link { tuple, ends, reset } = &self.links[link];
+        let Link { tuple, ends, reset, .. } = &self.links[link];
         if ends.iter().all(|end| end.phase == Phase::Gone) {
             let wait = if *reset { 0 } else { self.network.time_wait.as_nanos() as u64 };
             let (when, tuple) = (self.now.0 + wait, *tuple);
-            self.at(when, Happening::FreeTuple(tuple));
+            match self.links[link].transport {
+                Transport::Stream => self.at(when, Happening::FreeTuple(tuple)),
+                // Nothing of a flow outlives its socket.
+                Transport::Datagram => drop(self.tuples.remove(&tuple)),
+            }
         }
     }
 }

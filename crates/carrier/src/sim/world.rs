@@ -7,7 +7,9 @@ use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 
 use fourtuple_engine::report::Counter;
-use fourtuple_engine::{Buf, Buffers, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, Step};
+use fourtuple_engine::{
+    Buf, Buffers, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, Step, Transport,
+};
 
 use super::{Fault, Faults, Network, Random, Script, Sim, SimReport};
 
@@ -24,6 +26,8 @@ pub(super) enum Happening {
     Syn { host: usize, ticket: u32, serial: u64, tries: u32 },
     Establish { host: usize, ticket: u32, serial: u64 },
     Accept(usize, ListenerId),
+    Echo(Place, Vec<u8>),
+    Disturb(Place, Step, Errno),
     Arrive(Place),
     Read(Place),
     Push(Place),
@@ -98,6 +102,7 @@ impl End {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) tuple: Tuple,
+    pub(super) transport: Transport,
     pub(super) ends: [End; 2],
     /// It ended with RST somewhere: no TIME_WAIT.
     pub(super) reset: bool,
@@ -130,7 +135,6 @@ pub(super) struct Host {
     /// By `ConnId::index`: generation, and who uses it.
     pub(super) conns: Vec<(u16, Option<Place>)>,
     pub(super) free: Vec<u32>,
-    pub(super) receive_free: Vec<u32>,
     pub(super) attempted: u64,
     pub(super) connected: u64,
     pub(super) accepted: u64,
@@ -159,23 +163,17 @@ pub(super) type Rule = Result<(), String>;
 impl<'a> World<'a> {
     pub(super) fn new(sim: &Sim, script: &'a Script, client_count: usize, core_count: usize) -> World<'a> {
         let network = sim.network;
-        let host = |_| {
-            let per_chunk = network.receive_buffers.max(network.send_buffers);
-            let mut buffers = Buffers::new(network.buffer_bytes, per_chunk, 1);
-            let first = buffers.set_apart();
-            Host {
-                outbox: Outbox::new(buffers),
-                started: false,
-                done: false,
-                attempts: HashMap::new(),
-                listeners: HashMap::new(),
-                conns: Vec::new(),
-                free: Vec::new(),
-                receive_free: (first..first + network.receive_buffers).collect(),
-                attempted: 0,
-                connected: 0,
-                accepted: 0,
-            }
+        let host = |_| Host {
+            outbox: Outbox::new(Buffers::new(network.buffer_bytes, network.buffers, 1)),
+            started: false,
+            done: false,
+            attempts: HashMap::new(),
+            listeners: HashMap::new(),
+            conns: Vec::new(),
+            free: Vec::new(),
+            attempted: 0,
+            connected: 0,
+            accepted: 0,
         };
         World {
             random: Random::new(sim.seed),
@@ -303,8 +301,6 @@ impl<'a> World<'a> {
         for command in std::mem::take(&mut self.hosts[host].outbox.commands) {
             self.obey(host, command)?;
         }
-        let Host { outbox, receive_free, .. } = &mut self.hosts[host];
-        receive_free.extend(outbox.buffers.drain_reclaimed());
         cores[host].check_invariants()?;
         if self.script.strict {
             self.check_report(host, cores[host])?;
@@ -323,8 +319,8 @@ impl<'a> World<'a> {
                 }
                 self.soon(Happening::Listen(host, listener, local, backlog, accept));
             }
-            Command::Connect { ticket, source, destination, choice, range } => {
-                self.connect(host, ticket, (source, destination), choice, range)?;
+            Command::Connect { ticket, transport, source, destination, choice, range } => {
+                self.connect(host, ticket, transport, (source, destination), choice, range)?;
             }
             Command::CancelConnect { ticket } => self.cancel(host, ticket),
             Command::Send { conn, buf } => return self.send(host, conn, buf),
@@ -413,6 +409,14 @@ impl<'a> World<'a> {
                 self.tell(host, Event::Connected { ticket, conn }, cores)
             }
             Happening::Accept(host, listener) => self.accept(host, listener, cores),
+            Happening::Echo(place, bytes) => self.echo(place, bytes, cores),
+            Happening::Disturb((link, end), step, error) => {
+                let this = &self.links[link].ends[end];
+                match this.phase {
+                    Phase::Open => self.tell(this.host, Event::Disturbed { conn: this.conn, step, error }, cores),
+                    _ => Ok(()),
+                }
+            }
             Happening::Arrive(place) => {
                 self.arrive(place);
                 Ok(())
@@ -501,11 +505,5 @@ impl<'a> World<'a> {
             0 => Ok(()),
             lost => Err(format!("{lost} buffers were neither sent nor released")),
         }
-    }
-}
-
-impl Host {
-    pub(super) fn reclaim(&mut self) {
-        self.receive_free.extend(self.outbox.buffers.drain_reclaimed());
     }
 }

@@ -7,7 +7,7 @@ use io_uring::types::Fixed;
 use io_uring::{cqueue, opcode};
 
 use super::ring::{Completion, Operation, user_data};
-use super::{AGAIN, CLOSING, ENDED, HUNG_UP, Machine, PAUSED, POLLING, RECEIVING, SENDING, THIRSTY};
+use super::{AGAIN, CLOSING, DATAGRAM, ENDED, HUNG_UP, Machine, PAUSED, POLLING, RECEIVING, SENDING, THIRSTY};
 
 /// Receives under way at once, and so buffers taken before the core has seen them.
 const READS: u32 = 256;
@@ -113,9 +113,11 @@ impl Machine {
         };
         entry.flags = entry.flags & !AGAIN | RECEIVING;
         let conn = ConnId { index, generation: entry.generation };
+        // MSG_TRUNC: the length of a datagram, also of one that is longer than the buffer. Of a stream it drops bytes.
+        let whole = if entry.flags & DATAGRAM != 0 { libc::MSG_TRUNC } else { 0 };
         let memory = buffers.memory(&buf);
         let entry = opcode::Recv::new(Fixed(u32::from(slot)), memory.as_mut_ptr(), memory.len() as u32)
-            .flags(libc::MSG_DONTWAIT)
+            .flags(libc::MSG_DONTWAIT | whole)
             .build();
         self.reads += 1;
         let place = self.transfers.put(Transfer { buf, conn, way: Way::In });
@@ -137,6 +139,17 @@ impl Machine {
         *flags &= !RECEIVING;
         let flags = *flags;
         let outcome = completion.outcome();
+        if flags & (DATAGRAM | CLOSING) == DATAGRAM {
+            return self.received_datagram(
+                ring,
+                slot,
+                Transfer { buf, conn, way: Way::In },
+                outcome,
+                core,
+                now,
+                outbox,
+            );
+        }
         if let (Ok(count @ 1..), false) = (outcome, flags & CLOSING != 0) {
             let count = count as usize;
             // The buffer full, more behind it, or an end to be read: the poll will not speak again for those.
@@ -164,6 +177,42 @@ impl Machine {
             Err(Errno::EAGAIN | Errno::EINTR) if flags & AGAIN == 0 => {}
             Err(Errno::EAGAIN | Errno::EINTR) => self.receive(ring, slot, &mut outbox.buffers)?,
             Err(error) => self.fail(conn, Step::Receive, error, core, now, outbox),
+        }
+        Ok(())
+    }
+
+    /// An empty datagram is no end, and an error neither. Only EAGAIN says that there is no more: the poll may have spoken
+    /// once for many.
+    #[expect(clippy::too_many_arguments, reason = "what `received` knows")]
+    fn received_datagram(
+        &mut self,
+        ring: usize,
+        slot: u16,
+        Transfer { mut buf, conn, .. }: Transfer,
+        outcome: Result<u32, Errno>,
+        core: &mut dyn Core,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Result<(), CarrierError> {
+        let error = match outcome {
+            Ok(count) if count as usize <= outbox.buffers.buffer_bytes() => {
+                outbox.buffers.set_len(&mut buf, count as usize);
+                core.handle(Event::Received { conn, buf }, now, outbox);
+                None
+            }
+            failed => {
+                outbox.buffers.release(buf);
+                Some(failed.err().unwrap_or(Errno::EMSGSIZE))
+            }
+        };
+        match error {
+            Some(Errno::EAGAIN) if self.flags(ring, slot) & AGAIN == 0 => return Ok(()),
+            Some(Errno::EAGAIN | Errno::EINTR) | None => {}
+            Some(error) => self.fail(conn, Step::Receive, error, core, now, outbox),
+        }
+        self.obey(outbox)?;
+        if self.open(conn).is_some() {
+            self.receive(ring, slot, &mut outbox.buffers)?;
         }
         Ok(())
     }
@@ -218,7 +267,7 @@ impl Machine {
         let place = completion.detail;
         let flags = self.flags_mut(ring, completion.slot);
         *flags &= !SENDING;
-        let closing = *flags & CLOSING != 0;
+        let (closing, is_datagram) = (*flags & CLOSING != 0, *flags & DATAGRAM != 0);
         let transfer = self.transfers.at(place);
         let conn = transfer.conn;
         let outcome = completion.outcome();
@@ -228,13 +277,20 @@ impl Machine {
                 return self.send(ring, completion.slot, place, &mut outbox.buffers);
             }
         }
+        if is_datagram && !closing && outcome == Err(Errno::ECONNREFUSED) {
+            // What was said before was refused; this one has not been sent (sock_alloc_send_pskb()).
+            self.fail(conn, Step::Send, Errno::ECONNREFUSED, core, now, outbox);
+            return self.send(ring, completion.slot, place, &mut outbox.buffers);
+        }
         outbox.buffers.release(self.transfers.take(place).buf);
         if closing {
             return Ok(());
         }
-        match outcome {
-            Err(error) => self.fail(conn, Step::Send, error, core, now, outbox),
-            Ok(_) => core.handle(Event::Sent { conn }, now, outbox),
+        if let Err(error) = outcome {
+            self.fail(conn, Step::Send, error, core, now, outbox);
+        }
+        if outcome.is_ok() || is_datagram {
+            core.handle(Event::Sent { conn }, now, outbox);
         }
         Ok(())
     }

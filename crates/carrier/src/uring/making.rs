@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use fourtuple_engine::{CarrierError, Core, Errno, Event, Instant, ListenerId, Outbox, SourceChoice, Step};
+use fourtuple_engine::{CarrierError, Core, Errno, Event, Instant, ListenerId, Outbox, SourceChoice, Step, Transport};
 use io_uring::opcode;
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
 
-use super::Machine;
 use super::ring::{Completion, Operation, Ring, user_data};
+use super::{DATAGRAM, Machine};
 use crate::sys::{self, RawAddress};
 
 /// Sockets made, installed by one call and connected together; so many descriptors are open for a moment.
@@ -27,6 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Request {
     pub(super) ticket: u32,
+    pub(super) transport: Transport,
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
     pub(super) choice: SourceChoice,
@@ -53,7 +54,8 @@ impl Machine {
     pub(super) fn connect(&mut self) -> Result<(), CarrierError> {
         let mut made: Vec<(OwnedFd, Request)> = Vec::with_capacity(self.requests.len());
         for request in std::mem::take(&mut self.requests) {
-            match sys::outgoing(request.source, request.destination, request.choice, request.range, 0) {
+            let Request { transport, source, destination, choice, range, .. } = request;
+            match sys::outgoing(transport, source, destination, choice, range, 0) {
                 Ok(socket) => made.push((socket, request)),
                 Err((step, error)) => self.connect_failed(request.ticket, step, error),
             }
@@ -91,7 +93,14 @@ impl Machine {
         let addresses: Vec<_> = row.iter().map(|(_, request)| RawAddress::new(request.destination)).collect();
         for ((slot, (_, request)), (address, len)) in (first..).zip(row).zip(&addresses) {
             self.attempts.insert(request.ticket, self.place(number, slot));
-            let entry = opcode::Connect::new(Fixed(u32::from(slot)), address.as_ptr(), *len).build();
+            let entry = match request.transport {
+                Transport::Stream => opcode::Connect::new(Fixed(u32::from(slot)), address.as_ptr(), *len).build(),
+                Transport::Datagram => {
+                    // Connected already; but all attempts are answered in one place.
+                    *self.flags_mut(number, slot) |= DATAGRAM;
+                    opcode::Nop::new().build()
+                }
+            };
             self.rings[number].push(&entry.user_data(user_data(Operation::Connect, slot, request.ticket)))?;
         }
         // Before the addresses go: io_connect_prep() copies them.

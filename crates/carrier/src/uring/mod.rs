@@ -72,6 +72,8 @@ const ENDED: u16 = 1 << 9;
 const FAILED: u16 = 1 << 10;
 /// In `thirsty`.
 const THIRSTY: u16 = 1 << 11;
+/// Carries datagrams.
+const DATAGRAM: u16 = 1 << 12;
 const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING;
 
 /// Connections on direct descriptors.
@@ -271,8 +273,8 @@ impl Machine {
         let buffers = &mut outbox.buffers;
         for command in commands.drain(..) {
             match command {
-                Command::Connect { ticket, source, destination, choice, range } => {
-                    self.requests.push(Request { ticket, source, destination, choice, range });
+                Command::Connect { ticket, transport, source, destination, choice, range } => {
+                    self.requests.push(Request { ticket, transport, source, destination, choice, range });
                     if self.requests.len() == CONNECT_BATCH {
                         self.connect()?;
                     }
@@ -330,7 +332,7 @@ impl Machine {
     fn close(&mut self, ring: usize, slot: u16, abort: bool) -> Result<(), CarrierError> {
         let fixed = Fixed(u32::from(slot));
         let flags = self.flags(ring, slot);
-        if abort {
+        if abort && flags & DATAGRAM == 0 {
             let entry = opcode::Connect::new(fixed, NOWHERE.as_ptr().cast(), NOWHERE.len() as u32).build();
             self.rings[ring].push(&entry.user_data(user_data(Operation::Unheard, slot, 0)))?;
         }
@@ -411,15 +413,19 @@ impl Machine {
 
     /// The socket in the slot is a connection from now on.
     fn begin(&mut self, ring: usize, slot: u16) -> Result<ConnId, CarrierError> {
-        *self.flags_mut(ring, slot) = OPEN;
+        let flags = self.flags_mut(ring, slot);
+        *flags = *flags & DATAGRAM | OPEN;
         self.watch(ring, slot)?;
         Ok(ConnId { index: self.place(ring, slot), generation: self.rings[ring].conns[usize::from(slot)].generation })
     }
 
+    /// The connection is broken; or, if it carries datagrams, disturbed.
     fn fail(&mut self, conn: ConnId, step: Step, error: Errno, core: &mut dyn Core, now: Instant, outbox: &mut Outbox) {
         let (ring, slot) = self.locate(conn.index);
         let flags = self.flags_mut(ring, slot);
-        if *flags & FAILED == 0 {
+        if *flags & DATAGRAM != 0 {
+            core.handle(Event::Disturbed { conn, step, error }, now, outbox);
+        } else if *flags & FAILED == 0 {
             *flags |= FAILED | ENDED;
             core.handle(Event::Failed { conn, step, error }, now, outbox);
         }

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use fourtuple_engine::report::Report;
-use fourtuple_engine::{Buf, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, SourceChoice, Step};
+use fourtuple_engine::{
+    Buf, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, SourceChoice, Step, Transport,
+};
 
 /// How often an actor looks at what it shares with the other.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -46,16 +48,16 @@ pub(crate) type Shared<T> = Arc<Mutex<T>>;
 
 /// Holds what a carrier tells to rules 1, 2, 3, 5 and 7.
 #[derive(Default)]
-struct Watch {
-    tickets: HashSet<u32>,
+pub(crate) struct Watch {
+    pub(crate) tickets: HashSet<u32>,
     /// Open connections, and whether a send is outstanding.
     open: HashMap<(u32, u16), bool>,
     indexes: HashSet<u32>,
-    tally: Shared<Tally>,
+    pub(crate) tally: Shared<Tally>,
 }
 
 impl Watch {
-    fn see(&mut self, event: &Event, outbox: &Outbox) {
+    pub(crate) fn see(&mut self, event: &Event, outbox: &Outbox) {
         let mut tally = self.tally.lock().unwrap();
         tally.most_buffers = tally.most_buffers.max(outbox.buffers.in_use());
         let key = |conn: &ConnId| (conn.index, conn.generation);
@@ -79,7 +81,10 @@ impl Watch {
                 Some(true) => None,
                 _ => Some("rule 3: sent, but nothing was being sent"),
             },
-            Event::Received { conn, .. } | Event::Finished { conn } | Event::Failed { conn, .. } => {
+            Event::Received { conn, .. }
+            | Event::Finished { conn }
+            | Event::Failed { conn, .. }
+            | Event::Disturbed { conn, .. } => {
                 (!self.open.contains_key(&key(conn))).then_some("rule 7: an event for a connection that is not open")
             }
             _ => None,
@@ -100,12 +105,12 @@ impl Watch {
         }
     }
 
-    fn send(&mut self, conn: ConnId, buf: Buf, outbox: &mut Outbox) {
+    pub(crate) fn send(&mut self, conn: ConnId, buf: Buf, outbox: &mut Outbox) {
         self.open.insert((conn.index, conn.generation), true);
         outbox.push(Command::Send { conn, buf });
     }
 
-    fn is_sending(&self, conn: ConnId) -> bool {
+    pub(crate) fn is_sending(&self, conn: ConnId) -> bool {
         self.open.get(&(conn.index, conn.generation)) == Some(&true)
     }
 }
@@ -253,7 +258,8 @@ impl Guest {
             self.watch.tickets.insert(ticket);
             self.started.insert(ticket, now);
             let (source, choice) = (self.plan.source, self.plan.choice);
-            outbox.push(Command::Connect { ticket, source, destination, choice, range: (1024, 65_535) });
+            let transport = Transport::Stream;
+            outbox.push(Command::Connect { ticket, transport, source, destination, choice, range: (1024, 65_535) });
         }
     }
 

@@ -34,7 +34,8 @@ impl<S: Speech> LoadCore<S> {
             self.spend_rate(now);
             let ticket = self.attempts.begin((), now);
             self.report.add(Counter::Attempted, 1);
-            outbox.push(Command::Connect { ticket, source, destination, choice: self.config.choice, range });
+            let (transport, choice) = (self.config.transport, self.config.choice);
+            outbox.push(Command::Connect { ticket, transport, source, destination, choice, range });
         }
     }
 
@@ -66,6 +67,8 @@ impl<S: Speech> LoadCore<S> {
             self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
         } else if self.speech.has_opening() {
             self.open(conn, hold, now, outbox);
+        } else {
+            self.rest(conn);
         }
     }
 

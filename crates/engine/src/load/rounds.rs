@@ -2,17 +2,17 @@
 //!
 //! Decides right, refused, wrong and missing. Knows nothing of how a connection came about, nor what is said.
 
-use super::{BUFFER_PAUSE, Hold, LoadCore, Round, SCAN, State};
+use super::{BUFFER_PAUSE, Hold, LoadCore, Part, Round, SCAN, State};
 use crate::buffers::Buf;
-use crate::contract::{Command, ConnId, Instant, Outbox};
+use crate::contract::{Command, ConnId, Instant, Outbox, Transport};
 use crate::report::Counter;
-use crate::speech::{Part, Speech, Turn, Wrong};
+use crate::speech::{self, Speech, Turn, Wrong};
 
 impl<S: Speech> LoadCore<S> {
     /// Begin the opening of a connection that stands.
     pub(super) fn open(&mut self, conn: ConnId, mut hold: Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
-        self.speech.begin(&mut hold.memory, Part::Opening);
-        hold.ping = self.openings.begin(conn, now);
+        self.speech.begin(&mut hold.memory, speech::Part::Opening);
+        hold.ping = self.openings.begin(Part { conn, doubted: false }, now);
         (hold.state, hold.opening) = (State::Awaiting, true);
         self.speak(conn, &mut hold, now, outbox);
         self.holds.write(conn.index, hold);
@@ -23,38 +23,45 @@ impl<S: Speech> LoadCore<S> {
             self.rounds_waiting -= 1;
             self.round = Some(Round { next: 0, end: self.holds.end() });
         }
-        let Some(mut round) = self.round else { return };
+        let Some(mut round) = self.round else { return self.loop_on(now, outbox) };
         self.starved_until = None;
         let mut scan = SCAN;
         round.next = self.holds.skip_untouched(round.next);
         while scan > 0 && round.next < round.end && !self.pings.is_full() {
             let hold = self.holds.read(round.next);
             if hold.state == State::Idle && !hold.sending && !self.ping(round.next, hold, now, outbox) {
-                self.report.add(Counter::BufferWaits, 1);
-                self.starved_until = Some(now.after(BUFFER_PAUSE));
+                self.starve(now);
                 break;
             }
             (round.next, scan) = (round.next + 1, scan - 1);
         }
-        self.round = (round.next < round.end || self.pings.under_way() > 0).then_some(round);
+        let is_over =
+            round.next >= round.end && (self.looping || self.pings.under_way() == 0 && self.thinking.rounds == 0);
+        self.round = (!is_over).then_some(round);
         if self.round.is_none() {
             self.next_round_at = (!self.config.ping_every.is_zero()).then(|| now.after(self.config.ping_every));
         }
     }
 
+    /// No buffer is free to begin a round with.
+    pub(super) fn starve(&mut self, now: Instant) {
+        self.report.add(Counter::BufferWaits, 1);
+        self.starved_until = Some(now.after(BUFFER_PAUSE));
+    }
+
     /// Begin a round; false if there is no buffer to begin it with.
-    fn ping(&mut self, index: u32, mut hold: Hold<S::Memory>, now: Instant, outbox: &mut Outbox) -> bool {
+    pub(super) fn ping(&mut self, index: u32, mut hold: Hold<S::Memory>, now: Instant, outbox: &mut Outbox) -> bool {
         let Some(buf) = outbox.buffers.take() else { return false };
         let conn = ConnId { index, generation: hold.generation };
-        self.speech.begin(&mut hold.memory, Part::Round);
-        hold.ping = self.pings.begin(conn, now);
+        self.speech.begin(&mut hold.memory, speech::Part::Round);
+        hold.ping = self.pings.begin(Part { conn, doubted: false }, now);
         (hold.state, hold.opening) = (State::Awaiting, false);
         self.report.add(Counter::PingsSent, 1);
         if self.speech.turn(&hold.memory) == Turn::Say {
             self.say(conn, &mut hold, buf, outbox);
         } else {
             outbox.buffers.release(buf);
-            self.settle(&mut hold, now);
+            self.settle(conn, &mut hold, now);
         }
         self.holds.write(index, hold);
         true
@@ -63,6 +70,12 @@ impl<S: Speech> LoadCore<S> {
     pub(super) fn received(&mut self, conn: ConnId, buf: Buf, now: Instant, outbox: &mut Outbox) {
         let Some(mut hold) = self.open_hold(conn) else { return outbox.buffers.release(buf) };
         self.report.add(Counter::BytesIn, buf.len() as u64);
+        if self.config.transport == Transport::Datagram {
+            self.hear_datagram(&mut hold, outbox.buffers.bytes(&buf));
+            outbox.buffers.release(buf);
+            self.speak(conn, &mut hold, now, outbox);
+            return self.holds.write(conn.index, hold);
+        }
         let heard = match hold.state {
             State::Spoiled => Ok(()),
             _ => self.listen(&mut hold, outbox.buffers.bytes(&buf)),
@@ -81,9 +94,11 @@ impl<S: Speech> LoadCore<S> {
             return;
         }
         hold.sending = false;
-        if hold.state == State::Answered {
+        let is_lost = hold.state == State::Late && self.config.transport == Transport::Datagram;
+        if hold.state == State::Answered || is_lost {
             self.end_part(&hold);
             hold.state = State::Idle;
+            self.rest(conn);
         }
         self.speak(conn, &mut hold, now, outbox);
         self.holds.write(conn.index, hold);
@@ -108,7 +123,7 @@ impl<S: Speech> LoadCore<S> {
             && began.after(self.config.connect_timeout) <= now
         {
             let Some(ended) = self.openings.end(ticket) else { break };
-            self.late(ended.value, Counter::OpeningsFailed);
+            self.late(ended.value.conn, Counter::OpeningsFailed);
         }
     }
 
@@ -117,13 +132,13 @@ impl<S: Speech> LoadCore<S> {
             && began.after(self.config.ping_timeout) <= now
         {
             let Some(ended) = self.pings.end(ticket) else { break };
-            self.late(ended.value, Counter::PingsMissing);
+            self.late(ended.value.conn, if ended.value.doubted { Counter::PingsWrong } else { Counter::PingsMissing });
         }
     }
 
     /// The connection ends: a part being played is neither right nor wrong.
     pub(super) fn break_off(&mut self, hold: &Hold<S::Memory>) {
-        if hold.state == State::Awaiting {
+        if matches!(hold.state, State::Awaiting | State::Thinking) {
             *(if hold.opening { &mut self.openings_ended } else { &mut self.pings_ended }) += 1;
         }
         self.end_part(hold);
@@ -143,7 +158,11 @@ impl<S: Speech> LoadCore<S> {
     }
 
     /// Say what is to be said now, if it is our turn; then see whether the part is over.
-    fn speak(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
+    pub(super) fn speak(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
+        // Nobody thinks in a part that is late already.
+        while hold.state == State::Late && matches!(self.speech.turn(&hold.memory), Turn::Wait(_)) {
+            self.speech.waited(&mut hold.memory);
+        }
         let playing = matches!(hold.state, State::Awaiting | State::Late);
         let our_turn = playing && self.speech.turn(&hold.memory) == Turn::Say;
         let owes = hold.state != State::Spoiled && self.speech.owes(&hold.memory);
@@ -158,7 +177,7 @@ impl<S: Speech> LoadCore<S> {
                 }
             }
         }
-        self.settle(hold, now);
+        self.settle(conn, hold, now);
     }
 
     fn say(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, mut buf: Buf, outbox: &mut Outbox) {
@@ -170,11 +189,18 @@ impl<S: Speech> LoadCore<S> {
         outbox.push(Command::Send { conn, buf });
     }
 
-    /// If the part is over, count how.
-    fn settle(&mut self, hold: &mut Hold<S::Memory>, now: Instant) {
-        let Turn::Over { refused } = self.speech.turn(&hold.memory) else { return };
+    /// If the part is over, count how; if it is to wait, let it.
+    fn settle(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, now: Instant) {
+        let refused = match self.speech.turn(&hold.memory) {
+            Turn::Over { refused } => refused,
+            Turn::Wait(time) => return self.think(conn, hold, now.after(time), time),
+            Turn::Say | Turn::Listen => return,
+        };
         match hold.state {
-            State::Late => hold.state = State::Idle,
+            State::Late => {
+                hold.state = State::Idle;
+                self.rest(conn);
+            }
             State::Awaiting if hold.opening && refused => {
                 self.report.add(Counter::OpeningsFailed, 1);
                 self.end_part(hold);
@@ -190,22 +216,28 @@ impl<S: Speech> LoadCore<S> {
                 if !hold.opening {
                     self.report.echo_ns.record(self.pings.age_ns(hold.ping, now));
                 }
-                if hold.sending {
-                    // An answer may overtake the news that we have sent. The slot stays ours until both are in.
-                    hold.state = State::Answered;
-                } else {
-                    self.end_part(hold);
-                    hold.state = State::Idle;
-                }
+                self.answered(conn, hold);
             }
             _ => {}
         }
     }
 
+    /// The part is over and counted.
+    pub(super) fn answered(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>) {
+        if hold.sending {
+            // An answer may overtake the news that we have sent. The slot stays ours until both are in.
+            hold.state = State::Answered;
+        } else {
+            self.end_part(hold);
+            hold.state = State::Idle;
+            self.rest(conn);
+        }
+    }
+
     fn spoil(&mut self, hold: &mut Hold<S::Memory>) {
         match hold.state {
-            State::Awaiting if hold.opening => self.report.add(Counter::OpeningsFailed, 1),
-            State::Awaiting => self.report.add(Counter::PingsWrong, 1),
+            State::Awaiting | State::Thinking if hold.opening => self.report.add(Counter::OpeningsFailed, 1),
+            State::Awaiting | State::Thinking => self.report.add(Counter::PingsWrong, 1),
             State::Late => {}
             _ => {
                 self.report.add(Counter::PingsWrong, 1);
@@ -222,20 +254,35 @@ impl<S: Speech> LoadCore<S> {
             State::Answered => State::Idle,
             _ => {
                 self.report.add(missing, 1);
-                State::Late
+                // A lost datagram is not awaited: the next round may begin, once nothing is being sent.
+                let is_lost = self.config.transport == Transport::Datagram && !hold.sending;
+                if is_lost { State::Idle } else { State::Late }
             }
         };
+        if hold.state == State::Idle {
+            self.rest(conn);
+        }
         self.holds.write(conn.index, hold);
     }
 
-    fn end_part(&mut self, hold: &Hold<S::Memory>) {
+    pub(super) fn end_part(&mut self, hold: &Hold<S::Memory>) {
+        match hold.state {
+            State::Thinking if hold.opening => self.thinking.openings -= 1,
+            State::Thinking => self.thinking.rounds -= 1,
+            _ => {}
+        }
         if matches!(hold.state, State::Awaiting | State::Answered) {
             let window = if hold.opening { &mut self.openings } else { &mut self.pings };
             window.end(hold.ping);
         }
     }
 
-    fn serial(&self, hold: &Hold<S::Memory>) -> u64 {
+    /// The serial of what is said now. Of a datagram it names the round, too (the ticket, in the upper half): a late answer
+    /// is known as one. There the seed, which is the worker's own, tells workers apart.
+    pub(super) fn serial(&self, hold: &Hold<S::Memory>) -> u64 {
+        if self.config.transport == Transport::Datagram {
+            return u64::from(hold.ping) << 32 | u64::from(hold.serial);
+        }
         u64::from(hold.serial).wrapping_mul(self.config.stride.max(1)).wrapping_add(self.config.first)
     }
 }

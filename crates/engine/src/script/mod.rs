@@ -7,7 +7,9 @@
 mod frames;
 mod http;
 
-use crate::speech::{Part, Speech, Turn, Wrong};
+use std::time::Duration;
+
+use crate::speech::{Part, Speech, Stray, Turn, Wrong};
 
 /// One step of a dialogue.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +22,10 @@ pub enum Act {
     Until(Vec<u8>, u32),
     /// So many bytes come, whatever they are.
     Skip(u32),
+    /// What is left of the datagram, whatever it is, nothing included. On a stream, what is left of a piece.
+    Rest,
+    /// Nothing is said or wanted for so long.
+    Wait(Duration),
     /// A whole HTTP/1.1 response comes (RFC 9112); a status outside of the two, both included, is a refusal.
     Response(u16, u16),
     /// WebSocket frames come (RFC 6455), until a pong that carries these bytes.
@@ -66,6 +72,11 @@ const OPENING: u8 = 2;
 impl Place {
     fn has(self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// No byte of the act has come.
+    fn is_at_start(self) -> bool {
+        (self.at, self.left, self.phase) == (0, 0, 0)
     }
 
     /// The act is over.
@@ -122,13 +133,13 @@ impl Script {
 impl Act {
     fn is_empty(&self) -> bool {
         matches!(self, Act::Skip(0))
-            || (self.len() == 0 && !matches!(self, Act::Skip(_) | Act::Response(..) | Act::Pong(_)))
+            || (self.len() == 0 && matches!(self, Act::Say(_) | Act::Expect(_) | Act::Until(..)))
     }
 
     fn len(&self) -> usize {
         match self {
             Act::Say(bytes) | Act::Expect(bytes) | Act::Until(bytes, _) | Act::Pong(bytes) => bytes.len(),
-            Act::Skip(_) | Act::Response(..) => 0,
+            Act::Skip(_) | Act::Rest | Act::Wait(_) | Act::Response(..) => 0,
         }
     }
 }
@@ -159,6 +170,7 @@ impl Speech for Script {
         }
         match self.acts[usize::from(place.act)] {
             Act::Say(_) => Turn::Say,
+            Act::Wait(time) => Turn::Wait(time),
             _ => Turn::Listen,
         }
     }
@@ -177,7 +189,11 @@ impl Speech for Script {
 
     fn hear(&self, place: &mut Place, _serial: u64, bytes: &[u8]) -> Result<usize, Wrong> {
         match &self.acts[usize::from(place.act)] {
-            Act::Say(_) => Err(Wrong),
+            Act::Say(_) | Act::Wait(_) => Err(Wrong),
+            Act::Rest => {
+                place.go_on();
+                Ok(bytes.len())
+            }
             Act::Expect(expected) => {
                 let rest = &expected[usize::from(place.at)..];
                 let took = rest.len().min(bytes.len());
@@ -201,6 +217,34 @@ impl Speech for Script {
             }
             Act::Response(least, most) => http::hear(place, *least..=*most, bytes),
             Act::Pong(carried) => frames::hear(place, Some(carried), bytes),
+        }
+    }
+
+    /// Acts in a row share a datagram; each ends in the one that it began in.
+    fn hear_datagram(&self, place: &mut Place, serial: u64, bytes: &[u8]) -> Result<(), Stray> {
+        let (mut tried, mut rest) = (*place, bytes);
+        while self.turn(&tried) == Turn::Listen {
+            let takes_nothing = matches!(self.acts[usize::from(tried.act)], Act::Rest);
+            if rest.is_empty() && !takes_nothing {
+                break;
+            }
+            let took = self.hear(&mut tried, serial, rest).map_err(|Wrong| Stray::Wrong)?;
+            rest = &rest[took..];
+            if takes_nothing {
+                break; // what comes next begins in the next datagram
+            }
+        }
+        if !rest.is_empty() || !tried.is_at_start() || tried.act == place.act {
+            return Err(Stray::Wrong);
+        }
+        *place = tried;
+        Ok(())
+    }
+
+    fn waited(&self, place: &mut Place) {
+        // Not `go_on`, as in `say`.
+        if matches!(self.acts.get(usize::from(place.act)), Some(Act::Wait(_))) {
+            place.act += 1;
         }
     }
 

@@ -7,15 +7,13 @@ pub(crate) struct Played<C> {
     pub(crate) core: C,
     pub(crate) outbox: Outbox,
     pub(crate) now: Instant,
-    incoming: u32,
 }
 
 impl<C: Core> Played<C> {
-    /// Start the core with `send_buffers` buffers of 64 bytes to send with.
-    pub(crate) fn start(core: C, send_buffers: u32) -> Played<C> {
-        let mut buffers = Buffers::new(64, send_buffers.max(64), u32::from(send_buffers > 0));
-        let incoming = buffers.set_apart();
-        let mut played = Played { core, outbox: Outbox::new(buffers), now: Instant(0), incoming };
+    /// Start the core with `buffers` buffers of 64 bytes.
+    pub(crate) fn start(core: C, buffers: u32) -> Played<C> {
+        let buffers = Buffers::new(64, buffers.max(1), u32::from(buffers > 0));
+        let mut played = Played { core, outbox: Outbox::new(buffers), now: Instant(0) };
         played.core.start(played.now, &mut played.outbox);
         played
     }
@@ -33,9 +31,7 @@ impl<C: Core> Played<C> {
 
     /// Tell that these bytes came.
     pub(crate) fn receive(&mut self, conn: ConnId, bytes: &[u8]) -> Vec<Command> {
-        let buf = self.outbox.buffers.filled(self.incoming, bytes.len());
-        self.incoming += 1;
-        self.outbox.buffers.memory(&buf)[..bytes.len()].copy_from_slice(bytes);
+        let buf = self.outbox.buffers.write(bytes).expect("a buffer to receive in");
         self.tell(Event::Received { conn, buf })
     }
 
