@@ -35,7 +35,7 @@ PORT, STATUS_PORT = 700, 701
 GLANCE_S = 0.002
 _STATUS = re.compile(r"Active connections: (\d+).*?\n\s*\d+ \d+ (\d+)", re.DOTALL)
 _OURS = (sys.executable, "-m", "fourtuple", "load", URL, "-c", "{count}", "--duration", "{seconds}", "--workers", "1",
-         "--ping-every", "0.001", "--window", "1000", "--json", "--carrier")  # fmt: skip
+         "--closed-loop", "--window", "1000", "--json", "--carrier")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,7 +118,9 @@ def load(
     fin: Annotated[
         bool, typer.Option("--fin", help="Close with FIN, which leaves ports in TIME_WAIT; default: RST.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(metavar="COUNT", help="Threads; default: one per processor.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Threads, or processes of a script; default: one per processor.")
+    ] = None,
     carrier: Annotated[CarrierOption, typer.Option(help="What moves the bytes.")] = CarrierOption.AUTO,
     fail_if: Annotated[
         list[str] | None,
