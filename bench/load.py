@@ -74,7 +74,7 @@ CLIENTS = (
     Client(
         # It waits for no answer: a request per second on each connection is what it is told to send.
         name="tcpkali, 1/s each",
-        command=("tcpkali", "-w1", "-c{count}", "-T{seconds}s", "--connect-rate=100000", "--connect-timeout=30", "-r1",
+        command=("tcpkali", "-w1", "-c{count}", "-T{seconds}s", "--connect-rate=10000", "--connect-timeout=30", "-r1",
                  "--nagle=off", "-m", "GET / HTTP/1.1\r\nHost: bench\r\n\r\n", f"127.0.0.1:{PORT}"),
         package="build github.com/satori-com/tcpkali; glibc 2.32 and newer need an empty sys/sysctl.h",
     ),
@@ -130,6 +130,8 @@ def _measure(client: Client, count: int) -> dict[str, float]:
                     "private_bytes": private_bytes(process.pid),
                     "cpu_us_per_request": (cpu_after_s - cpu_before_s) / requests * 1e6,
                 }
+            except OSError as error:
+                raise RuntimeError(f"the client ended with status {process.wait(1)}") from error
             finally:
                 process.kill()
 
