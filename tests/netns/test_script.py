@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 ECHO, NARROW, FIRST_PORT = 6_999, 6_998, 7_000
 AT_ONCE = 4
 THIS, OTHER = "this side", "the other side"
-TOLD = ("--duration", "1", "--answer-timeout", "0.4", "--workers", "2")
+TOLD = ("--duration", "1", "--answer-timeout", "0.4", "--workers", "1")
 
 
 @pytest.fixture(scope="module")
