@@ -36,7 +36,7 @@ PORT, STATUS_PORT = 700, 701
 GLANCE_S = 0.002
 _STATUS = re.compile(r"Active connections: (\d+).*?\n\s*\d+ \d+ (\d+)", re.DOTALL)
 _OURS = (sys.executable, "-m", "fourtuple", "load", URL, "-c", "{count}", "--duration", "{seconds}", "--workers", "1",
-         "--closed-loop", "--window", "1000", "--json", "--carrier")  # fmt: skip
+         "--window", "1000", "--json")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +50,10 @@ class Client:
 
 
 CLIENTS = (
-    Client(name="fourtuple uring", command=(*_OURS, "uring")),
-    Client(name="fourtuple epoll", command=(*_OURS, "epoll")),
+    Client(name="fourtuple uring", command=(*_OURS, "--closed-loop", "--carrier", "uring")),
+    Client(name="fourtuple epoll", command=(*_OURS, "--closed-loop", "--carrier", "epoll")),
+    # A round on all connections before the next begins, 256 requests under way at once.
+    Client(name="fourtuple, rounds", command=(*_OURS, "--ping-every", "0.001", "--carrier", "uring")),
     Client(
         name="wrk",
         command=("wrk", "-t1", "-c{count}", "-d{seconds}", "--timeout", "30", URL),
