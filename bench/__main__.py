@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 60_000
 """Inside the range 1024-65535 of one source address, which is what the peers have."""
 WIDTH = 132
 """Of a table in a file or a pipe."""
-Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Library, load.Client)
+Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, load.Client)
 
 
 def main(arguments: list[str]) -> int:
@@ -60,10 +60,15 @@ def main(arguments: list[str]) -> int:
             console.print(_cliff_table(title, "who chooses the port", results["cliff"]))
         if options.only == "sources":
             count = min(options.connections, sources.MOST_PORTS)
-            curves = _interleaved(sources.libraries(count), sources.run, options.runs, console, failed)
-            results["sources"] = {name: cliff.medians(runs) for name, runs in curves.items()}
+            fillings = sources.libraries(count, whole=options.whole)
+            filled = _interleaved(fillings, sources.run, options.runs, console, failed)
+            results["sources"] = {name: sources.medians(runs) for name, runs in filled.items()}
             title = f"SourcePool: CPU of one connection by fill of {count:,} ports, us; medians of {options.runs}"
-            console.print(_cliff_table(title, "client library", results["sources"]))
+            console.print(_sources_table(title, results["sources"]))
+            filled = _interleaved(sources.whole_range(), sources.run, 1, console, failed)
+            results["sources_whole_range"] = {name: sources.medians(runs) for name, runs in filled.items()}
+            title = f"the same on {sources.WHOLE_RANGE}, filled by {sources.PROCESSES} processes, us; once"
+            console.print(_sources_table(title, results["sources_whole_range"]))
         if options.only == "load":
             count = min(options.connections, load.MOST_CONNECTIONS)
             skipped = {row.name: reason for row in load.CLIENTS if (reason := load.absent(row))}
@@ -179,6 +184,17 @@ def _load_table(measured: dict[str, dict[str, Any]], count: int, rounds: int) ->
     return table
 
 
+def _sources_table(title: str, measured: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title=title, caption="by fill: (99 % : 1 %) / (the same beside, to a destination that is empty)")
+    for heading in ("client library", "reached", "1 %", "50 %", "90 %", "99 %", "99 % : 1 %", "beside", "by fill"):
+        table.add_column(heading, justify="left" if heading == "client library" else "right")
+    for name, row in measured.items():
+        costs = (f"{row[f'us_at_{percent}_percent']:,.1f}" for percent in (1, 50, 90, 99))
+        ratios = (f"{row[key]:.2f} x" for key in ("ratio_99_to_1", "beside_99_to_1", "by_fill_99_to_1"))
+        table.add_row(name, f"{row['connected']:,.0f}", *costs, *ratios)
+    return table
+
+
 def _machine() -> dict[str, Any]:
     return {
         "kernel": platform.release(),
@@ -197,6 +213,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--connections", type=_whole(1, MOST_CONNECTIONS), default=15_000, help="per client; default 15000"
     )
     parser.add_argument("--runs", type=_whole(1, 100), default=3, help="rounds, all clients in each; default 3")
+    parser.add_argument(
+        "--whole", action="store_true", help="sources: each library opens every connection of its range (long)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -31,7 +31,17 @@ from fourtuple.tuples import Endpoint
 ROOT = Path(__file__).parent.parent
 HOST, PORT = "127.0.0.1", 700
 """Below every range of source ports that is used here."""
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
+_TURNS = 100
+_TAKE_TURNS = f"""
+import socket, sys
+host, _, port = sys.argv[1].rpartition(":")
+held = [socket.create_connection((host, int(port))) for _ in range({_TURNS})]
+for one in held:
+    one.sendall(b"GET / HTTP/1.1\\r\\nHost: turns\\r\\n\\r\\n")
+for one in held:
+    one.recv(1)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +53,26 @@ class Measured:
 
 
 class Client:
-    """A client process, paused between its steps."""
+    """A client process, paused between its steps: it does nothing until it is told to go on."""
 
     def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        self._paused = False
+
+    def go(self) -> None:
+        """Let it begin its next step, and do not wait for the end."""
+        assert self._process.stdin is not None
+        self._paused = False
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
 
     def step(self) -> Measured:
         """Let it run to the end of its step; RuntimeError, in its own words, if it does not get there."""
-        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._paused:
+            self.go()
         # One line per step: between two steps nothing is left in Python's buffer that select would not see.
         if not select.select([self._process.stdout], [], [], TIMEOUT_S)[0]:
             raise RuntimeError(f"the client did not come to the end of its step within {TIMEOUT_S:g} s")
@@ -61,10 +80,8 @@ class Client:
         if not line:
             _, words = self._process.communicate(timeout=TIMEOUT_S)
             raise RuntimeError(words.strip() or f"the client ended with status {self._process.returncode}")
-        measured = Measured(numbers=json.loads(line), private_bytes=private_bytes(self._process.pid))
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return measured
+        self._paused = True
+        return Measured(numbers=json.loads(line), private_bytes=private_bytes(self._process.pid))
 
     def __enter__(self) -> Self:
         return self
@@ -104,16 +121,22 @@ def entering(lab: Lab, host: LabHost) -> list[str]:
 
 @contextmanager
 def web_server(lab: Lab, host: LabHost, endpoints: Sequence[Endpoint]) -> Iterator[None]:
-    """nginx, whose answers come at a byte per second, so that each held response holds its connection.
+    """nginx, whose answers begin and do not end, so that each held response holds its connection.
 
-    MissingFeature where it is not installed.
+    The rest of an answer is a request within nginx that waits for its turn, a minute for each one before it: one timer
+    per connection, while a limit of bytes per second would be one event per connection and second, on both sides.
+    MissingFeature where nginx is not installed.
     """
     listen = "".join(f"listen {endpoint} backlog=65535;" for endpoint in endpoints)
     servers = (
-        f"server {{ {listen} location / {{ limit_rate 1; limit_rate_after 512; return 200 {'x' * 2048}; }}\n"
+        f"limit_req_zone one zone=turns:32k rate=1r/m; postpone_output 0; default_type text/html;\n"
+        f"server {{ {listen} location / {{ ssi on; return 200 'begun<!--# include virtual=\"/rest\" -->'; }}\n"
+        f"location = /rest {{ limit_req zone=turns burst=1000000; }}\n"
         f"location /whole {{ return 200 whole; }} }}\n"
     )
     with nginx(lab, host, servers, endpoints[-1]):
+        # So that nobody's turn comes while a client is measured.
+        subprocess.run([*entering(lab, host), sys.executable, "-c", _TAKE_TURNS, str(endpoints[-1])], check=True)
         yield
 
 

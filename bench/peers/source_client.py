@@ -1,25 +1,20 @@
 """Fill source ports towards several destinations with one client library, and hold them.
 
-source_client CLIENT ours|naive SOURCE FIRST-LAST COUNT HOST:PORT... opens COUNT connections to each destination, one
-destination after the other. A step ends when all are tried, another when all are closed.
+source_client CLIENT ours|INDEX/OF|naive SOURCE FIRST-LAST COUNT HOST:PORT... opens COUNT connections to each
+destination, one destination after the other; INDEX/OF is ours from that share of the ports. A step ends when all are
+tried, another when all are closed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import inspect
-import resource
 import sys
 import time
 from collections import Counter
 from functools import partial
-from statistics import median
 from typing import Any
 
-import trio
-
-from bench.peers.source_clients import CLIENTS, Client
+from bench.peers.source_clients import CLIENTS, Client, maybe, run
 from bench.peers.steps import Step
 from fourtuple.connect.sockets import destination_of
 from fourtuple.errors import LimitReached
@@ -28,50 +23,37 @@ from fourtuple.sources import SourcePool
 
 def main(name: str, how: str, source: str, ports: str, count: int, destinations: list[tuple[str, int]]) -> None:
     """Run one of the clients in the event loop it needs."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    pool = SourcePool(source, ports, patience_s=2.0) if how == "ours" else None
-    kind = CLIENTS[name]
-    work = partial(_fill, kind, pool or source, count, destinations)
-    if kind.loop == "trio":
-        trio.run(work)
-    elif name == "uvloop":
-        import uvloop
-
-        uvloop.run(work())
-    else:
-        asyncio.run(work())
+    pool = None if how == "naive" else SourcePool(source, ports, patience_s=2.0)
+    if pool is not None and how != "ours":
+        index, _, of = how.partition("/")
+        pool = pool.share(int(index), of=int(of))
+    run(name, partial(_fill, CLIENTS[name], pool or source, count, destinations))
 
 
 async def _fill(kind: type[Client], source: Any, count: int, destinations: list[tuple[str, int]]) -> None:  # noqa: ANN401
     client: Any = kind(source)
     step = Step()
     step.done()
-    costs_ns: list[int] = []
     names: set[Any] = set()
     reached: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     for host, port in destinations:
         for _ in range(count):
-            started_ns = time.process_time_ns()
             try:
-                name = await _maybe(client.open(host, port))
+                name = await maybe(client.open(host, port))
             except Exception as error:
                 errors[_why(error)] += 1
                 break  # nothing is left, or never was: the next connection to this destination would say the same
-            costs_ns.append(time.process_time_ns() - started_ns)
             names.add(name)
             reached[f"{host}:{port}"] += 1
-    rows = [costs_ns[len(costs_ns) * row // 100 : len(costs_ns) * (row + 1) // 100] for row in range(100)]
     pool = source if isinstance(source, SourcePool) else None
     step.done(
         connected=len(names),
         reached=[reached[f"{host}:{port}"] for host, port in destinations],
         errors=errors,
-        curve_ns=[median(row) if row else 0 for row in rows],
         one_more=_one_more(pool, destinations[0]) if pool else "",
     )
-    await _maybe(client.close())
+    await maybe(client.close())
     still_held = (
         sum(pool.usage(destination_of(pool, one), time.monotonic()).held for one in destinations) if pool else 0
     )
@@ -83,10 +65,6 @@ def _one_more(pool: SourcePool, destination: tuple[str, int]) -> str:
     now = time.monotonic()
     lease = pool.take(destination_of(pool, destination), now)
     return "" if lease is not None else str(pool.exhausted(destination_of(pool, destination), now))
-
-
-async def _maybe(result: Any) -> Any:  # noqa: ANN401
-    return await result if inspect.isawaitable(result) else result
 
 
 def _why(error: BaseException) -> str:

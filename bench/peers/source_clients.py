@@ -1,18 +1,22 @@
 """The client libraries, each with a `SourcePool` and with its own source option: one class per library.
 
-Decides how a connection is opened, held and named in each, the same way whether a test or the bench asks. An HTTP
-client's connection is held by a response whose body is not read.
+Decides how a connection is opened, held and named in each, and in which event loop, the same way whether a test or the
+bench asks. An HTTP client's connection is held by a response whose body is not read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import resource
 import socket
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import aiohttp
 import anyio
 import httpx
+import httpx2
 import requests
 import trio
 import urllib3
@@ -22,19 +26,22 @@ from fourtuple.connect import anyio as connect_anyio
 from fourtuple.connect import asyncio as connect_asyncio
 from fourtuple.connect import blocking as connect_blocking
 from fourtuple.connect import httpx as connect_httpx
+from fourtuple.connect import httpx2 as connect_httpx2
 from fourtuple.connect import requests as connect_requests
 from fourtuple.connect import trio as connect_trio
 from fourtuple.connect import urllib3 as connect_urllib3
 from fourtuple.sources import SourcePool
 
 TIMEOUT_S = 30.0
-REQUESTS_PER_TRANSPORT = 200
-"""httpcore walks over all connections of a pool at each request: many in one pool would measure that."""
+REQUESTS_PER_TRANSPORT = 50
+"""httpcore walks over all connections of a pool at each request: many in one pool would measure that, and a hundredth
+of a curve has to hold whole transports, or the walk is longer in one hundredth than in another."""
 Name = tuple[Any, ...]
 
 
 class Client:
-    """Opens connections from `source`: a pool, or the one address for the library's own option."""
+    """Opens connections from `source`: a pool, or the one address for the library's own option ("" for none, in
+    some)."""
 
     loop = ""
     """"asyncio" or "trio" if its methods are coroutines."""
@@ -49,7 +56,8 @@ class Client:
 class Blocking(Client):
     def open(self, host: str, port: int) -> Name:
         if self.pool is None:
-            one = socket.create_connection((host, port), TIMEOUT_S, source_address=(self.address, 0))
+            own = (self.address, 0) if self.address else None
+            one = socket.create_connection((host, port), TIMEOUT_S, source_address=own)
         else:
             one = connect_blocking.create_connection(self.pool, (host, port), TIMEOUT_S)
         self.held.append(one)
@@ -66,7 +74,8 @@ class Asyncio(Client):
 
     async def open(self, host: str, port: int) -> Name:
         if self.pool is None:
-            _, writer = await asyncio.open_connection(host, port, local_addr=(self.address, 0))
+            own = (self.address, 0) if self.address else None
+            _, writer = await asyncio.open_connection(host, port, local_addr=own)
         else:
             _, writer = await connect_asyncio.open_connection(self.pool, host, port)
         self.held.append(writer)
@@ -77,6 +86,28 @@ class Asyncio(Client):
             one.close()
             await one.wait_closed()
         self.held.clear()
+
+
+class AsyncioProtocol(Client):
+    """A protocol and no streams."""
+
+    loop = "asyncio"
+
+    async def open(self, host: str, port: int) -> Name:
+        transport: asyncio.Transport
+        if self.pool is None:
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.create_connection(asyncio.Protocol, host, port, local_addr=(self.address, 0))
+        else:
+            transport, _ = await connect_asyncio.create_connection(self.pool, asyncio.Protocol, host, port)
+        self.held.append(transport)
+        return (transport.get_extra_info("sockname")[:2], transport.get_extra_info("peername")[:2])
+
+    async def close(self) -> None:
+        for one in self.held:
+            one.close()
+        self.held.clear()
+        await asyncio.sleep(0.05)  # transports close in the loop's next turns
 
 
 class Trio(Client):
@@ -156,20 +187,22 @@ class Aiohttp(Client):
 
 class Httpx(Client):
     speaks_http = True
+    library: Any = httpx
+    ours: Any = connect_httpx
 
     def __init__(self, source: SourcePool | str) -> None:
         super().__init__(source)
-        self.clients: list[httpx.Client] = []
+        self.clients: list[Any] = []
 
     def open(self, host: str, port: int) -> Name:
         if len(self.held) % REQUESTS_PER_TRANSPORT == 0:
-            limits = httpx.Limits(max_connections=None)
+            limits = self.library.Limits(max_connections=None)
             transport = (
-                httpx.HTTPTransport(local_address=self.address, verify=False, limits=limits)
+                self.library.HTTPTransport(local_address=self.address, verify=False, limits=limits)
                 if self.pool is None
-                else connect_httpx.SourceTransport(self.pool, verify=False, limits=limits)
+                else self.ours.SourceTransport(self.pool, verify=False, limits=limits)
             )
-            self.clients.append(httpx.Client(transport=transport, trust_env=False, timeout=TIMEOUT_S))
+            self.clients.append(self.library.Client(transport=transport, trust_env=False, timeout=TIMEOUT_S))
         client = self.clients[-1]
         response = client.send(client.build_request("GET", f"http://{host}:{port}/"), stream=True)
         response.raise_for_status()
@@ -188,20 +221,22 @@ class Httpx(Client):
 class AsyncHttpx(Client):
     loop = "asyncio"
     speaks_http = True
+    library: Any = httpx
+    ours: Any = connect_httpx
 
     def __init__(self, source: SourcePool | str) -> None:
         super().__init__(source)
-        self.clients: list[httpx.AsyncClient] = []
+        self.clients: list[Any] = []
 
     async def open(self, host: str, port: int) -> Name:
         if len(self.held) % REQUESTS_PER_TRANSPORT == 0:
-            limits = httpx.Limits(max_connections=None)
+            limits = self.library.Limits(max_connections=None)
             transport = (
-                httpx.AsyncHTTPTransport(local_address=self.address, verify=False, limits=limits)
+                self.library.AsyncHTTPTransport(local_address=self.address, verify=False, limits=limits)
                 if self.pool is None
-                else connect_httpx.AsyncSourceTransport(self.pool, verify=False, limits=limits)
+                else self.ours.AsyncSourceTransport(self.pool, verify=False, limits=limits)
             )
-            self.clients.append(httpx.AsyncClient(transport=transport, trust_env=False, timeout=TIMEOUT_S))
+            self.clients.append(self.library.AsyncClient(transport=transport, trust_env=False, timeout=TIMEOUT_S))
         client = self.clients[-1]
         response = await client.send(client.build_request("GET", f"http://{host}:{port}/"), stream=True)
         response.raise_for_status()
@@ -219,6 +254,16 @@ class AsyncHttpx(Client):
 
 class AsyncHttpxOnTrio(AsyncHttpx):
     loop = "trio"
+
+
+class Httpx2(Httpx):
+    library = httpx2
+    ours = connect_httpx2
+
+
+class AsyncHttpx2(AsyncHttpx):
+    library = httpx2
+    ours = connect_httpx2
 
 
 class Urllib3(Client):
@@ -290,6 +335,7 @@ class Requests(Client):
 CLIENTS: dict[str, type[Client]] = {
     "blocking": Blocking,
     "asyncio": Asyncio,
+    "asyncio-protocol": AsyncioProtocol,
     "uvloop": Asyncio,
     "trio": Trio,
     "anyio": Anyio,
@@ -298,6 +344,27 @@ CLIENTS: dict[str, type[Client]] = {
     "httpx": Httpx,
     "httpx-async": AsyncHttpx,
     "httpx-trio": AsyncHttpxOnTrio,
+    "httpx2": Httpx2,
+    "httpx2-async": AsyncHttpx2,
     "urllib3": Urllib3,
     "requests": Requests,
 }
+
+
+def run(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a program that uses one of the clients in the event loop it needs, with all descriptors it may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if CLIENTS[name].loop == "trio":
+        trio.run(work)
+    elif name == "uvloop":
+        import uvloop
+
+        uvloop.run(work())
+    else:
+        asyncio.run(work())
+
+
+async def maybe(result: Any) -> Any:  # noqa: ANN401
+    """The result of a method that is a coroutine in some of the clients."""
+    return await result if inspect.isawaitable(result) else result

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from fourtuple.facts import Goal, Host, Role
 from fourtuple.limits import LIMITS, Bound, Kind, Limit, NotApplicable, Unknown, Usage, suspects_by_counter
 from fourtuple.limits.myths import Myth, myths
+from fourtuple.sources import MechanismChoice, choose_mechanism
 
 NOTICE_PERCENT, WARNING_PERCENT, CRITICAL_PERCENT = 50, 80, 95
 DEFAULT_DESTINATIONS = 1_000
@@ -49,6 +50,9 @@ class Binding:
     title: str
     scope: str
     connections: int
+    """What is certain."""
+    may_reach: int | None
+    """Where chance decides, the largest number that it can give; else None."""
     arithmetic: str
     evidence: str
     remedy: str
@@ -143,6 +147,8 @@ class Diagnosis:
     rising: tuple[Rising, ...]
     settings: tuple[Setting, ...]
     myths: tuple[Myth, ...]
+    source_pool: MechanismChoice | None
+    """How a SourcePool's sockets get their ports here, and why; None if this kernel's options were not tried."""
     unread: dict[str, str]
     """What could not be read, and why."""
 
@@ -175,6 +181,7 @@ def diagnose(host: Host, goals: Sequence[Goal] | None = None, previous: Host | N
         rising=rising,
         settings=_settings(host),
         myths=myths(host),
+        source_pool=_source_pool(host),
         unread=dict(host.unread),
     )
 
@@ -212,6 +219,7 @@ def _binding(limit: Limit, bound: Bound) -> Binding:
         title=limit.title,
         scope=limit.scope.value,
         connections=bound.connections,
+        may_reach=bound.may_reach,
         arithmetic=bound.arithmetic,
         evidence=limit.evidence.value,
         remedy=remedy.text if remedy else "",
@@ -280,6 +288,17 @@ def _settings(host: Host) -> tuple[Setting, ...]:
         )
         for limit in LIMITS
         if limit.check is not None and (check := limit.check(host)) is not None and not check.holds
+    )
+
+
+def _source_pool(host: Host) -> MechanismChoice | None:
+    no_port, port_range = (host.features.get(name) for name in ("bind_address_no_port", "local_port_range"))
+    if no_port is None or port_range is None:
+        return None
+    return choose_mechanism(
+        bind_address_no_port=no_port,
+        local_port_range=port_range,
+        range_known=len(host.sysctl_ints("net.ipv4.ip_local_port_range")) == 2,
     )
 
 

@@ -45,6 +45,62 @@ class Mechanism(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MechanismChoice:
+    """What one kernel and one network namespace make the right mechanism, and why."""
+
+    inside: Mechanism
+    """For ports that automatic choice takes from: net.ipv4.ip_local_port_range without the reserved ones."""
+    outside: Mechanism
+    """For all other ports."""
+    why: str
+
+
+def choose_mechanism(
+    *, bind_address_no_port: bool, local_port_range: bool, range_known: bool = True, wanted: Mechanism | None = None
+) -> MechanismChoice:
+    """The best that these options of IPPROTO_IP allow, or what is wanted where it can be had.
+
+    The one place where it is decided, for a pool's sockets as for the doctor, whichever of them tried the options.
+    """
+    best = Mechanism.BIND
+    if bind_address_no_port:
+        best = Mechanism.SINGLE_PORT if local_port_range and range_known else Mechanism.NO_PORT
+    if wanted is None or wanted is Mechanism.SINGLE_PORT:
+        # Outside the range, or on a reserved port, IP_LOCAL_PORT_RANGE is ignored without an error (A4), and explicit
+        # binding disturbs nobody: automatic choice never goes there.
+        return MechanismChoice(inside=best, outside=Mechanism.BIND, why=_why(best, local_port_range))
+    if wanted is Mechanism.NO_PORT and not bind_address_no_port:
+        return MechanismChoice(inside=best, outside=best, why=_why(best, local_port_range))
+    return MechanismChoice(inside=wanted, outside=wanted, why="the pool was told to")
+
+
+def _why(best: Mechanism, local_port_range: bool) -> str:
+    match best:
+        case Mechanism.SINGLE_PORT:
+            return (
+                "IP_LOCAL_PORT_RANGE names one port to connect(), and IP_BIND_ADDRESS_NO_PORT keeps bind() from taking"
+                " one: the cost is flat up to the last port, and none is poisoned"
+            )
+        case Mechanism.NO_PORT:
+            missing = (
+                "net.ipv4.ip_local_port_range cannot be read"
+                if local_port_range
+                else "this kernel has no IP_LOCAL_PORT_RANGE (it came with 6.3)"
+            )
+            return (
+                f"{missing}: the kernel chooses the port at connect(), with IP_BIND_ADDRESS_NO_PORT, and none is"
+                " poisoned; its search costs more past half of the range, and `ports` of a pool that lie outside the"
+                " range stay flat"
+            )
+        case Mechanism.BIND:
+            return (
+                "this kernel has no IP_BIND_ADDRESS_NO_PORT (it came with 4.2): ports are bound by number, which"
+                " poisons them for automatic choice; give a pool ports outside net.ipv4.ip_local_port_range, or"
+                " reserve its own (net.ipv4.ip_local_reserved_ports)"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What a pool has towards one destination."""
 
@@ -109,7 +165,8 @@ class SourcePool:
         pool = SourcePool("10.0.0.0/28", ports="1024-65535")
         lease = pool.take(Endpoint.parse("192.0.2.1:443"), now)
 
-    `sources` are addresses, prefixes and ranges of one family that this host owns (a prefix through an AnyIP route).
+    `sources` are addresses, prefixes and ranges of one family that this host owns (a prefix through an AnyIP route);
+    what overlaps counts once.
     `ports` best lie inside net.ipv4.ip_local_port_range, where no other program's choice is disturbed. `spread` is over
     how many addresses connections to a destination rotate; further ones join when these are full. `mechanism` None is
     the best that the kernel can do. `patience_s` bounds waiting for a tuple where the caller sets no shorter time.

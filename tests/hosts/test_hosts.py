@@ -16,6 +16,7 @@ import pytest
 
 from fourtuple.doctor import Health, diagnose
 from fourtuple.facts import Host, Role
+from fourtuple.sources import Mechanism
 from fourtuple.tuples import Endpoint
 
 HERE = Path(__file__).parent
@@ -137,6 +138,23 @@ def test_the_exhausted_client_is_critical_and_says_where() -> None:
     worst = found.pressures[0]
     assert (worst.name, worst.used, worst.of, worst.percent) == ("ephemeral-ports", 28_100, 28_200, 99)
     assert "198.51.100.10:443" in worst.subject
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mechanism_of_a_source_pool_is_named(name: str) -> None:
+    """A kernel before IP_LOCAL_PORT_RANGE leaves the choice of the port to connect()."""
+    choice = diagnose(load(name)).source_pool
+    assert choice is not None
+    assert choice.inside is (Mechanism.NO_PORT if name == "old_kernel" else Mechanism.SINGLE_PORT)
+    assert choice.outside is Mechanism.BIND
+    assert ("no IP_LOCAL_PORT_RANGE" in choice.why) is (name == "old_kernel")
+
+
+@pytest.mark.parametrize("missing", ["bind_address_no_port", "local_port_range"])
+def test_the_mechanism_is_not_guessed(missing: str) -> None:
+    host = load("recorded")
+    features = {name: there for name, there in host.features.items() if name != missing}
+    assert diagnose(host.model_copy(update={"features": features})).source_pool is None
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"exhausted_client"}))

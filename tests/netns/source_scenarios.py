@@ -22,7 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import pytest
 from fourtuple.connect import asyncio as connect_asyncio
 from fourtuple.connect import automatic_ports, blocking
 from fourtuple.connect.sockets import SourceSocket
-from fourtuple.errors import BadConfig, LimitReached
+from fourtuple.errors import BadConfig, LimitReached, MissingPrivilege
 from fourtuple.sources import Mechanism, SourcePool, Usage
 from fourtuple.tuples import Endpoint, Protocol
 
@@ -297,6 +297,33 @@ def an_address_that_is_not_ours_is_named(target: Target) -> None:
         blocking.create_connection(SourcePool(SOURCE, "20000"), ("::1", target[1]))
 
 
+def a_port_below_the_unprivileged_start_is_named(target: Target) -> None:
+    """As a program without CAP_NET_BIND_SERVICE; other ports serve it."""
+
+    async def by_asyncio(port: int) -> None:
+        pool = SourcePool(SOURCE, str(port))
+        try:
+            _, writer = await connect_asyncio.open_connection(pool, *target)
+            writer.close()
+            await writer.wait_closed()
+        finally:
+            assert usage(pool, target).held == 0
+
+    # Python loads the rest of itself at the first look-up, from files that perhaps only this user may read.
+    blocking.create_connection(SourcePool(SOURCE, "80"), target).close()
+    asyncio.run(by_asyncio(81))
+    try:
+        os.setresuid(65_534, 65_534, 65_534)
+    except OSError as error:
+        skip(f"no other user is to be had here: {error}")
+    with pytest.raises(MissingPrivilege, match=r"port 80 .*ip_unprivileged_port_start") as missing:
+        blocking.create_connection(SourcePool(SOURCE, "80"), target)
+    assert missing.value.limit == "unprivileged-port-start"
+    with pytest.raises(MissingPrivilege, match="port 81"):
+        asyncio.run(by_asyncio(81))
+    asyncio.run(by_asyncio(30000))
+
+
 def a_prefix_of_ipv6_needs_no_setting(target: Target) -> None:
     if not Path("/proc/sys/net/ipv6").is_dir():
         skip("this kernel has no IPv6")
@@ -354,6 +381,93 @@ def udp_flows_in_asyncio(target: Target) -> None:
             await asyncio.sleep(0)
 
     asyncio.run(work())
+
+
+def udp_flows_in_trio_and_anyio(target: Target) -> None:
+    """Both flows of one port at once, each hears its own answer; a third waits until one is closed."""
+    import anyio
+    import trio
+
+    from fourtuple.connect import anyio as connect_anyio
+    from fourtuple.connect import trio as connect_trio
+
+    with ExitStack() as servers:
+        answering = [servers.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2)]
+        names: list[Target] = []
+        for server in answering:
+            server.bind(("127.0.0.2", 0))
+            names.append(server.getsockname())
+            threading.Thread(target=answer_datagrams, args=(server,), daemon=True).start()
+
+        def used(pool: SourcePool) -> list[int]:
+            now = time.monotonic()
+            ends = [Endpoint.parse(f"{host}:{port}") for host, port in names]
+            return [pool.usage(end, now, protocol=Protocol.UDP).held for end in ends]
+
+        async def by_trio() -> None:
+            pool = SourcePool(SOURCE, "20000", patience_s=10)
+            flows = [await connect_trio.open_udp_flow(pool, *name) for name in names]
+            assert [flow.socket.getsockname() for flow in flows] == [(SOURCE, 20000)] * 2
+            for number, flow in enumerate(flows):
+                await flow.send(b"%d" % number)
+            assert [await flow.receive() for flow in flows] == [b"0 heard", b"1 heard"]
+            assert used(pool) == [1, 1]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one_more, pool)
+                await trio.sleep(0.05)
+                waiting = pool.usage(Endpoint.parse(f"{names[0][0]}:{names[0][1]}"), 0.0, protocol=Protocol.UDP).waiting
+                assert waiting == 1
+                await flows[0].aclose()
+                await flows[0].aclose()
+            with pytest.raises(trio.ClosedResourceError):
+                await flows[0].send(b"late")
+            with pytest.raises(trio.ClosedResourceError):
+                await flows[0].receive()
+            async with flows[1]:
+                pass
+            assert used(pool) == [0, 0]
+
+        async def one_more(pool: SourcePool) -> None:
+            async with await connect_trio.open_udp_flow(pool, *names[0]) as flow:
+                await flow.send(b"more")
+                assert await flow.receive() == b"more heard"
+
+        async def by_anyio() -> None:
+            pool = SourcePool(SOURCE, "20001", patience_s=10)
+            flows = [await connect_anyio.create_connected_udp_socket(pool, *name) for name in names]
+            for number, flow in enumerate(flows):
+                await flow.send(b"%d" % number)
+            assert [await flow.receive() for flow in flows] == [b"0 heard", b"1 heard"]
+            assert used(pool) == [1, 1]
+            for flow in flows:
+                await flow.aclose()
+            async with await connect_anyio.create_connected_udp_socket(pool, *names[0]):
+                pass
+            await anyio.sleep(0.05)
+            assert used(pool) == [0, 0]
+
+        trio.run(by_trio)
+        anyio.run(by_anyio, backend="asyncio")
+        anyio.run(by_anyio, backend="trio")
+
+
+def answer_datagrams(server: socket.socket) -> None:
+    with suppress(OSError):  # closed: the scenario is over
+        while True:
+            datagram, sender = server.recvfrom(64)
+            server.sendto(datagram + b" heard", sender)
+
+
+def the_doctor_names_what_a_socket_uses(target: Target) -> None:
+    from fourtuple.doctor import diagnose
+    from fourtuple.host import read_host
+
+    named = diagnose(read_host(probe_ports=False)).source_pool
+    assert named is not None
+    for port, mechanism in ((20000, named.inside), (20004, named.outside), (30000, named.outside)):
+        with SourceSocket(SourcePool(SOURCE, str(port))) as one:
+            one.connect(target)
+            assert (one.getsockname()[1], one._mechanism) == (port, mechanism)
 
 
 def tls_is_the_librarys_own(target: Target) -> None:
@@ -520,9 +634,12 @@ SCENARIOS: dict[str, Callable[[Target], None]] = {
         options_survive_a_second_try,
         a_narrowed_range_is_noticed,
         an_address_that_is_not_ours_is_named,
+        a_port_below_the_unprivileged_start_is_named,
         a_prefix_of_ipv6_needs_no_setting,
         udp_flows_share_ports_and_never_a_tuple,
         udp_flows_in_asyncio,
+        udp_flows_in_trio_and_anyio,
+        the_doctor_names_what_a_socket_uses,
         tls_is_the_librarys_own,
         tls_gives_its_tuple_back_in_every_library,
         http_kept_alive_connections_stay_with_their_pool,

@@ -19,12 +19,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import fourtuple
 from fourtuple.lab import leftovers
+from fourtuple.prove import STEPS
 
 MARK = "FOURTUPLE_KILL_TEST"
 KILLS = int(os.environ.get("FOURTUPLE_KILLS", "20"))
@@ -151,13 +153,19 @@ def kill_somewhere(command: Sequence[str], chance: random.Random, *, within_s: f
 
 PROVE = ["-m", "fourtuple", "prove", "--quick", "--only", "one-port", "--only", "descriptors", "--only", "server"]
 """Three labs: twenty thousand sockets in the first second, two hundred thousand a few seconds later."""
+OTHER_STEPS = {"exhaust": 6.0, "addresses": 5.0, "listeners": 3.0, "cliff": 5.0}
+"""The other steps by themselves, and how long each is at work at least."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "kills_wanted", "within_s"),
-    [(["-c", LAB_AT_WORK], KILLS // 4, 2.0), (PROVE, KILLS, 5.0)],
-    ids=["lab", "prove"],
+    [
+        (["-c", LAB_AT_WORK], KILLS // 4, 2.0),
+        (PROVE, KILLS, 5.0),
+        *(([*PROVE[:4], "--only", step], KILLS // 10, within_s) for step, within_s in OTHER_STEPS.items()),
+    ],
+    ids=["lab", "prove", *OTHER_STEPS],
 )
 def test_random_kills_leave_nothing(command: list[str], kills_wanted: int, within_s: float) -> None:
     seed = int(os.environ.get("FOURTUPLE_SEED", str(random.randrange(2**32))))
@@ -169,6 +177,11 @@ def test_random_kills_leave_nothing(command: list[str], kills_wanted: int, withi
         print(kills[-1])
     assert [str(kill) for kill in kills if kill.leftovers] == []
     assert leftovers() == ()
+
+
+def test_every_step_of_the_proof_is_killed() -> None:
+    named = {name for option, name in pairwise(PROVE) if option == "--only"}
+    assert named | set(OTHER_STEPS) == {step.name for step in STEPS}
 
 
 def test_an_agent_ends_in_the_middle_of_an_operation_when_its_lab_is_killed() -> None:

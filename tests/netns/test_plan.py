@@ -1,9 +1,10 @@
 """Plans, scaled down by an exact factor, applied in a lab as tune does, and the number that was promised reached.
 
-Of the ten goals of `unit/test_plan.py` nine are played here. The factor scales the widest port range (65,535 is given,
-the lowest port of the range is net.ipv4.ip_unprivileged_port_start), the descriptors that a process begins with, the
-accept queue or the ports of source NAT. Not here: bytes queued, since net.ipv4.tcp_mem is the whole host's. Memory
-cannot be scaled either, so that the division of a goal over machines is played with descriptors as what bounds each.
+Of the ten goals of `unit/test_plan.py` nine are played here, and bytes queued in `test_cgroup.py`: net.ipv4.tcp_mem is
+the whole host's, the limit of a cgroup is ours. The factor scales the widest port range (65,535 is given, the lowest
+port of the range is net.ipv4.ip_unprivileged_port_start), the descriptors that a process begins with, the accept queue
+or the ports of source NAT. The memory of a machine cannot be scaled, so that the division of a goal over machines is
+played with descriptors as what bounds each. An eleventh is a proxy over IPv6.
 """
 
 from __future__ import annotations
@@ -176,26 +177,36 @@ def test_server_with_five_million(state: Path) -> None:
         assert within_one_percent(reached, found.ceiling)
 
 
-def test_proxy_with_a_million_to_four_backends(state: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "fronts", "own", "front"),
+    [
+        (4, "10.83.0.0/30", "10.9.0.0/24", "10.83.0.1:443"),
+        (6, "fd83::/126", "fd81:1::/64", "[fd83::1]:443"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_proxy_with_a_million_to_four_backends(state: Path, version: int, fronts: str, own: str, front: str) -> None:
     """1,000,000 / 256 in, and as many out, through 4 addresses to 4 backends, in one process."""
-    backends = tuple(Endpoint.parse(f"10.82.0.{last}:8080") for last in range(1, 5))
-    front = Endpoint.parse("10.83.0.1:443")
+    if version == 6 and not Path("/proc/sys/net/ipv6").is_dir():
+        pytest.skip("this kernel has no IPv6")
+    prefix, start = (SERVERS, "10.82.0.{}:8080") if version == 4 else (SERVERS_6, "[fd82::{}]:8080")
+    backends = tuple(Endpoint.parse(start.format(last)) for last in range(1, 5))
     with lab("client", "proxy", "server") as made:
         client, proxy, server = made["client"], made["proxy"], made["server"]
-        server.add_any_ip(SERVERS)
-        proxy.add_any_ip("10.83.0.0/30")
+        server.add_any_ip(prefix)
+        proxy.add_any_ip(fronts)
         scale_ports(proxy)
         proxy.limit_descriptors(BEGINNING)
         goal = Goal(role=Role.PROXY, connections=scaled(1_000_000))
-        found = plan(goal, proxy.facts(), Means(to=backends, sources=AddressSet.parse("10.9.0.0/24")))
+        found = plan(goal, proxy.facts(), Means(to=backends, sources=AddressSet.parse(own)))
         assert found.reached
         assert found.share.sources == 4
         tuned(proxy, found, state)
         serve(server, *backends)
-        echo = serve(proxy, front)
+        echo = serve(proxy, Endpoint.parse(front))
         wanted = scaled(1_000_000)
-        own = str(client.links["proxy"].addresses[0])
-        fill(client, own, "10000-30000", front, connections=wanted, choice=SourceChoice.BIND)
+        near = str(client.links["proxy"].addresses[version == 6])
+        fill(client, near, "10000-30000", Endpoint.parse(front), connections=wanted, choice=SourceChoice.BIND)
         _, out = fill(proxy, found.sources, "1-65535", *backends, connections=wanted, choice=SourceChoice.KERNEL_PORT)
         assert out == wanted
         assert echo.wait_for(lambda now: now.open_now >= wanted, PATIENCE_S).open_now == wanted
@@ -386,14 +397,14 @@ def test_25_kills_in_a_namespace(state: Path, options: tuple[str, ...]) -> None:
 
 
 def test_a_rehearsal_changes_nothing_here(tmp_path: Path) -> None:
-    """tune --lab: settings of the host are read before and after."""
+    """tune --rehearse: settings of the host are read before and after."""
     facts = Host.model_validate_json((Path(__file__).parents[1] / "hosts/stock_distribution.json").read_bytes())
     goal = Goal(role=Role.CLIENT_ONE, connections=2_000_000)
     made = plan(goal, facts, Means(to=(VIP,), sources=AddressSet.parse("10.9.0.0/24")))
     file = tmp_path / "plan.json"
     file.write_text(made.model_dump_json())
     before = Path("/proc/sys/net/ipv4/ip_local_port_range").read_bytes()
-    command = [sys.executable, "-m", "fourtuple", "tune", str(file), "--lab"]
+    command = [sys.executable, "-m", "fourtuple", "tune", str(file), "--rehearse"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "2 applied" in done.stdout

@@ -50,7 +50,7 @@ def test_the_page_on_eaddrnotavail_names_what_there_is() -> None:
     promised = re.findall(r"fourtuple\.connect\.(\w+)\.(\w+)", page)
     assert {module for module, _ in promised} == {
         path.stem for path in (ROOT / "python/fourtuple/connect").glob("*.py")
-    } - {"__init__", "attempts", "kernel", "sockets", "udp"}
+    } - {"__init__", "attempts", "backends", "kernel", "sockets", "udp"}
     for module, name in promised:
         assert callable(getattr(import_module(f"fourtuple.connect.{module}"), name))
     commands = re.findall(r"`?fourtuple ((?:limits|doctor)[^`\n(]*)", page)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourtuple import limits
-from fourtuple.doctor import Diagnosis, Health, RoleDiagnosis, Severity, default_goals, diagnose
+from fourtuple.doctor import Binding, Diagnosis, Health, RoleDiagnosis, Severity, default_goals, diagnose
 from fourtuple.facts import (
     Address,
     Cgroup,
@@ -90,6 +90,68 @@ def bound(found: RoleDiagnosis, name: str) -> int:
 
 def names(found: RoleDiagnosis) -> list[str]:
     return [one.name for one in found.bounds]
+
+
+def listening(*endpoints: str) -> tuple[Listener, ...]:
+    return tuple(Listener(local=Endpoint.parse(one), queue=0, backlog=128) for one in endpoints)
+
+
+class TestBindBeforeConnect:
+    """exclusive-bind (A7): a port is taken for the address that it is bound to, and for no other."""
+
+    @staticmethod
+    def found(sources: int, *endpoints: str, poisoned: tuple[tuple[int, int], ...] = (), **goal: object) -> Binding:
+        machine = roomy(
+            {"net.ipv4.ip_local_port_range": "40000 40049"},
+            listeners=listening(*endpoints),
+            poisoned_ports=poisoned,
+        )
+        asked = role(machine, Role.CLIENT_MANY, destinations=9, sources=sources, binds_first=True, **goal)
+        return next(one for one in asked.bounds if one.name == "exclusive-bind")
+
+    @pytest.mark.parametrize(
+        ("sources", "endpoints", "certain", "may_reach"),
+        [
+            (1, ("127.0.0.1:40007", "[::1]:40008"), 50, None),
+            (1, ("0.0.0.0:40007", "[::]:40008"), 48, None),
+            (1, ("192.0.2.1:40007",), 49, 50),
+            (3, ("192.0.2.1:40007", "192.0.2.2:40007", "192.0.2.1:40008"), 147, 150),
+            (1, ("192.0.2.1:40007", "192.0.2.2:40007"), 49, 50),
+            (1, ("[::ffff:192.0.2.1]:40007",), 49, 50),
+            (1, ("192.0.2.1:40007", "0.0.0.0:40007"), 49, None),
+            (1, ("192.0.2.1:80",), 50, None),
+        ],
+    )
+    def test_listeners(self, sources: int, endpoints: tuple[str, ...], certain: int, may_reach: int | None) -> None:
+        bound = self.found(sources, *endpoints)
+        assert (bound.connections, bound.may_reach) == (certain, may_reach)
+
+    def test_other_families_do_not_count(self) -> None:
+        assert self.found(1, "0.0.0.0:40007", "192.0.2.1:40008", ipv6=True).connections == 50
+        assert self.found(1, "[::]:40007", "[2001:db8::1]:40008", ipv6=True).connections == 48
+
+    def test_a_port_that_somebody_bound_unseen_may_be_had(self) -> None:
+        bound = self.found(2, poisoned=((40000, 40004),))
+        assert (bound.connections, bound.may_reach) == (90, 100)
+        assert bound.arithmetic.endswith("= 90 to 100 to all destinations together")
+
+
+class TestOddRanges:
+    """The search rounds an odd number of ports down to even, and passes over the first or the last (A2)."""
+
+    @pytest.mark.parametrize(
+        ("ports", "reserved", "certain", "may_reach"),
+        [
+            ("40000 40100", "", 100, 101),
+            ("40000 40100", "40000", 99, 100),
+            ("40000 40100", "40000,40100", 99, None),
+            ("40000 40099", "", 100, None),
+        ],
+    )
+    def test_what_is_left_to_chance(self, ports: str, reserved: str, certain: int, may_reach: int | None) -> None:
+        machine = roomy({"net.ipv4.ip_local_port_range": ports, "net.ipv4.ip_local_reserved_ports": reserved})
+        first = role(machine, Role.CLIENT_ONE).bounds[0]
+        assert (first.name, first.connections, first.may_reach) == ("ephemeral-ports", certain, may_reach)
 
 
 class TestTheWorkedExample:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from fourtuple import _core  # noqa: TID251  # its errors are the subject of one test
+from fourtuple.dialogue import Dialogue, Pong, Response, Rest, Say
 from fourtuple.engine import (
     CarrierName,
     CarrierSettings,
@@ -294,12 +295,38 @@ def test_a_wrong_load_value_is_named(endpoint: Endpoint, change: dict[str, Any],
     assert repr(next(iter(change.values()))) in caught.value.why
 
 
+def test_acts_are_for_streams_or_for_datagrams(endpoint: Endpoint) -> None:
+    tcp = _load(endpoint, 1)
+    udp = replace(tcp, space=replace(tcp.space, protocol=Protocol.UDP))
+    for good, bad, act in ((udp, tcp, Rest()), (tcp, udp, Response()), (tcp, udp, Pong(b""))):
+        replace(good, dialogue=Dialogue(round=(Say(b"x"), act)))
+        with pytest.raises(BadConfig, match=rf"round\[1\]: is {type(act).__name__}"):
+            replace(bad, dialogue=Dialogue(round=(Say(b"x"), act)))
+
+
+def test_a_closed_loop_needs_a_round_and_no_interval(endpoint: Endpoint) -> None:
+    for change in ({"ping_every_s": 1.0}, {"dialogue": Dialogue(opening=(Say(b"x"),))}):
+        with pytest.raises(BadConfig, match="closed_loop"):
+            replace(_load(endpoint, 1), closed_loop=True, **change)
+
+
+def test_a_closed_loop_goes_on_until_it_is_closed(endpoint: Endpoint) -> None:
+    with Engine.start(EchoConfig(listen=(endpoint,)), workers=1) as server:
+        server.wait_for(lambda now: now.listening_now == 1, 10)
+        with Engine.start(_load(endpoint, 20, closed_loop=True), workers=1) as load:
+            load.wait_for(lambda now: now.phase is Phase.HOLDING, 10)
+            load.ping()
+            load.wait_for(lambda now: now.pings_right >= 20 * 20, 10)
+            load.close()
+            assert load.join(10)
+            last = load.snapshot()
+    assert (last.pings_wrong, last.pings_missing, last.open_now) == (0, 0, 0)
+
+
 def test_a_wrong_space_is_named(endpoint: Endpoint) -> None:
     good = _load(endpoint, 10).space
     with pytest.raises(BadConfig, match=r"space\.sources: is empty"):
         LoadConfig(space=replace(good, sources=AddressSet()), connections=1)
-    with pytest.raises(BadConfig, match=r"space\.protocol"):
-        LoadConfig(space=replace(good, protocol=Protocol.UDP), connections=1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourtuple.cli.main import main
-from fourtuple.dialogue import Act, Dialogue, Expect, Pong, Response, Say, Skip, Until, said
+from fourtuple.dialogue import Act, Dialogue, Expect, Pong, Response, Rest, Say, Skip, Until, Wait, said
 from fourtuple.engine import CarrierSettings, EchoConfig, Engine, Failure, LoadConfig, Snapshot, SourceChoice
 from fourtuple.errors import BadConfig
 from fourtuple.facts import Conntrack, Host, RLimit, Sockets
@@ -43,6 +43,7 @@ SPACE = TupleSpace(
         ("HTTP://10.0.0.1-10.0.0.8/a?b=c", Scheme.HTTP, 8, "80", "/a?b=c"),
         ("http://10.0.0.1,10.0.0.9:80-83?x", Scheme.HTTP, 2, "80-83", "/?x"),
         ("ws://[::1]:8080/chat", Scheme.WS, 1, "8080", "/chat"),
+        ("udp://127.0.0.1:53", Scheme.UDP, 1, "53", "/"),
     ],
 )
 def test_a_url(url: str, scheme: Scheme, size: int, ports: str, path: str) -> None:
@@ -66,6 +67,8 @@ def test_a_name_is_resolved_later() -> None:
         ("tcp://127.0.0.1:80-99999", "99999"),
         ("tcp://:80", "names no host"),
         ("tcp://127.0.0.1:80/path", "has no path"),
+        ("udp://127.0.0.1:80/path", "a udp target has no path"),
+        ("udp://127.0.0.1", "names no port"),
         ("tcp://10.0.0.999:80", "10.0.0.999"),
         ("http://bad_host!:80/", "neither an address nor a name"),
         ("http://127.0.0.1/a b", "%XX"),
@@ -98,6 +101,8 @@ def test_any_text_is_a_target_or_a_clear_error(text: str) -> None:
         ({"duration_s": -1.0}, "--duration"),
         ({"duration_s": float("nan")}, "--duration"),
         ({"sources": AddressSet.parse("::1")}, "--from"),
+        ({"closed_loop": True, "round_every_s": 1.0}, "--closed-loop"),
+        ({"target": Target.parse("udp://127.0.0.1:80"), "close_with_fin": True}, "--fin"),
     ],
 )
 def test_a_scenario_that_cannot_be(change: dict[str, object], option: str) -> None:
@@ -166,6 +171,9 @@ def test_words_typed_become_bytes() -> None:
     assert typed(r"PING\r\n", r"+PONG\r\n") == Dialogue(round=(Say(b"PING\r\n"), Expect(b"+PONG\r\n")))
     assert typed("x", "220 ...") == Dialogue(round=(Say(b"x"), Expect(b"220 "), Until(b"\n")))
     assert typed("x", "...") == Dialogue(round=(Say(b"x"), Until(b"\n")))
+    assert typed("x", "22...", Scheme.UDP) == Dialogue(round=(Say(b"x"), Expect(b"22"), Rest()))
+    with pytest.raises(BadConfig, match="a datagram here has at most"):
+        typed("x" * 2_049, "y", Scheme.UDP)
     for text in (r"\q", "", r"\x4"):
         with pytest.raises(BadConfig):
             unescaped("--say", text)
@@ -194,6 +202,9 @@ def test_presets_say_what_the_standards_want() -> None:
         (Expect(b"x" * 65_536),),
         (Until(b"ab", 1),),
         (Skip(0),),
+        (Wait(0),),
+        (Wait(float("nan")),),
+        (Wait(100_000),),
         (Response(500, 200),),
         (Pong(b"x" * 126),),
         ("hello",),

@@ -237,6 +237,40 @@ def test_a_tracked_client_gets_a_larger_table_and_a_way_without() -> None:
     assert "nf_conntrack" in files["etc/modules-load.d/60-fourtuple.conf"]
 
 
+def test_notes_for_containers_know_whose_a_setting_is() -> None:
+    queued = plan(Goal(role=Role.SERVER, connections=300_000, bytes_queued=16_384), host("stock_distribution"))
+    pod, _, node = written_files(queued)["container.md"].partition("On the node, not in the container:")
+    assert "net.ipv4.tcp_mem" in node
+    assert "net.ipv4.tcp_mem" not in pod
+    means = Means(to=(Endpoint.parse("[2001:db8::5]:443"),), sources=pool("2001:db8:1::/64"))
+    client = plan(Goal(role=Role.CLIENT_ONE, connections=1_000_000), host("stock_distribution"), means)
+    pod, _, node = written_files(client)["container.md"].partition("On the node, not in the container:")
+    assert '{name: net.ipv6.ip_nonlocal_bind, value: "1"}' in pod
+    assert not node
+
+
+def test_a_proxy_leaves_both_its_sides_untracked() -> None:
+    means = Means(to=(Endpoint.parse("10.1.0.1:8080"),), sources=pool("10.2.0.0/24"))
+    made = plan(Goal(role=Role.PROXY, connections=300_000), host("stock_distribution"), means)
+    tracking = host("stock_distribution").model_copy(
+        update={"conntrack": Conntrack(loaded=True, active=True, count=0, maximum=262_144, buckets=262_144)}
+    )
+    assert "fourtuple.nft" not in written_files(made)
+    rules = written_files(plan(Goal(role=Role.PROXY, connections=300_000), tracking, means))["fourtuple.nft"]
+    assert rules.count("notrack") == 4
+    assert all(text in rules for text in ("dport PORT", "sport PORT", "dport { 8080 }", "sport { 8080 }"))
+
+
+def test_a_nat_box_has_to_track() -> None:
+    box = host("nat_box")
+    many = box.source_nat[0].model_copy(update={"addresses": 64})
+    made = plan(Goal(role=Role.NAT, connections=440_000), box.model_copy(update={"source_nat": (many,)}))
+    assert set(turned(made)) == {"net.netfilter.nf_conntrack_max"}
+    assert "fourtuple.nft" not in written_files(made)
+    idle = plan(Goal(role=Role.NAT, connections=10_000), host("exhausted_client"))
+    assert idle.memory_bytes >= 10_000 * 256
+
+
 def test_a_container_asks_the_host_for_what_is_not_its_own() -> None:
     box = host("container")
     little = box.model_copy(update={"sysctl": box.sysctl | {"fs.epoll.max_user_watches": "1000"}})
@@ -289,6 +323,21 @@ def test_threads_give_way_to_events() -> None:
     assert turned(made)["threads"] == "an event loop"
 
 
+def test_loopback_is_a_source_towards_loopback() -> None:
+    here = (Endpoint.parse("127.0.0.1:443"),)
+    made = plan(
+        Goal(role=Role.CLIENT_ONE, connections=100_000),
+        host("stock_distribution"),
+        Means(to=here, sources=pool("127.0.0.0/28")),
+    )
+    assert made.reached
+
+
+def test_a_rate_says_what_no_limit_says() -> None:
+    made = plan(Goal(role=Role.SERVER, connections=1_000, rate_per_s=131_070), host("stock_distribution"))
+    assert any("the longest queue there is covers 500 ms" in note for note in made.notes)
+
+
 # Several machines.
 
 
@@ -334,6 +383,13 @@ def test_goals_that_contradict_themselves(goal: dict[str, Any], means: dict[str,
         {"to": VIP + VIP},
         {"to": VIP, "sources": pool("2001:db8::/64")},
         {"to": (*VIP, Endpoint.parse("[2001:db8::1]:443"))},
+        {"to": (Endpoint.parse("0.0.0.0:443"),)},
+        {"to": (Endpoint.parse("224.0.0.1:443"),)},
+        {"to": VIP, "sources": pool("203.0.113.0/24")},
+        {"to": VIP, "sources": pool("127.0.0.0/24")},
+        {"sources": pool("0.0.0.0/0")},
+        {"sources": pool("224.0.0.0/24")},
+        {"sources": pool("::1")},
     ],
 )
 def test_means_that_contradict_themselves(means: dict[str, Any]) -> None:
@@ -452,6 +508,10 @@ def test_the_command_writes_every_form(tmp_path: Path, capsys: pytest.CaptureFix
         ["--connections", "2M", "--role", "router"],
         ["--connections", "2M", "--role", "server", "--to", "203.0.113.5:443"],
         ["--connections", "2M", "--role", "server", "--destinations", "5"],
+        ["--connections", "2M", "--role", "nat", "--io-uring"],
+        ["--connections", "2M", "--role", "nat", "--user-bytes", "500"],
+        ["--connections", "2M", "--role", "client", "--ipv6", "--to", "203.0.113.5:443"],
+        ["--connections", "2M", "--role", "client", "--to", "203.0.113.5:443", "--from", "0.0.0.0/0"],
         ["--connections", "2M", "--role", "client", "--to", "203.0.113.5"],
         ["--connections", "2M", "--role", "client", "--to", "203.0.113.5:443,,"],
         ["--connections", "2M", "--role", "client", "--to", "203.0.113.5:443", "--destinations", "5"],

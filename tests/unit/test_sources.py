@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fourtuple.errors import BadConfig
-from fourtuple.sources import Lease, SourcePool, Usage
-from fourtuple.tuples import Endpoint, PortSet, Protocol
+from fourtuple.sources import Lease, Mechanism, SourcePool, Usage, choose_mechanism
+from fourtuple.tuples import AddressSet, Endpoint, PortSet, Protocol
 
 HERE = Endpoint.parse("192.0.2.1:80")
 THERE = Endpoint.parse("192.0.2.2:80")
@@ -39,6 +39,13 @@ def test_every_port_of_every_address_serves_every_destination() -> None:
             assert lease.destination == destination
             lease.release()
     assert pool.usage(HERE, 0.0) == Usage(capacity=18, held=0, resting=0, others=0, waiting=0)
+
+
+def test_what_overlaps_is_used_once() -> None:
+    pool = SourcePool("10.0.0.0/31,10.0.0.1,10.0.0.1-10.0.0.2", "1000-1001,1001,1000-1000")
+    held = [taken(pool) for _ in range(3 * 2)]
+    assert len(set(map(name, held))) == 6
+    assert pool.take(HERE, 0.0) is None
 
 
 def test_the_address_with_most_room_comes_first() -> None:
@@ -155,6 +162,9 @@ def test_shares_are_disjoint_and_together_everything() -> None:
 @pytest.mark.parametrize(
     ("make", "path"),
     [
+        (lambda: SourcePool("", "1000"), "addresses"),
+        (lambda: SourcePool("10.0.0.1,", "1000"), "addresses"),
+        (lambda: SourcePool(AddressSet(version=4), "1000"), "sources"),
         (lambda: SourcePool("10.0.0.300", "1000"), "addresses"),
         (lambda: SourcePool("10.0.0.1,fd00::1", "1000"), "addresses"),
         (lambda: SourcePool("10.0.0.1", "0-70000"), "ports"),
@@ -172,6 +182,36 @@ def test_what_cannot_be_used_is_named(make: object, path: str) -> None:
     with pytest.raises(BadConfig) as bad:
         make()  # type: ignore[operator]
     assert bad.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("no_port", "port_range", "known", "wanted", "inside", "outside", "why"),
+    [
+        (True, True, True, None, Mechanism.SINGLE_PORT, Mechanism.BIND, "names one port"),
+        (True, False, True, None, Mechanism.NO_PORT, Mechanism.BIND, "no IP_LOCAL_PORT_RANGE"),
+        (True, True, False, None, Mechanism.NO_PORT, Mechanism.BIND, "cannot be read"),
+        (False, True, True, None, Mechanism.BIND, Mechanism.BIND, "no IP_BIND_ADDRESS_NO_PORT"),
+        (False, False, True, Mechanism.SINGLE_PORT, Mechanism.BIND, Mechanism.BIND, "reserve"),
+        (True, False, True, Mechanism.SINGLE_PORT, Mechanism.NO_PORT, Mechanism.BIND, "no IP_LOCAL_PORT_RANGE"),
+        (False, False, True, Mechanism.NO_PORT, Mechanism.BIND, Mechanism.BIND, "no IP_BIND_ADDRESS_NO_PORT"),
+        (True, True, True, Mechanism.NO_PORT, Mechanism.NO_PORT, Mechanism.NO_PORT, "told to"),
+        (True, True, True, Mechanism.BIND, Mechanism.BIND, Mechanism.BIND, "told to"),
+    ],
+)
+def test_the_mechanism_is_the_best_that_the_kernel_has(
+    no_port: bool,
+    port_range: bool,
+    known: bool,
+    wanted: Mechanism | None,
+    inside: Mechanism,
+    outside: Mechanism,
+    why: str,
+) -> None:
+    choice = choose_mechanism(
+        bind_address_no_port=no_port, local_port_range=port_range, range_known=known, wanted=wanted
+    )
+    assert (choice.inside, choice.outside) == (inside, outside)
+    assert why in choice.why
 
 
 OPERATIONS = st.lists(

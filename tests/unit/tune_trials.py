@@ -5,7 +5,8 @@ Each trial is a forked child that is killed after a random time. Then either eve
 when power fails: then any mixture may be left, and undo has to give back the old state all the same. Prints a line of
 JSON: how many trials, how many were hit while they worked, and what was wrong.
 
-Below --root /, which is this network namespace, only its own sysctls and routes are changed.
+Below --root /, which is this network namespace, only its own sysctls and routes are changed; with --lab NAME another's,
+as tune --lab NAME does.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from fourtuple.host import journal, knobs
 from fourtuple.host.apply import Step, apply, undo
 from fourtuple.host.knobs import KnobKind
+from fourtuple.host.namespace import inside_network_namespace
 
 SYSCTLS = {
     "net.core.somaxconn": "65535",
@@ -44,8 +46,9 @@ def main() -> None:
     options.add_argument("--trials", type=int, required=True)
     options.add_argument("--seed", type=int, required=True)
     options.add_argument("--both", action="store_true")
+    options.add_argument("--lab")
     asked = options.parse_args()
-    trials = Trials(asked.root, asked.state, random.Random(asked.seed), asked.both)
+    trials = Trials(asked.root, asked.state, random.Random(asked.seed), asked.both, asked.lab)
     for number in range(asked.trials):
         trials.run(undoing=number % 2 == 1)
     print(json.dumps({"trials": asked.trials, "hit": trials.hit, "left": trials.left, "wrong": trials.wrong}))
@@ -54,8 +57,8 @@ def main() -> None:
 class Trials:
     """A machine that is tuned and killed again and again."""
 
-    def __init__(self, root: Path, state: Path, chance: random.Random, both: bool) -> None:
-        self.root, self.state, self.chance, self.both = root, state, chance, both
+    def __init__(self, root: Path, state: Path, chance: random.Random, both: bool, lab: str | None) -> None:
+        self.root, self.state, self.chance, self.both, self.lab = root, state, chance, both, lab
         self.hit = 0
         self.left = {"old": 0, "new": 0, "mixed": 0}
         self.wrong: list[str] = []
@@ -88,7 +91,8 @@ class Trials:
 
     def seen(self) -> dict[str, bytes | None]:
         """Every knob as it is; below another root also every other file and folder, but for the journal's."""
-        found = {step.name: knobs.read(self.root, step.kind, step.name) for step in self.steps}
+        with self._there():
+            found = {step.name: knobs.read(self.root, step.kind, step.name) for step in self.steps}
         if self.root != Path("/"):
             for path in self.root.rglob("*"):
                 if not path.is_relative_to(self.state):
@@ -133,10 +137,15 @@ class Trials:
                     time.sleep(0.001)
 
     def _apply(self) -> None:
-        apply(self.steps, root=self.root, state=self.state)
+        with self._there():
+            apply(self.steps, root=self.root, state=self.state)
 
     def _undo(self) -> None:
-        undo(root=self.root, state=self.state)
+        with self._there():
+            undo(root=self.root, state=self.state)
+
+    def _there(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.lab is None else inside_network_namespace(self.lab)
 
     def _timed(self, work: Callable[[], None]) -> float:
         begun_s = time.monotonic()

@@ -64,7 +64,7 @@ impl World {
         let choice = CHOICES[pick(0, 4) as usize];
         let seed_of_tokens = pick(0, u64::MAX - 1);
         // Every fifth world is one of datagrams, which its servers never hear of.
-        let transport = if seed % 5 == 0 { Transport::Datagram } else { Transport::Stream };
+        let transport = if seed.is_multiple_of(5) { Transport::Datagram } else { Transport::Stream };
         let clients = (0..client_count).map(|first| LoadConfig {
             transport,
             space: space.clone(),
@@ -205,7 +205,7 @@ fn dialogue(seed: u64, transport: Transport) -> Option<Dialogue> {
         (Transport::Stream, _) => [&ask[..], &tell].concat(),
     };
     if transport == Transport::Datagram {
-        return (seed % 2 == 0).then(|| Dialogue::new(Vec::new(), round).expect("a script"));
+        return seed.is_multiple_of(2).then(|| Dialogue::new(Vec::new(), round).expect("a script"));
     }
     match seed % 4 {
         1 => Dialogue::new(opening, round).ok(),

@@ -101,6 +101,11 @@ def plan(
     roles = {PlanRole.SERVER: Role.SERVER, PlanRole.PROXY: Role.PROXY, PlanRole.NAT: Role.NAT}
     if role is PlanRole.SERVER and destinations is not None:
         raise BadConfig("--role", "server: it has no destinations; leave out --destinations")
+    if role is PlanRole.NAT and (io_uring or user_bytes or bytes_queued):
+        why = "nat: packets pass it and no program holds them; leave out --user-bytes, --bytes-queued and --io-uring"
+        raise BadConfig("--role", why)
+    if ipv6 and ((means.to and means.to[0].address.version == 4) or (means.sources and means.sources.version == 4)):
+        raise BadConfig("--ipv6", "the addresses that --to and --from name are of IPv4; leave out one of the two")
     goal = Goal(
         role=roles.get(role, Role.CLIENT_MANY if (destinations or 1) > 1 else Role.CLIENT_ONE),
         connections=connections,

@@ -46,18 +46,20 @@ def plan(found: Plan, written: str | None) -> RenderableType:
         )
     parts += _section("Not to be read from here", found.unknown)
     parts += _section("To know", found.notes)
+    if found.changes or found.findings:
+        parts += ["", Text("Each limit has its page: fourtuple limits show NAME", style="dim")]
     if written is not None:
         parts += ["", Text(f"Written to {plain(written)}. Next: fourtuple tune {plain(written)}/plan.json")]
     return Group(*parts)
 
 
-def dry_run(found: Plan, entries: Sequence[Entry], hazards: Sequence[str], persist: bool) -> RenderableType:
+def dry_run(found: Plan, entries: Sequence[Entry], hazards: Sequence[str], persist: bool, undo: str) -> RenderableType:
     """What tune would do: the old and the new value of each knob."""
     parts: list[RenderableType] = [Text("fourtuple tune: dry run, nothing is changed", style="bold")]
     parts += [_entries(entries)] if entries else _lines(["every knob has its value already"])
     parts += _section("Speaks against it (--force applies all the same)", hazards)
     parts += by_hand(found, persist=persist)
-    parts += ["", Text("Next: the same with --apply; fourtuple tune --undo takes it back.", style="dim")]
+    parts += ["", Text(f"Next: the same with --apply; {undo} takes it back.", style="dim")]
     return Group(*parts)
 
 

@@ -75,6 +75,7 @@ def diagnosis(host: Host, found: Diagnosis, *, all_myths: bool) -> RenderableTyp
         rest = len(found.myths) - len(shown)
         heading = "What common advice gets wrong here" + (f" ({rest} more: --myths)" if rest else "")
         parts += _section(heading, _myths(shown))
+    parts += _section("How a SourcePool uses ports here", _bullets([(_source_pool(found), "")]))
     if missing := _missing(found):
         parts += _section("Could not read", missing)
     first = next((role.bounds[0].name for role in found.roles if role.bounds), "ephemeral-ports")
@@ -192,6 +193,14 @@ def _settings(found: Diagnosis) -> list[RenderableType]:
 
 def _myths(myths: Iterable[Myth]) -> list[RenderableType]:
     return _bullets((f'"{it.advice}": {plain(it.truth)} ({it.limit})', "") for it in myths)
+
+
+def _source_pool(found: Diagnosis) -> str:
+    choice = found.source_pool
+    if choice is None:
+        return "not to be told: the socket options of this kernel were not tried"
+    elsewhere = f"; {choice.outside.value} outside the automatic range" if choice.outside is not choice.inside else ""
+    return f"{choice.inside.value}{elsewhere}: {choice.why}"
 
 
 def _missing(found: Diagnosis) -> list[RenderableType]:

@@ -1,4 +1,4 @@
-"""`fourtuple tune`: apply a plan to this machine, take it back, make it last; or rehearse it in a namespace.
+"""`fourtuple tune`: apply a plan to this machine or to a network namespace, take it back, make it last, rehearse it.
 
 Decides what is refused and the order: look, refuse, apply, look again. Knows no limit and no knob: `fourtuple.plan`
 judges, `fourtuple.host` writes and restores. Without --apply nothing is changed.
@@ -6,7 +6,11 @@ judges, `fourtuple.host` writes and restores. Without --apply nothing is changed
 
 from __future__ import annotations
 
+import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,8 +43,16 @@ def tune(
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Apply or undo although something speaks against it.")] = False,
     lab: Annotated[
+        str | None,
+        typer.Option(
+            "--lab",
+            metavar="NAME",
+            help="Apply (or undo) in this network namespace: a name of ip netns, or a path as /proc/PID/ns/net.",
+        ),
+    ] = None,
+    rehearse: Annotated[
         bool,
-        typer.Option("--lab", help="Rehearse in a network namespace: apply, examine, undo; the host stays as it is."),
+        typer.Option("--rehearse", help="Apply, examine and undo in a namespace made for it; the host stays as it is."),
     ] = False,
     root: Annotated[
         str, typer.Option(metavar="DIR", help="Work on the tree of another root, such as an image's.")
@@ -56,16 +68,19 @@ def tune(
     """
     from fourtuple.cli import plan_view, render
 
-    base = Path(root).absolute()
-    journal = Path(state).absolute() if state is not None else None
+    place = _Place(root=Path(root).absolute(), state=None if state is None else Path(state).absolute(), lab=lab)
+    if lab is not None and (persist or rehearse or place.root != Path("/")):
+        raise BadConfig(
+            "--lab", "a namespace is of the running machine and ends with it; no --persist, --root, --rehearse"
+        )
     if undo:
-        if plan is not None or apply or persist or lab:
-            raise BadConfig(
-                "--undo", "takes back what the journal says: no PLAN, --apply, --persist or --lab beside it"
-            )
+        if plan is not None or apply or persist or rehearse:
+            why = "takes back what the journal says: no PLAN, --apply, --persist or --rehearse beside it"
+            raise BadConfig("--undo", why)
         from fourtuple.host.apply import undo as take_back
 
-        render.show(plan_view.undone(take_back(root=base, state=journal, force=force)))
+        with place.entered() as journal:
+            render.show(plan_view.undone(take_back(root=place.root, state=journal, force=force)))
         return
     if plan is None:
         raise BadConfig("PLAN", "a file that fourtuple plan --json wrote is wanted, or --undo")
@@ -74,36 +89,71 @@ def tune(
     if service:
         checked_service(service)
     found = load_plan(plan)
-    if lab:
+    if rehearse:
         if apply or persist:
-            raise BadConfig("--lab", "rehearses and keeps nothing; leave out --apply and --persist")
+            raise BadConfig("--rehearse", "keeps nothing; leave out --apply and --persist")
         _rehearse(found)
         return
-    steps = _steps(found, service, persist=persist)
-    _work(found, steps, base, journal, apply=apply, persist=persist, force=force)
+    _work(found, _steps(found, service, persist=persist), place, apply=apply, persist=persist, force=force)
 
 
-def _work(
-    found: Plan, steps: tuple[Step, ...], root: Path, state: Path | None, *, apply: bool, persist: bool, force: bool
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a plan is applied, and where its journal is."""
+
+    root: Path
+    state: Path | None
+    lab: str | None
+
+    @contextmanager
+    def entered(self) -> Iterator[Path]:
+        """Be where the settings are; yields the folder of the journal, in a namespace one of its own."""
+        from fourtuple.host.apply import STATE
+
+        state = self.state or self.root / STATE
+        if self.lab is None:
+            yield state
+            return
+        from fourtuple.host.namespace import inside_network_namespace
+
+        with inside_network_namespace(self.lab) as unique:
+            yield state / "namespaces" / unique
+
+    @property
+    def undo(self) -> str:
+        """The command that takes it back."""
+        words = ["fourtuple tune --undo"]
+        words += [] if self.root == Path("/") else [f"--root {shlex.quote(str(self.root))}"]
+        words += [] if self.lab is None else [f"--lab {shlex.quote(self.lab)}"]
+        words += [] if self.state is None else [f"--state {shlex.quote(str(self.state))}"]
+        return " ".join(words)
+
+
+def _work(found: Plan, steps: tuple[Step, ...], place: _Place, *, apply: bool, persist: bool, force: bool) -> None:
     from fourtuple.cli import plan_view, render
     from fourtuple.host import read_host
     from fourtuple.host.apply import apply as change
     from fourtuple.host.apply import compare
     from fourtuple.plan import hazards
 
-    before = read_host(root=root)
-    against = hazards(found, before)
-    if not apply:
-        render.show(plan_view.dry_run(found, compare(steps, root), against, persist))
-        raise typer.Exit(Exit.WARNING if against else Exit.HEALTHY)
-    if against and not force:
-        raise BadConfig("--apply", f"{'; '.join(render.plain(one) for one in against)}; --force applies all the same")
-    entries = change(steps, root=root, state=state)
-    how = "fourtuple tune --undo" + ("" if root == Path("/") else f" --root {root}")
-    how += "" if state is None else f" --state {state}"
-    after = read_host(root=root)
-    render.show(plan_view.applied(found, entries, _asked(found, before), _asked(found, after), how, persist))
+    with place.entered() as state:
+        before = read_host(root=place.root)
+        against = hazards(found, before, same_namespace=place.lab is None)
+        if place.lab is not None:
+            steps, left = _own(steps, before)
+            if left:
+                why = f"no knobs of a network namespace, or not of this one: {left}"
+                against = (*against, f"{why}; --force leaves them out")
+        if not apply:
+            render.show(plan_view.dry_run(found, compare(steps, place.root), against, persist, place.undo))
+            raise typer.Exit(Exit.WARNING if against else Exit.HEALTHY)
+        if against and not force:
+            why = "; ".join(render.plain(one) for one in against)
+            raise BadConfig("--apply", f"{why}; --force applies all the same")
+        entries = change(steps, root=place.root, state=state)
+        after = read_host(root=place.root)
+        asked = _asked(found, before), _asked(found, after)
+        render.show(plan_view.applied(found, entries, *asked, place.undo, persist))
 
 
 def _steps(found: Plan, service: str, *, persist: bool) -> tuple[Step, ...]:
@@ -120,28 +170,35 @@ def _rehearse(found: Plan) -> None:
     """Apply what is a namespace's own in one made for it, have the doctor look, and take it back."""
     from fourtuple.cli import plan_view, render
     from fourtuple.host.apply import steps_of
-    from fourtuple.host.knobs import KnobKind
     from fourtuple.lab import Lab
 
     with Lab(("rehearsal",)) as lab, tempfile.TemporaryDirectory() as state:
         host = lab["rehearsal"]
         before = host.facts()
         steps = steps_of(found.changes)
-        own = [one for one in steps if one.kind is KnobKind.ROUTE or _is_own(one.name, before)]
+        own, left = _own(steps, before)
         entries = host.apply(own, Path(state))
         after = host.facts()
         render.show(plan_view.applied(found, entries, _asked(found, before), _asked(found, after), "", False))
         if entries:
             render.show(plan_view.undone(host.undo(Path(state))))
-    left = ", ".join(one.name for one in steps if one not in own)
     if left:
         render.emit(f"Not rehearsed, for they are the whole host's: {left}\n")
 
 
-def _is_own(name: str, host: Host) -> bool:
-    """Whether a namespace has this sysctl for itself; the table of tracked connections is read-only inside."""
+def _own(steps: tuple[Step, ...], inside: Host) -> tuple[tuple[Step, ...], str]:
+    """The steps that a network namespace has for itself, and the names of the others."""
+    from fourtuple.host.knobs import KnobKind
+
+    # The table of tracked connections is the whole host's, and read-only inside (G1).
     shared = ("net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets")
-    return name.startswith("net.") and name in host.sysctl and name not in shared
+    own = tuple(
+        one
+        for one in steps
+        if one.kind is KnobKind.ROUTE
+        or (one.name.startswith("net.") and one.name in inside.sysctl and one.name not in shared)
+    )
+    return own, ", ".join(one.name for one in steps if one not in own)
 
 
 def _asked(found: Plan, host: Host) -> RoleDiagnosis:

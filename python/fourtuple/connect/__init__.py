@@ -3,7 +3,7 @@
     pool = SourcePool("10.0.0.0/28", ports="1024-65535")
     with fourtuple.connect.blocking.create_connection(pool, ("192.0.2.1", 443)) as connection: ...
 
-`blocking` and `asyncio` need nothing else; `trio`, `anyio`, `aiohttp`, `httpx` (and httpcore) and `urllib3` (and
+`blocking` and `asyncio` need nothing else; `trio`, `anyio`, `aiohttp`, `httpx` (and httpcore), `httpx2`, `urllib3` (and
 requests) need that library: `pip install fourtuple[clients]`. Importing this package imports none of them.
 """
 

@@ -1,7 +1,7 @@
-"""What the kernel can do for a socket that is to use a chosen tuple, and which mechanism that makes the right one.
+"""What the kernel can do for a socket that is to use a chosen tuple, and what that makes of each port number.
 
-Decides by trying options on a socket, never by the kernel's version: distributions backport. Reads the settings of this
-network namespace once per pool. Knows no client library.
+Decides by trying options on a socket, never by the kernel's version: distributions backport; which mechanism is right
+is `sources.choose_mechanism`. Reads the settings of this network namespace once per pool. Knows no client library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet
 
-from fourtuple.sources import Mechanism, SourcePool
+from fourtuple.sources import Mechanism, MechanismChoice, SourcePool, choose_mechanism
 from fourtuple.tuples import ALL_PORTS, PortSet
 
 BIND_ADDRESS_NO_PORT, LOCAL_PORT_RANGE = 24, 51
@@ -36,12 +36,6 @@ _ON = struct.pack("=i", 1)
 class Kernel:
     """What was tried and read, for one pool."""
 
-    single_port: bool
-    """IP_LOCAL_PORT_RANGE (6.3, or backported) and IP_BIND_ADDRESS_NO_PORT (4.2) are there."""
-    no_port: bool
-    automatic: PortSet | None
-    """The ports from which automatic choice takes: net.ipv4.ip_local_port_range without the reserved ones. None if the
-    settings cannot be read."""
     mechanisms: tuple[Mechanism, ...]
     """By port number, for TCP."""
     reuse: int
@@ -105,41 +99,30 @@ NEED_FREEBIND: WeakSet[SourcePool] = WeakSet()
 
 
 def _examine(pool: SourcePool) -> Kernel:
-    no_port = _accepts(BIND_ADDRESS_NO_PORT, _ON)
     try:
         automatic = automatic_ports()
     except OSError:
         automatic = None
-    single_port = no_port and _accepts(LOCAL_PORT_RANGE, bytes(4))
+    choice = choose_mechanism(
+        bind_address_no_port=_accepts(BIND_ADDRESS_NO_PORT, _ON),
+        local_port_range=_accepts(LOCAL_PORT_RANGE, bytes(4)),
+        range_known=automatic is not None,
+        wanted=pool.mechanism,
+    )
     return Kernel(
-        single_port=single_port,
-        no_port=no_port,
-        automatic=automatic,
-        mechanisms=_mechanisms(pool.mechanism, automatic, single_port, no_port),
+        # Where it is not known which ports are inside: as if all were.
+        mechanisms=_mechanisms(choice, ALL_PORTS if automatic is None else automatic),
         reuse=_number("tcp_tw_reuse", 0),
         reuse_delay_s=_number("tcp_tw_reuse_delay", _REUSE_DELAY_MS) / 1_000 + _CLOSING_S,
         timestamps=_number("tcp_timestamps", 0) != 0,
     )
 
 
-def _mechanisms(
-    wanted: Mechanism | None, automatic: PortSet | None, single_port: bool, no_port: bool
-) -> tuple[Mechanism, ...]:
-    """One for each port number: the best that keeps to the port, or the one that is wanted where it can be had."""
-    inside = outside = wanted or Mechanism.BIND
-    if wanted is None or (wanted is Mechanism.SINGLE_PORT and not single_port):
-        inside = Mechanism.SINGLE_PORT if single_port else Mechanism.NO_PORT if no_port else Mechanism.BIND
-    if wanted is None or wanted is Mechanism.SINGLE_PORT:
-        # Outside the range, or on a reserved port, IP_LOCAL_PORT_RANGE is ignored without an error, and explicit
-        # binding disturbs nobody: automatic choice never goes there.
-        outside = Mechanism.BIND
-    if automatic is None:
-        # Which ports are inside is not known: let the kernel choose rather than ignore us.
-        inside = Mechanism.NO_PORT if no_port and inside is Mechanism.SINGLE_PORT else inside
-        automatic = ALL_PORTS
-    table = [outside] * 65_536
+def _mechanisms(choice: MechanismChoice, automatic: PortSet) -> tuple[Mechanism, ...]:
+    """One for each port number."""
+    table = [choice.outside] * 65_536
     for first, last in automatic.runs:
-        table[first : last + 1] = [inside] * (last - first + 1)
+        table[first : last + 1] = [choice.inside] * (last - first + 1)
     return tuple(table)
 
 

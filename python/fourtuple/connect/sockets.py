@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from errno import EADDRINUSE, EADDRNOTAVAIL
+from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import count
@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from fourtuple.connect import kernel, udp
-from fourtuple.errors import BadConfig, LimitReached
+from fourtuple.errors import BadConfig, LimitReached, MissingPrivilege
 from fourtuple.sources import Lease, Mechanism, SourcePool
 from fourtuple.tuples import Endpoint, IPAddress, Protocol
 
@@ -224,6 +224,8 @@ class SourceSocket(socket.socket):
         except OSError as error:
             if error.errno == EADDRINUSE:
                 raise _Refused from None
+            if error.errno == EACCES and port:
+                raise MissingPrivilege(_below_start(port), "unprivileged-port-start") from None
             if error.errno != EADDRNOTAVAIL:
                 raise
             if self.family != socket.AF_INET6 or not kernel.has_route_alone(address):
@@ -352,4 +354,11 @@ def _not_ours(address: str) -> str:
     return (
         f"{address} is not an address of this host; add it (`ip addr add {address} dev lo`) or make its whole prefix"
         f" local (`ip route add local PREFIX dev lo`): `fourtuple limits show source-addresses`"
+    )
+
+
+def _below_start(port: int) -> str:
+    return (
+        f"port {port} is below net.ipv4.ip_unprivileged_port_start, and this process has no CAP_NET_BIND_SERVICE; give"
+        f" the pool ports from there on (1024 by default): `fourtuple limits show unprivileged-port-start`"
     )

@@ -1,7 +1,7 @@
-"""trio: `open_tcp_stream`, as trio's own.
+"""trio: `open_tcp_stream`, as trio's own, and `open_udp_flow`, a channel of datagrams.
 
-Decides how a task waits for a tuple and for its connection. trio takes no subclass of socket, so the stream has a plain
-one inside, and gives the tuple back when it is closed.
+Decides how a task waits for a tuple and for its connection. trio takes no subclass of socket, so a stream and a flow
+have a plain one inside, and give the tuple back when they are closed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from functools import partial
 
 import trio
 
-from fourtuple.connect.attempts import SocketAddress, addresses_of, connect_any
+from fourtuple.connect.attempts import KINDS, SocketAddress, addresses_of, connect_any
 from fourtuple.connect.sockets import SourceSocket, family_of, wait_s
 from fourtuple.sources import Lease, SourcePool
 from fourtuple.tuples import Endpoint, Protocol
+
+_LARGEST_DATAGRAM = 65_536
 
 
 class SourceStream(trio.abc.HalfCloseableStream):
@@ -53,38 +55,80 @@ class SourceStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
 
+class SourceFlow(trio.abc.Channel[bytes]):
+    """A UDP flow whose local name is the pool's choice: what is sent and received is one datagram each."""
+
+    def __init__(self, connected: SourceSocket) -> None:
+        plain, self._close = connected.hand_over()
+        self.socket = trio.socket.from_stdlib_socket(plain)
+        """Close the flow, not the socket."""
+
+    async def send(self, value: bytes) -> None:
+        """Send one datagram; OSError says what an earlier one met (ECONNREFUSED)."""
+        try:
+            await self.socket.send(value)
+        except OSError as error:
+            raise self._closed_or(error) from error
+
+    async def receive(self) -> bytes:
+        """Wait for one datagram."""
+        try:
+            return await self.socket.recv(_LARGEST_DATAGRAM)
+        except OSError as error:
+            raise self._closed_or(error) from error
+
+    async def aclose(self) -> None:
+        """Close it and give its tuple back."""
+        if self.socket.fileno() != -1:
+            trio.lowlevel.notify_closing(self.socket)
+            self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _closed_or(self, error: OSError) -> Exception:
+        """What trio's channels raise when they were closed here; else the error itself."""
+        return trio.ClosedResourceError("this flow was closed") if self.socket.fileno() == -1 else error
+
+
 async def open_tcp_stream(pool: SourcePool, host: str, port: int) -> SourceStream:
     """As trio.open_tcp_stream, from the pool's sources."""
     return SourceStream(await connect_socket(pool, host, port))
 
 
-async def connect_socket(pool: SourcePool, host: str, port: int) -> SourceSocket:
+async def open_udp_flow(pool: SourcePool, host: str, port: int) -> SourceFlow:
+    """A UDP flow to one destination, from the pool's sources."""
+    return SourceFlow(await connect_socket(pool, host, port, protocol=Protocol.UDP))
+
+
+async def connect_socket(pool: SourcePool, host: str, port: int, *, protocol: Protocol = Protocol.TCP) -> SourceSocket:
     """A connected, non-blocking socket, to the first of the host's addresses that has room and answers."""
-    found = await trio.socket.getaddrinfo(host, port, family_of(pool), socket.SOCK_STREAM)
+    found = await trio.socket.getaddrinfo(host, port, family_of(pool), KINDS[protocol])
     addresses = addresses_of(pool, found, host)
-    return await connect_any(pool, addresses, Protocol.TCP, partial(wait_for_lease, pool), _dial, trio.sleep)
+    wait = partial(wait_for_lease, pool, protocol=protocol)
+    return await connect_any(pool, addresses, protocol, wait, _dial, trio.sleep)
 
 
-async def wait_for_lease(pool: SourcePool, destination: Endpoint, deadline: float) -> Lease:
+async def wait_for_lease(
+    pool: SourcePool, destination: Endpoint, deadline: float, *, protocol: Protocol = Protocol.TCP
+) -> Lease:
     """Wait for a tuple; LimitReached if none came back before `deadline`."""
     token = trio.lowlevel.current_trio_token()
     while True:
         woken = trio.Event()
         wake = partial(_wake, token, woken.set)
         now = time.monotonic()
-        lease = pool.take(destination, now, wake=wake)
+        lease = pool.take(destination, now, protocol=protocol, wake=wake)
         if lease is not None:
             return lease
         try:
             if deadline <= now:
-                raise pool.exhausted(destination, now)
+                raise pool.exhausted(destination, now, protocol=protocol)
             with trio.move_on_after(wait_s(pool, now, deadline)) as wait:
                 await woken.wait()
         except BaseException:
-            pool.give_up(destination, wake)
+            pool.give_up(destination, wake, protocol=protocol)
             raise
         if wait.cancelled_caught:
-            pool.give_up(destination, wake)
+            pool.give_up(destination, wake, protocol=protocol)
 
 
 def _wake(token: trio.lowlevel.TrioToken, set_event: Callable[[], None]) -> bool:

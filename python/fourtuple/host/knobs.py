@@ -274,6 +274,8 @@ def _refusal(name: str, value: bytes | None, error: OSError) -> FourtupleError:
     code = errno.errorcode.get(error.errno or 0, "?")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MissingPrivilege(f"{name} cannot be changed here ({code}): root in the host's own namespaces is needed")
+    if error.errno == errno.ENETDOWN:
+        return BadConfig(name, "is refused, for the loopback interface is down here: ip link set lo up")
     return BadConfig(name, f"{(value or b'').decode(errors='replace').strip()!r} is refused ({code})")
 
 

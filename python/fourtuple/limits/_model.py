@@ -90,6 +90,8 @@ class Bound:
 
     connections: int
     arithmetic: str
+    may_reach: int | None = None
+    """The largest number that may be reached, where the kernel's chance decides between `connections` and that."""
     kind: Kind = Kind.COUNT
     remedy: Remedy | None = None
     """The one to name first on this host, where the first in the catalogue would not help."""

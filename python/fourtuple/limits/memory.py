@@ -34,6 +34,7 @@ from fourtuple.limits._terms import (
     is_client,
     no_source_ports,
     numbers,
+    queued_bytes,
     sockets_per_connection,
     unread,
 )
@@ -85,8 +86,8 @@ def _tcp_mem(host: Host, goal: Goal) -> Answer:
     if pages is None:
         return unread(host, "net.ipv4.tcp_mem", HOST_LIMIT)
     sockets = sockets_per_connection(goal)
-    each = goal.bytes_queued * 5 * sockets // 4
-    text = f"(1.25 x {goal.bytes_queued:,} B queued)"
+    each = queued_bytes(goal, host.kernel.page_bytes) * sockets
+    text = f"(1.25 x {goal.bytes_queued:,} B queued, in whole pages)"
     return divided(
         pages[2] * host.kernel.page_bytes,
         each,
@@ -155,7 +156,7 @@ def _cgroup_v1_tcp(host: Host, goal: Goal) -> Answer:
     if goal.bytes_queued == 0:
         return NotApplicable(reason="idle sockets are not charged to it; only queued bytes are")
     used = host.cgroup.kmem_tcp_usage_bytes or 0
-    each = goal.bytes_queued * 5 * sockets_per_connection(goal) // 4
+    each = queued_bytes(goal, host.kernel.page_bytes) * sockets_per_connection(goal)
     return divided(limit - used, each, f"{limit:,} B - {used:,} B in use", f"{each:,} B queued")
 
 
@@ -256,7 +257,7 @@ LIMITS = (
         ),
         read=("net.ipv4.tcp_mem (pages: minimum, pressure, maximum)", "mem in /proc/net/sockstat (pages)"),
         default="4.68, 6.25 and 9.37 % of memory: 287,898 383,867 575,796 pages on 24 GiB",
-        formula="maximum x page size / (1.25 x bytes queued per connection)",
+        formula="maximum x page size / (1.25 x bytes queued per connection, in whole pages)",
         bounds=(
             "Connections whose bytes wait to be read or sent. The file is absent in a child namespace, the limit is"
             " not."
@@ -348,7 +349,7 @@ LIMITS = (
         title="memory.max of the cgroup",
         scope=Scope.CGROUP,
         kind=Kind.COUNT,
-        evidence=Evidence.SOURCE,
+        evidence=Evidence.MEASURED,
         why=(
             "Socket structures, inodes, files, epoll items, bind buckets and queued bytes are charged to the cgroup"
             " of the program. Accepted sockets are charged only from 6.12 on, so that an upgrade moves the same"
@@ -360,7 +361,10 @@ LIMITS = (
         ),
         default="max: none",
         formula="(memory.max - use that cannot be reclaimed) / bytes per connection",
-        bounds="Every role that has sockets.",
+        bounds=(
+            "Every role that has sockets. Measured in a version 1 cgroup with room for 9,839 connections of a client:"
+            " the kernel killed it at 9,589."
+        ),
         hit=(
             log(r"Memory cgroup out of memory"),
             counter("cgroup.memory_max", "the limit was met and memory reclaimed", breaks=False),
@@ -392,9 +396,12 @@ LIMITS = (
         why="A limit of its own for TCP buffers in version 1 cgroups, still there with CONFIG_MEMCG_V1.",
         read=("memory.kmem.tcp.limit_in_bytes, .usage_in_bytes, .failcnt",),
         default="unlimited",
-        formula="(limit - use) / (1.25 x bytes queued per connection)",
-        bounds="Connections whose bytes wait, in that cgroup.",
-        hit=(symptom("memory.kmem.tcp.failcnt grows, and sends stall"),),
+        formula="(limit - use) / (1.25 x bytes queued per connection, in whole pages)",
+        bounds=(
+            "Connections whose bytes wait, in that cgroup. Measured: 4 MiB hold 204 queues of 16 KiB that came in"
+            " segments of 1,460 B. The first segment of a queue is taken whatever the limit says."
+        ),
+        hit=(symptom("sends stall; memory.kmem.tcp.failcnt grows, on 6.18 no more: usage_in_bytes is at the limit"),),
         remedies=(
             Remedy(
                 text="lift it, or move to version 2",

@@ -66,7 +66,10 @@ def _poison(host: Host) -> Judgement:
             "a port that one program binds is closed to automatic choice for every program; the range is unread",
         )
     if term.poisoned:
-        return True, f"{term.poisoned:,} ports of the range are closed to every connect() because somebody bound them"
+        return (
+            True,
+            f"{term.poisoned.size:,} ports of the range are closed to every connect() because somebody bound them",
+        )
     return (
         True,
         f"each port that a program binds is taken from all; none of the {term.range_size:,} is known to be, now",

@@ -31,6 +31,8 @@ MAXIMUM = "net.netfilter.nf_conntrack_max"
 TIME_WAIT_TIMEOUT = "net.netfilter.nf_conntrack_tcp_timeout_time_wait"
 SNAT_PORTS = (1_024, HIGHEST_PORT)
 """What nf_nat chooses from where the original source port is 1024 or above."""
+PORTS_ALL_TRIED = 128
+"""NF_NAT_MAX_ATTEMPTS: of more ports than that nf_nat_l4proto_unique_tuple() tries some, from random offsets."""
 
 GIBIBYTE = 2**30
 
@@ -146,10 +148,10 @@ def _source_ports(host: Host, goal: Goal) -> Answer:
         )
         text = f"{names:,} addresses and ports over {count(len(host.source_nat), 'SNAT rule')}"
     total = names * goal.destinations
-    return Bound(
-        connections=total,
-        arithmetic=f"{text} x {count(goal.destinations, 'destination')} = {total:,}; the search may fail earlier",
-    )
+    text += f" x {count(goal.destinations, 'destination')} = {total:,}"
+    if any(ports[1] - ports[0] >= PORTS_ALL_TRIED for ports in widest):
+        text += "; the search may fail earlier"
+    return Bound(connections=total, arithmetic=text)
 
 
 def _rules(host: Host, goal: Goal) -> Answer:

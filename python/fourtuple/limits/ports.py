@@ -6,7 +6,7 @@ Decides how many names a host can give its connections. Knows nothing of descrip
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from fourtuple.facts import Flow, Goal, Host, Role
 from fourtuple.limits._model import (
@@ -44,7 +44,7 @@ from fourtuple.limits._terms import (
     tuple_product,
     unread,
 )
-from fourtuple.tuples import HIGHEST_PORT
+from fourtuple.tuples import HIGHEST_PORT, IPAddress, PortSet
 
 SYN_SENT_S = 131
 """How long an unanswered connect() lives with 6 retries, the first 4 at one second each."""
@@ -82,7 +82,7 @@ def _ephemeral(host: Host, goal: Goal) -> Answer:
         return term
     if goal.binds_first:
         return NotApplicable(reason="the program binds first: exclusive-bind counts")
-    bound = tuple_product(goal, term.size, term.arithmetic)
+    bound = tuple_product(goal, term.size, term.arithmetic, term.may_miss(term.ports))
     return replace(bound, remedy=MORE_SOURCES) if term.range_size >= WIDEST_RANGE else bound
 
 
@@ -150,7 +150,7 @@ def _poisoned_use(host: Host) -> tuple[Usage, ...]:
     term = port_term(host)
     if isinstance(term, Unknown) or not term.poisoned:
         return ()
-    return (Usage(used=term.poisoned, of=term.range_size, unit="ports of the range poisoned"),)
+    return (Usage(used=term.poisoned.size, of=term.range_size, unit="ports of the range poisoned"),)
 
 
 def _unprivileged_start(host: Host) -> Check | None:
@@ -174,11 +174,44 @@ def _exclusive(host: Host, goal: Goal) -> Answer:
     term = port_term(host)
     if isinstance(term, Unknown):
         return term
-    total = term.size * goal.sources
+    # bind() compares addresses (inet_csk_bind_conflict()): what listens elsewhere is poisoned for connect() alone.
+    listening = _listening(host, ipv6=goal.ipv6)
+    held = {port: addresses for port, addresses in listening.items() if port in term.poisoned}
+    elsewhere = PortSet.of(*(port for port, addresses in held.items() if addresses is not None))
+    one_each = sum(min(len(addresses), goal.sources) for addresses in held.values() if addresses is not None)
+    ports = term.ports.union(elsewhere)
+    size = ports.size - term.may_miss(ports)
+    total = max(0, size * goal.sources - one_each)
+    # Of a port that is poisoned and has no listener nobody can say for which address it was bound.
+    unsure = term.poisoned.subtract(PortSet.of(*held))
+    most = (ports.size + unsure.size) * goal.sources
+    text = f"{term.range_text} - {term.poisoned.size - elsewhere.size:,} bound{term.missing_text(ports)}"
+    text += f" = {size:,} ports x {count(goal.sources, 'source')}"
+    text += f" - {one_each:,} that listen on one address" if one_each else ""
     return Bound(
         connections=total,
-        arithmetic=f"{term.arithmetic} x {count(goal.sources, 'source')} = {total:,} to all destinations together",
+        may_reach=most if most > total else None,
+        arithmetic=f"{text} = {total:,}{f' to {most:,}' if most > total else ''} to all destinations together",
     )
+
+
+def _listening(host: Host, *, ipv6: bool) -> dict[int, set[IPAddress] | None]:
+    """By port, the addresses beyond loopback at which somebody listens; None where it is at all of this family."""
+    found: dict[int, set[IPAddress] | None] = {}
+    for listener in host.listeners:
+        address, port = listener.local.address, listener.local.port
+        addresses = found.setdefault(port, set())
+        whole = address.is_unspecified
+        if isinstance(address, IPv6Address):
+            # :: is taken to listen for IPv4 too: IPV6_V6ONLY does not show.
+            address, both = address.ipv4_mapped or address, whole
+        else:
+            both = whole and not ipv6
+        if both:
+            found[port] = None
+        elif addresses is not None and not whole and not address.is_loopback and (address.version == 6) == ipv6:
+            addresses.add(address)
+    return found
 
 
 def _sticky_buckets(host: Host) -> Check | None:
@@ -558,7 +591,8 @@ LIMITS = (
         default="off: every bind takes its port",
         formula=(
             "without the option the port term per source address over all destinations together; with it, per"
-            " destination"
+            " destination. A port that somebody bound at another address alone counts: bind() compares addresses, while"
+            " connect() skips the port (A8)"
         ),
         bounds="Clients that bind first. Measured with 90 ports and two destinations: 90 + 0 without, 90 + 90 with it.",
         hit=(error("bind", "EADDRINUSE", "port 0, all ports taken by binders", rank=1),),

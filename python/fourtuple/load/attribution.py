@@ -227,8 +227,10 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
     rows = (
         (
             0 if memory else snapshot.pings_missing,
-            "connected, but it does not answer in time: it stalls, or never accepted",
-            ("accept-queue", "accept-at-limit") if overflow else ("accept-at-limit",),
+            "no answer, and where there was one, it was that nobody listens (a host says so a few times a second only)"
+            if by_icmp
+            else "connected, but it does not answer in time: it stalls, or never accepted",
+            () if by_icmp else ("accept-queue", "accept-at-limit") if overflow else ("accept-at-limit",),
         ),
         (snapshot.pings_wrong, "it answers with other bytes than it should, or ends the dialogue", ()),
         (refused, "it answers with an error status", ()),

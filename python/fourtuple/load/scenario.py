@@ -156,6 +156,8 @@ class Scenario:
         _seconds("--answer-timeout", self.answer_timeout_s, 0.01, 3_600)
         if self.closed_loop and self.round_every_s:
             raise BadConfig("--closed-loop", "has no interval; leave out --ping-every")
+        if self.script is not None and (self.closed_loop or self.target.scheme is Scheme.UDP):
+            raise BadConfig("--script", "has a session, which sets its own pace, and speaks over TCP")
         if self.close_with_fin and self.target.scheme is Scheme.UDP:
             raise BadConfig("--fin", "is for TCP: a UDP flow has no end that the other side is told of")
         if self.script is not None:

@@ -17,7 +17,14 @@ SYSCTL_FILE = "/etc/sysctl.d/60-fourtuple.conf"
 UNIT_FILE = "the service's drop-in, or the container's runtime"
 ADDRESS_FILE = "fourtuple-addresses.service, or systemd-networkd"
 NONLOCAL_BIND_6 = "net.ipv6.ip_nonlocal_bind"
-HOST_WIDE = ("fs.", "kernel.", "vm.", "net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets")
+HOST_WIDE = (
+    "fs.",
+    "kernel.",
+    "vm.",
+    "net.ipv4.tcp_mem",
+    "net.netfilter.nf_conntrack_max",
+    "net.netfilter.nf_conntrack_buckets",
+)
 """Not a network namespace's own: from inside a container they are read-only (catalogue section 5)."""
 
 
@@ -139,7 +146,7 @@ class Draft:
         for first, last in missing.ranges():
             for prefix in summarize_address_range(first, last):
                 draft = draft._with_local_prefix(str(prefix), limit, arithmetic)
-        if missing and missing.version == 6:
+        if missing and missing.version == 6 and self.found.sysctl.get(NONLOCAL_BIND_6, "").strip() != "1":
             why = "bind() refuses an address of a local IPv6 prefix without it, unless the socket sets IPV6_FREEBIND"
             draft = draft.with_sysctl(NONLOCAL_BIND_6, "1", "A17", why)
         if unnamed:

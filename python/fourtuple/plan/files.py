@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 
 from fourtuple.facts import Change, ChangeKind, Role
+from fourtuple.plan.draft import HOST_WIDE
 from fourtuple.plan.model import Plan
 
 HEAD = "# Written by fourtuple plan"
@@ -117,8 +118,9 @@ def _nft(plan: Plan) -> str:
     translate = [change for change in plan.changes if change.kind is ChangeKind.RULES]
     if translate:
         rule = translate[0]
-        missing = "" if plan.sources else "# Name the addresses with --from and plan again.\n# "
-        text = f'        {missing}oifname "WAN" {rule.new} fully-random'
+        text = f'        oifname "WAN" {rule.new} fully-random'
+        if not plan.sources:
+            text = f"        # Name the addresses with --from and plan again.\n        # {text.strip()}"
         return "\n".join(
             [
                 f"{HEAD}: {rule.arithmetic} ({rule.limit}).",
@@ -132,36 +134,45 @@ def _nft(plan: Plan) -> str:
                 "",
             ]
         )
-    if not any(change.limit == "G1" for change in plan.changes):
+    # A box that translates has to track.
+    if plan.goal.role is Role.NAT or not any(change.limit == "G1" for change in plan.changes):
         return ""
-    server = plan.goal.role is Role.SERVER
-    ports = sorted({one.port for one in plan.destinations})
-    which = "{ " + ", ".join(map(str, ports)) + " }" if ports else "PORT"
-    ours, theirs = ("dport", "sport") if server else ("sport", "dport")
+    here, there = "PORT", sorted({one.port for one in plan.destinations})
+    serves = plan.goal.role in (Role.SERVER, Role.PROXY)
+    connects = plan.goal.role is not Role.SERVER
+    which = "{ " + ", ".join(map(str, there)) + " }" if there else "PORT_OF_THE_DESTINATION"
+    before = [f"dport {here}"] * serves + [f"sport {which}"] * connects
+    after = [f"sport {here}"] * serves + [f"dport {which}"] * connects
+    unnamed = ["# Put in the numbers for the ports in capitals first."] if serves or not there else []
     return "\n".join(
         [
             f"{HEAD}: instead of a larger table, do not track these connections at all (G1).",
             "# Rules that ask for their state no longer see them.",
+            *unnamed,
             "table inet fourtuple {",
-            f"    chain prerouting {{ type filter hook prerouting priority raw; tcp {ours} {which} notrack; }}",
-            f"    chain output {{ type filter hook output priority raw; tcp {theirs} {which} notrack; }}",
+            *_chain("prerouting", before),
+            *_chain("output", after),
             "}",
             "",
         ]
     )
 
 
-NAMESPACED_SAFE = ("net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start", "net.ipv4.tcp_syncookies")
+def _chain(hook: str, ports: list[str]) -> list[str]:
+    rules = [f"        tcp {one} notrack" for one in ports]
+    return [f"    chain {hook} {{", f"        type filter hook {hook} priority raw;", *rules, "    }"]
+
+
+NAMESPACED_SAFE = ("net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports")
 """Sysctls that Kubernetes lets a pod set unasked; others need --allowed-unsafe-sysctls on the kubelet."""
 
 
 def _container(plan: Plan) -> str:
     """Notes for containers: which changes go where."""
     lines = ["# The same plan in containers", ""]
-    own = [
-        one for one in plan.changes if one.kind is ChangeKind.SYSCTL and one.knob.startswith(("net.ipv4", "net.core"))
-    ]
-    host = [one for one in plan.changes if one.kind is ChangeKind.SYSCTL and one not in own]
+    sysctls = [one for one in plan.changes if one.kind is ChangeKind.SYSCTL]
+    own = [one for one in sysctls if not one.knob.startswith(HOST_WIDE)]
+    host = [one for one in sysctls if one not in own]
     host += [one for one in plan.changes if one.kind is ChangeKind.ELSEWHERE]
     units = {one.knob: one.new for one in plan.changes if one.kind is ChangeKind.UNIT}
     if own:

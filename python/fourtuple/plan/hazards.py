@@ -15,18 +15,26 @@ from fourtuple.plan.model import HostMark, Plan
 from fourtuple.tuples import HIGHEST_PORT, PortSet
 
 
-def hazards(plan: Plan, host: Host) -> tuple[str, ...]:
-    """Why this plan should not be applied here; empty if nothing speaks against it."""
-    return (*_another_host(plan, host), *_stale(plan, host), *_listeners(plan, host), *_memory(plan, host))
+def hazards(plan: Plan, host: Host, *, same_namespace: bool = True) -> tuple[str, ...]:
+    """Why this plan should not be applied here; empty if nothing speaks against it.
+
+    `same_namespace`: whether `host` is where the plan was made; a namespace beside it begins with values of its own.
+    """
+    here = (*_another_namespace(plan, host), *_stale(plan, host)) if same_namespace else ()
+    return (*_another_host(plan, host), *here, *_listeners(plan, host), *_memory(plan, host))
 
 
 def _another_host(plan: Plan, host: Host) -> Iterator[str]:
+    yield from _different(plan, host, ("cpus", "processors"), ("memory_total_bytes", "bytes of memory"))
+
+
+def _another_namespace(plan: Plan, host: Host) -> tuple[str, ...]:
+    return tuple(_different(plan, host, ("initial_network_namespace", "initial network namespace")))
+
+
+def _different(plan: Plan, host: Host, *facts: tuple[str, str]) -> Iterator[str]:
     made_for, here = plan.host, HostMark.of(host)
-    for field, what in (
-        ("cpus", "processors"),
-        ("memory_total_bytes", "bytes of memory"),
-        ("initial_network_namespace", "initial network namespace"),
-    ):
+    for field, what in facts:
         theirs, ours = getattr(made_for, field), getattr(here, field)
         if theirs != ours:
             yield f"the plan was made for another host: {what} {_said(theirs)} there, {_said(ours)} here"

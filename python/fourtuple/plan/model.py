@@ -37,9 +37,30 @@ class Means:
             raise BadConfig("--machine", f"{self.machine:,}: from 1 to the number of machines")
         if len(set(self.to)) < len(self.to):
             raise BadConfig("--to", "names an endpoint twice; each may be named once")
+        for one in self.to:
+            if one.address not in _reachable(one.address.version):
+                why = (
+                    f"{one} is no destination: an address of one host is wanted, no wildcard, multicast or reserved one"
+                )
+                raise BadConfig("--to", why)
         versions = {one.address.version for one in self.to} | ({self.sources.version} if self.sources else set())
         if len(versions) > 1:
             raise BadConfig("--to", "mixes IPv4 and IPv6 with itself or with --from; make a plan for each family")
+        if self.sources is not None:
+            self._check_sources(self.sources)
+
+    def _check_sources(self, sources: AddressSet) -> None:
+        """BadConfig where an address cannot be the source of a connection to these destinations."""
+        local = bool(self.to) and all(one.address.is_loopback for one in self.to)
+        allowed = _reachable(sources.version) if local else AddressSet.usable(sources.version)
+        if unusable := sources.subtract(allowed):
+            kinds = "wildcard, multicast or reserved" if local else "loopback, wildcard, multicast or reserved"
+            why = f"{str(unusable)[:80]} cannot be sources of connections to other hosts: they are {kinds}"
+            raise BadConfig("--from", why)
+        for one in self.to:
+            if one.address in sources and not local:
+                why = f"holds {one.address}, a destination: made local, it could not be reached any more"
+                raise BadConfig("--from", why)
 
     def check(self, goal: Goal) -> None:
         """BadConfig where these means contradict the goal."""
@@ -54,6 +75,11 @@ class Means:
         if self.sources is not None and self.machines is not None and self.sources.size < self.machines:
             why = f"{self.sources.size:,} addresses for {self.machines:,} machines: each needs one of its own"
             raise BadConfig("--from", why)
+
+
+def _reachable(version: int) -> AddressSet:
+    """Addresses that a connection of this host may go to: those of other hosts, and loopback."""
+    return AddressSet.usable(version).union(AddressSet.parse("127.0.0.0/8" if version == 4 else "::1"))
 
 
 class HostMark(Facts):

@@ -22,6 +22,7 @@ from fourtuple.limits._terms import (
     number,
     numbers,
     port_term,
+    queued_bytes,
     sockets_per_connection,
 )
 from fourtuple.plan.draft import Draft, local_addresses
@@ -173,7 +174,7 @@ def more_buffers(draft: Draft) -> Draft | None:
     """net.ipv4.tcp_mem, up to half of the memory; the kernel's own proportions of its three numbers (C3)."""
     total = draft.host.machine.memory_total_bytes
     page = draft.host.kernel.page_bytes or 4_096
-    each = draft.goal.bytes_queued * 5 * sockets_per_connection(draft.goal) // 4
+    each = queued_bytes(draft.goal, page) * sockets_per_connection(draft.goal)
     wanted = -(-draft.wanted * each // page)
     most = wanted if total is None else min(wanted, total // 2 // page)
     now = numbers(draft.host, "net.ipv4.tcp_mem", 3)
@@ -200,7 +201,7 @@ def more_cgroup_memory(draft: Draft) -> Draft | None:
 def more_cgroup_buffers(draft: Draft) -> Draft | None:
     """memory.kmem.tcp.limit_in_bytes."""
     used = 0 if draft.host.cgroup is None else draft.host.cgroup.kmem_tcp_usage_bytes or 0
-    each = draft.goal.bytes_queued * 5 * sockets_per_connection(draft.goal) // 4
+    each = queued_bytes(draft.goal, draft.host.kernel.page_bytes) * sockets_per_connection(draft.goal)
     wanted = draft.wanted * each + used
     arithmetic = f"{draft.wanted:,} x {each:,} B queued + {used:,} B in use = {wanted:,} B"
     return draft.with_kmem_tcp(wanted, "C7", arithmetic)

@@ -17,7 +17,7 @@ from fourtuple.limits._terms import MEMORY_SHARE_PERCENT
 from fourtuple.plan.draft import Draft
 from fourtuple.plan.machines import balancer, in_front
 from fourtuple.plan.model import MOST_MACHINES, Finding, HostMark, Means, Plan
-from fourtuple.plan.rules import COUNT_RULES, NAT_FILL_PERCENT, RATE_RULES, Rule, memory, queue_for_rate
+from fourtuple.plan.rules import COUNT_RULES, LARGEST_QUEUE, NAT_FILL_PERCENT, RATE_RULES, Rule, memory, queue_for_rate
 from fourtuple.tuples import AddressSet
 
 MOST_ROUNDS = 64
@@ -133,7 +133,7 @@ def _written(goal: Goal, share: Goal, draft: Draft, stop: Binding | None) -> Pla
     bounds = [_certain(bound) for bound in after.bounds]
     ceiling = min((bound.connections for bound in bounds), default=draft.wanted)
     total = min(goal.connections or 0, draft.wanted * machines)
-    needed, arithmetic = memory(draft.goal, _tracked(draft.host, draft.wanted))
+    needed, arithmetic = memory(draft.goal, _tracked(draft))
     return Plan(
         goal=goal,
         host=HostMark.of(draft.found),
@@ -176,9 +176,10 @@ def _findings(draft: Draft, before: RoleDiagnosis, after: RoleDiagnosis) -> tupl
     )
 
 
-def _tracked(host: Host, connections: int) -> int:
-    """Entries of the tracking table, where there is tracking."""
-    return (host.conntrack.maximum or connections) if host.conntrack.active else 0
+def _tracked(draft: Draft) -> int:
+    """Entries of the tracking table, where there is tracking: translation brings it along."""
+    tracks = draft.host.conntrack.active or draft.goal.role is Role.NAT
+    return (draft.host.conntrack.maximum or draft.wanted) if tracks else 0
 
 
 def _notes(goal: Goal, draft: Draft, stop: Binding | None, needed: int) -> Iterator[str]:
@@ -190,6 +191,12 @@ def _notes(goal: Goal, draft: Draft, stop: Binding | None, needed: int) -> Itera
         machines = -(-(goal.connections or 0) // draft.wanted)
         if machines > 1:
             yield f"{machines:,} machines of this shape would reach it: --machines auto plans them"
+    if goal.rate_per_s:
+        text = f"whether the processors make {goal.rate_per_s:,} connections per second shows fourtuple load alone"
+        if goal.rate_per_s > LARGEST_QUEUE and goal.role in (Role.SERVER, Role.PROXY):
+            pause_ms = LARGEST_QUEUE * 1_000 // goal.rate_per_s
+            text += f"; the longest queue there is covers {pause_ms:,} ms without accept()"
+        yield text
     if goal.role is Role.NAT and draft.goal.sources > 1:
         # find_best_ips_proto() in net/netfilter/nf_nat_core.c.
         yield "the kernel picks the SNAT address by a hash of client and server: few clients fill few of the addresses"

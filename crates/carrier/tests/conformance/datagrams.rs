@@ -95,7 +95,7 @@ impl Caller {
         } else {
             while let Some(conn) = self.open.pop() {
                 self.closing += 1;
-                outbox.push(Command::Close { conn, abort: self.asked % 2 == 0 });
+                outbox.push(Command::Close { conn, abort: self.asked.is_multiple_of(2) });
             }
         }
     }
