@@ -65,7 +65,7 @@ docs: setup ## write the pages of the limits catalogue from the code
 system: ## install the system packages that tests use (root with apt-get only); starts none of their services
 	@missing=(); \
 	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
-	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
+	        curl:curl openssl:openssl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
 	        nginx:nginx-light haproxy:haproxy redis-server:redis-server postgres:postgresql; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \

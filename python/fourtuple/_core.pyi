@@ -4,7 +4,7 @@ from typing import TypedDict, final
 
 from fourtuple.engine import CarrierSettings, EchoConfig, LoadConfig
 
-__all__ = ["Workers", "counters", "uring_abilities"]
+__all__ = ["Workers", "counters", "reasons", "uring_abilities"]
 
 class _Quantiles(TypedDict):
     count: int
@@ -32,7 +32,10 @@ class _Snapshot(TypedDict):
     counters: list[int]
     failures: list[tuple[str, int, int]]
     stopped_by: tuple[str, int] | None
+    opening_reasons: list[tuple[str, int]]
+    round_reasons: list[tuple[str, int]]
     connect_ns: _Quantiles
+    opening_ns: _Quantiles
     echo_ns: _Quantiles
     fill_curves: list[list[tuple[int, int]]]
     listeners_served: int
@@ -69,6 +72,9 @@ class Workers:
 
 def counters() -> list[tuple[str, str, str]]:
     """One row per counter, in the order of a snapshot's counters: name, unit, meaning."""
+
+def reasons() -> list[str]:
+    """Every name that a snapshot's reasons may have."""
 
 def uring_abilities() -> dict[str, bool]:
     """What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring."""

@@ -13,6 +13,8 @@ from fourtuple.errors import BadConfig
 MOST_ACTS = 250
 MOST_BYTES = 65_535
 """Of one act that waits for them."""
+ACCEPT_BYTES = 28
+"""Of a Sec-WebSocket-Accept: the base64 of a SHA-1."""
 MOST_WAIT_S = 86_400
 MOST_SAID_BYTES = 2_048
 """Of one Say: what a buffer of the engine holds. More is several, which `said` makes."""
@@ -104,6 +106,18 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
+class Upgrade:
+    """The answer to a WebSocket's opening comes: status 101 and this Sec-WebSocket-Accept (RFC 6455 4.1)."""
+
+    accept: bytes
+
+    @property
+    def row(self) -> tuple[str, bytes, int, int]:
+        """The act as the engine takes it."""
+        return ("upgrade", self.accept, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Pong:
     """WebSocket frames come (RFC 6455) until a pong that carries these bytes."""
 
@@ -120,7 +134,7 @@ def said(data: bytes) -> tuple[Say, ...]:
     return tuple(Say(data[start : start + MOST_SAID_BYTES]) for start in range(0, len(data), MOST_SAID_BYTES))
 
 
-Act = Say | Expect | Until | Skip | Rest | Wait | Response | Pong
+Act = Say | Expect | Until | Skip | Rest | Wait | Response | Upgrade | Pong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +185,8 @@ def _check(path: str, act: object) -> None:
             _bytes(path, data, 1, MOST_BYTES)
         case Pong(data=data):
             _bytes(path, data, 0, 125)  # RFC 6455 5.5: a control frame carries no more
+        case Upgrade(accept=data):
+            _bytes(path, data, ACCEPT_BYTES, ACCEPT_BYTES)
         case Skip(count=number):
             _whole(path, number, 1, 2**32 - 1)
         case Wait(seconds=seconds):
@@ -181,7 +197,8 @@ def _check(path: str, act: object) -> None:
             _whole(f"{path}.least_status", least, 100, 599)
             _whole(f"{path}.most_status", most, least, 599)
         case _:
-            raise BadConfig(path, f"is {act!r}; one of Say, Expect, Until, Skip, Rest, Wait, Response, Pong is needed")
+            allowed = "Say, Expect, Until, Skip, Rest, Wait, Response, Upgrade, Pong"
+            raise BadConfig(path, f"is {act!r}; one of {allowed} is needed")
     if isinstance(act, Until):
         _whole(f"{path}.most_bytes", act.most_bytes, len(act.mark), 2**32 - 1)
 

@@ -26,6 +26,8 @@ HIGHEST_COUNT = 2**32 - 1
 """Connections are numbered by 32 bits in each worker."""
 CONNECTIONS_PER_WORKER = 1_000
 """Below this many connections another worker costs more than it brings."""
+SECURED_PER_WORKER = 50
+"""The same where each connection costs a TLS handshake."""
 _GLANCE_S = 0.01
 
 
@@ -67,6 +69,30 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """TLS around all that a load engine says. Every connection makes a whole handshake: no session is resumed."""
+
+    server_name: str
+    """A name or an address: the certificate has to be for it; a name is sent to the server (SNI)."""
+    ca: bytes | None = None
+    """Certificates to trust, PEM; None is the system's."""
+    insecure: bool = False
+    """Accept any certificate. That the server has its key is still checked."""
+    alpn: tuple[bytes, ...] = ()
+    """Protocols to offer, the best first; none is no offer."""
+    identity: tuple[bytes, bytes] | None = None
+    """Our certificate with those above it, and its key; both PEM."""
+
+    def __post_init__(self) -> None:
+        _instance("tls.server_name", self.server_name, str)
+        _instance("tls.insecure", self.insecure, bool)
+        _instance("tls.alpn", self.alpn, tuple)
+        for path, value in (("tls.ca", self.ca), *(("tls.identity", one) for one in self.identity or ())):
+            if value is not None:
+                _instance(path, value, bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadConfig:
     """What a load engine is to do: connect over `space`, hold, ping on request, close. Numbers are the engine's."""
 
@@ -99,6 +125,8 @@ class LoadConfig:
     """Keep the connect time by fill (`Snapshot.fill_curves`)."""
     dialogue: Dialogue | None = None
     """What is said on each connection; None is the token, which the peer has to send back."""
+    tls: TlsConfig | None = None
+    """None is no TLS: the bytes as they are."""
 
     def __post_init__(self) -> None:
         _instance("space", self.space, TupleSpace)
@@ -121,6 +149,10 @@ class LoadConfig:
         _instance("closed_loop", self.closed_loop, bool)
         if self.closed_loop and self.ping_every_s:
             raise BadConfig("closed_loop", "has no interval; leave out ping_every_s")
+        if self.tls is not None:
+            _instance("tls", self.tls, TlsConfig)
+            if self.space.protocol is Protocol.UDP:
+                raise BadConfig("tls", "is for tcp, and the space is udp's")
         if self.dialogue is None:
             return
         _instance("dialogue", self.dialogue, Dialogue)
@@ -247,6 +279,7 @@ class Snapshot:
     listening_now: int
     listens_failed: int
     openings_right: int
+    openings_now: int
     openings_failed: int
     pings_sent: int
     pings_right: int
@@ -265,7 +298,13 @@ class Snapshot:
     failures: tuple[Failure, ...]
     stopped_by: Failure | None
     """The failure that made it stop making connections, if one did."""
+    opening_reasons: tuple[tuple[str, int], ...]
+    """Why openings failed, and how many of each; `fourtuple.load.reasons` explains the names."""
+    round_reasons: tuple[tuple[str, int], ...]
+    """The same of rounds that were wrong."""
     connect_ns: Quantiles
+    opening_ns: Quantiles
+    """From the connection's coming to the end of its opening, a TLS handshake included."""
     echo_ns: Quantiles
     fill_curves: tuple[tuple[tuple[int, int], ...], ...]
     """Per worker: (median connect time in ns, count) per hundredth of its share of the space."""
@@ -337,7 +376,10 @@ class Engine:
             running=raw["running"],
             failures=failures,
             stopped_by=next((row for row in failures if (row.step, row.errno) == stopped_by), None),
+            opening_reasons=tuple(raw["opening_reasons"]),
+            round_reasons=tuple(raw["round_reasons"]),
             connect_ns=Quantiles(**raw["connect_ns"]),
+            opening_ns=Quantiles(**raw["opening_ns"]),
             echo_ns=Quantiles(**raw["echo_ns"]),
             fill_curves=tuple(tuple(curve) for curve in raw["fill_curves"]),
             listeners_served=raw["listeners_served"],
@@ -421,8 +463,9 @@ def _require_room_to_say(config: LoadConfig | EchoConfig, settings: CarrierSetti
 def _worth_while(config: LoadConfig | EchoConfig) -> int:
     cpus = len(os.sched_getaffinity(0))
     match config:
-        case LoadConfig(connections=connections, rate_per_s=rate_per_s):
-            return max(1, min(cpus, connections // CONNECTIONS_PER_WORKER, rate_per_s or cpus))
+        case LoadConfig(connections=connections, rate_per_s=rate_per_s, tls=tls):
+            enough = CONNECTIONS_PER_WORKER if tls is None else SECURED_PER_WORKER
+            return max(1, min(cpus, connections // enough, rate_per_s or cpus))
         case EchoConfig(most_connections=most) if most:
             return max(1, min(cpus, most // CONNECTIONS_PER_WORKER))
         case _:

@@ -38,10 +38,11 @@ COUNTERS = (
     Counter("listening_now", "listeners", "listeners accepting now"),
     Counter("listens_failed", "listeners", "listeners that could not be made"),
     Counter("openings_right", "openings", "openings of a dialogue played to their end"),
+    Counter("openings_now", "openings", "openings being played"),
     Counter(
         "openings_failed",
         "openings",
-        "openings that the peer refused, answered with other bytes, or did not answer by the deadline",
+        "openings that the peer refused, broke off, answered with other bytes, or did not answer by the deadline",
     ),
     Counter("pings_sent", "tokens", "tokens sent, or rounds of a dialogue begun"),
     Counter("pings_right", "tokens", "tokens that came back right"),

@@ -184,8 +184,8 @@ BAD_MANNERS = (
     ("garbage", "tcp", ("--ping-every", "0.2"), "it answers with other bytes than it should"),
     ("huge_headers", "http", (), "it answers with other bytes than it should"),
     ("vanish_in_answer", "http", (), "the peer reset the connection"),
-    ("garbage", "ws", (), "the opening handshake is refused, garbled or not answered"),
-    ("stall", "ws", ("--connect-timeout", "0.2"), "the opening handshake is refused, garbled or not answered"),
+    ("garbage", "ws", (), "the opening handshake is garbled"),
+    ("stall", "ws", ("--connect-timeout", "0.2"), "the opening handshake is not answered in time"),
 )
 
 

@@ -20,4 +20,4 @@ def test_a_snapshot_has_a_field_for_each_counter() -> None:
 
 
 def test_only_the_numbers_of_now_are_gauges() -> None:
-    assert [row.name for row in COUNTERS if row.is_gauge] == ["open_now", "listening_now"]
+    assert [row.name for row in COUNTERS if row.is_gauge] == ["open_now", "listening_now", "openings_now"]

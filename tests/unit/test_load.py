@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fourtuple import _core  # noqa: TID251  # the names as Rust has them
 from fourtuple.cli.main import main
-from fourtuple.dialogue import Act, Dialogue, Expect, Pong, Response, Rest, Say, Skip, Until, Wait, said
-from fourtuple.engine import CarrierSettings, EchoConfig, Engine, Failure, LoadConfig, Snapshot, SourceChoice
+from fourtuple.dialogue import Act, Dialogue, Expect, Pong, Response, Rest, Say, Skip, Until, Upgrade, Wait, said
+from fourtuple.engine import CarrierSettings, EchoConfig, Engine, Failure, LoadConfig, Snapshot, SourceChoice, TlsConfig
 from fourtuple.errors import BadConfig
 from fourtuple.facts import Conntrack, Host, RLimit, Sockets
 from fourtuple.limits import by_name
-from fourtuple.load import NUMBERS, Condition, Scenario, Scheme, Side, Target
+from fourtuple.load import NUMBERS, Condition, Scenario, Scheme, Side, Target, TlsOptions
 from fourtuple.load.attribution import Cause, Witness, attribute
 from fourtuple.load.presets import http, typed, unescaped, websocket
+from fourtuple.load.reasons import OPENING_REASONS, ROUND_REASONS
 from fourtuple.tuples import AddressSet, Endpoint, PortSet, TupleSpace
+from tests.netns.certificates import Authority
 
 HOSTS = Path(__file__).parents[1] / "hosts"
 QUIET = Host.model_validate_json((HOSTS / "recorded.json").read_text()).model_copy(
@@ -186,6 +191,11 @@ def test_presets_say_what_the_standards_want() -> None:
     assert isinstance(get, Say)
     assert get.data.startswith(b"GET /x HTTP/1.1\r\nHost: [::1]:8080\r\n")
     dialogue = websocket(Target.parse("ws://127.0.0.1/"), 500, seed=1)
+    asked, upgrade = dialogue.opening
+    assert isinstance(asked, Say)
+    assert isinstance(upgrade, Upgrade)
+    key = asked.data.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+    assert upgrade.accept == base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
     ping, pong = dialogue.round
     assert isinstance(ping, Say)
     assert isinstance(pong, Pong)
@@ -207,6 +217,7 @@ def test_presets_say_what_the_standards_want() -> None:
         (Wait(100_000),),
         (Response(500, 200),),
         (Pong(b"x" * 126),),
+        (Upgrade(b"too short"),),
         ("hello",),
         (Skip(1),) * 251,
     ],
@@ -409,6 +420,8 @@ def test_the_failure_that_stopped_it_comes_first(nothing: Snapshot) -> None:
         (("tcp://127.0.0.1:9", "--fail-if", "speed > 1"), "one of bro"),
         (("tcp://127.0.0.1:9", "--from", "10.0.0.1-"), "--from"),
         (("http://127.0.0.1:9/", "--say", "x", "--expect", "y"), "has its own words"),
+        (("wss://127.0.0.1:9/", "--say", "x", "--expect", "y"), "has its own words"),
+        (("tls://127.0.0.1:9/path",), "a tls target has no path"),
         (("tcp://127.0.0.1:9", "--say", "x"), "go together"),
         (("tcp://127.0.0.1:9", "--script", "/nowhere.py"), "cannot be run"),
         (("tcp://127.0.0.1:9", "--html", "/nowhere/report.html"), "cannot be written"),
@@ -418,6 +431,60 @@ def test_the_failure_that_stopped_it_comes_first(nothing: Snapshot) -> None:
 def test_wrong_use(arguments: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["load", *arguments]) == 64
     assert named in capsys.readouterr().err
+
+
+def test_what_is_asked_of_tls_has_to_make_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = Authority(tmp_path, "ours")
+    good, empty = ours.sign("server.test"), tmp_path / "empty.pem"
+    empty.write_text("")
+    url = "tls://127.0.0.1:9"
+    rows = (
+        ((url, "--tls-ca", str(empty)), "--tls-ca: holds no PEM certificate"),
+        ((url, "--tls-ca", str(good.key)), "--tls-ca: holds no PEM certificate"),
+        ((url, "--tls-ca", str(tmp_path / "none")), "--tls-ca"),
+        ((url, "--tls-ca", str(ours.ca), "--tls-insecure"), "leave out --tls-ca"),
+        ((url, "--tls-insecure", "--tls-server-name", "no name"), "--tls-server-name"),
+        ((url, "--tls-insecure", "--tls-alpn", "x" * 256), "--tls-alpn"),
+        ((url, "--tls-cert", str(good.chain)), "--tls-key: is missing"),
+        ((url, "--tls-insecure", "--tls-cert", str(good.chain), "--tls-key", str(ours.own().key)), "--tls-key"),
+        (("tcp://127.0.0.1:9", "--tls-insecure"), "--tls-insecure: is for tls"),
+        (("https://127.0.0.1-127.0.0.4/",), "--tls-server-name: is needed"),
+    )
+    for options, named in rows:
+        assert main(["load", *options, "--duration", "0"]) == 64
+        assert named in capsys.readouterr().err, options
+
+
+def test_what_a_target_asks_of_tls() -> None:
+    def config(url: str, **options: object) -> TlsConfig | None:
+        return TlsOptions(**options).config(Target.parse(url))  # type: ignore[arg-type]
+
+    for url, name, alpn in (
+        ("https://server.test/", "server.test", (b"http/1.1",)),
+        ("wss://10.0.0.1:99/", "10.0.0.1", (b"http/1.1",)),
+        ("tls://[2001:db8::1]:99", "2001:db8::1", ()),
+    ):
+        found = config(url)
+        assert found is not None
+        assert (found.server_name, found.alpn, found.insecure) == (name, alpn, False)
+    assert config("http://10.0.0.1/") is None
+    several = config("tls://10.0.0.1-10.0.0.9:5", server_name="x.test", alpn=("a", "b"))
+    assert several is not None
+    assert (several.server_name, several.alpn) == ("x.test", (b"a", b"b"))
+    named = replace(Target.parse("https://server.test:8443/"), addresses=AddressSet.parse("10.0.0.1"))
+    assert named.authority == "server.test:8443", "a name stays one when it is resolved"
+
+
+def test_every_reason_is_explained() -> None:
+    assert set(OPENING_REASONS) == set(ROUND_REASONS) == set(_core.reasons())
+    assert len({reason.what for reason in OPENING_REASONS.values()}) == len(OPENING_REASONS)
+
+
+def test_reasons_become_causes(nothing: Snapshot) -> None:
+    snapshot = replace(nothing, opening_reasons=(("certificate-issuer", 4),), round_reasons=(("wrong", 2),))
+    causes = attribute(snapshot, Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE))
+    assert [(cause.side, cause.count) for cause in causes] == [(Side.BETWEEN, 4), (Side.SERVER, 2)]
+    assert "--tls-ca" in causes[0].evidence
 
 
 def test_a_script_without_a_dialogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

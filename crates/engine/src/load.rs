@@ -18,7 +18,7 @@ use crate::pages::Pages;
 use crate::report::{Counter, Phase, Report};
 use crate::script::{Place, Script};
 use crate::space::Space;
-use crate::speech::{Returned, Speech, Tokens};
+use crate::speech::{Failing, Returned, Speech, Tokens};
 use crate::walk::Walk;
 use crate::window::Window;
 use thinking::Thinking;
@@ -94,9 +94,9 @@ enum State {
     Thinking,
     /// The part is over, but `Sent` has not come yet.
     Answered,
-    /// The part was not over in time; what still comes of it is no surprise.
+    /// The round was not over in time; what still comes of it is no surprise.
     Late,
-    /// Other bytes than the speech wants came, or the opening was refused; nothing more is asked of it.
+    /// Other bytes than the speech wants came; nothing more is asked of it.
     Spoiled,
     /// `Close` is given.
     Closing,
@@ -192,11 +192,17 @@ pub struct LoadCore<S: Speech = Tokens> {
     fill: Option<Histogram>,
 }
 
+impl Tokens {
+    /// The tokens that the configuration asks for.
+    pub fn of(config: &LoadConfig) -> Tokens {
+        Tokens { seed: config.seed, token_bytes: config.token_bytes.min(u16::MAX.into()) as u16 }
+    }
+}
+
 impl LoadCore<Tokens> {
     /// A core that has done nothing yet, and will ping with tokens.
     pub fn new(config: LoadConfig) -> LoadCore<Tokens> {
-        let token_bytes = config.token_bytes.min(u16::MAX.into()) as u16;
-        let speech = Tokens { seed: config.seed, token_bytes };
+        let speech = Tokens::of(&config);
         LoadCore::speaking(config, speech)
     }
 }
@@ -209,7 +215,8 @@ impl LoadCore<Script> {
 }
 
 impl<S: Speech> LoadCore<S> {
-    fn speaking(config: LoadConfig, speech: S) -> LoadCore<S> {
+    /// A core that has done nothing yet, and will hold this speech on every connection.
+    pub fn speaking(config: LoadConfig, speech: S) -> LoadCore<S> {
         let attempts = Window::new(config.window);
         LoadCore {
             speech,
@@ -247,20 +254,26 @@ impl<S: Speech> LoadCore<S> {
     }
 
     fn failed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
-        let Some(hold) = self.open_hold(conn) else { return };
+        let Some(mut hold) = self.open_hold(conn) else { return };
         self.report.failed(step, error);
-        self.close(conn, hold, Counter::Broken, true, outbox);
+        self.break_opening(&mut hold, Failing::Broke);
+        self.close(conn, &mut hold, Counter::Broken, true, outbox);
     }
 
     fn finished(&mut self, conn: ConnId, outbox: &mut Outbox) {
-        let Some(hold) = self.open_hold(conn) else { return };
-        self.close(conn, hold, Counter::ClosedByPeer, self.config.abort_on_close, outbox);
+        let Some(mut hold) = self.open_hold(conn) else { return };
+        self.break_opening(&mut hold, Failing::Finished);
+        self.close(conn, &mut hold, Counter::ClosedByPeer, self.config.abort_on_close, outbox);
     }
 
-    fn close(&mut self, conn: ConnId, mut hold: Hold<S::Memory>, why: Counter, abort: bool, outbox: &mut Outbox) {
-        self.break_off(&hold);
-        hold.state = State::Closing;
-        self.holds.write(conn.index, hold);
+    fn close(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, why: Counter, abort: bool, outbox: &mut Outbox) {
+        self.break_off(hold);
+        if why != Counter::Broken {
+            self.say_last(conn, hold, abort, outbox);
+        }
+        self.speech.end(std::mem::take(&mut hold.memory));
+        (hold.state, hold.thirsty) = (State::Closing, false);
+        self.holds.write(conn.index, *hold);
         self.closes_under_way += 1;
         self.report.add(why, 1);
         outbox.push(Command::Close { conn, abort });
@@ -274,6 +287,8 @@ impl<S: Speech> LoadCore<S> {
         self.break_off(&hold);
         if hold.state == State::Closing {
             self.closes_under_way -= 1;
+        } else {
+            self.speech.end(hold.memory);
         }
         self.holds.write(conn.index, Hold::default());
         self.report.less(Counter::Open);
@@ -285,10 +300,10 @@ impl<S: Speech> LoadCore<S> {
         let mut scan = SCAN;
         index = self.holds.skip_untouched(index);
         while self.closes_under_way < BURST && scan > 0 && index < self.holds.end() {
-            let hold = self.holds.read(index);
+            let mut hold = self.holds.read(index);
             if !matches!(hold.state, State::Free | State::Closing) {
                 let conn = ConnId { index, generation: hold.generation };
-                self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
+                self.close(conn, &mut hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
             }
             (index, scan) = (index + 1, scan - 1);
         }
@@ -378,7 +393,7 @@ impl<S: Speech> Core for LoadCore<S> {
             Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn } => self.finished(conn, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
-            Event::Disturbed { conn, step, error } => self.disturbed(conn, step, error),
+            Event::Disturbed { conn, step, error } => self.disturbed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn),
             Event::Ordered(order) => self.ordered(order, now, outbox),
             // A load core listens nowhere.
@@ -393,7 +408,7 @@ impl<S: Speech> Core for LoadCore<S> {
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
         self.expire_attempts(now, outbox);
         self.close_some(outbox);
-        self.expire_openings(now);
+        self.expire_openings(now, outbox);
         self.expire_pings(now);
         if self.next_round_at.is_some_and(|at| at <= now) && self.report.phase == Phase::Holding {
             (self.next_round_at, self.rounds_waiting) = (None, self.rounds_waiting + 1);
@@ -451,6 +466,8 @@ impl<S: Speech> Core for LoadCore<S> {
         let settled = settled.into_iter().map(count).sum::<u64>();
         let opened = count(Counter::OpeningsRight) + count(Counter::OpeningsFailed);
         let (out, opening) = (playing(State::Awaiting, false), playing(State::Awaiting, true));
+        let sum = |reasons: &[(&str, u64)]| reasons.iter().map(|row| row.1).sum::<u64>();
+        let (failed, wrong) = (sum(&self.report.opening_reasons), sum(&self.report.round_reasons));
         let ends = count(Counter::ClosedByUs) + count(Counter::ClosedByPeer) + count(Counter::Broken);
         let connected = count(Counter::Connected);
         let rules = [
@@ -471,6 +488,9 @@ impl<S: Speech> Core for LoadCore<S> {
             ("those who think in an opening are counted", self.thinking.openings == playing(State::Thinking, true)),
             ("every round out has its slot", pings == out + playing(State::Answered, false)),
             ("every opening has its slot", openings == opening + playing(State::Answered, true)),
+            ("openings_now is their number", count(Counter::Openings) == openings + self.thinking.openings),
+            ("each opening that failed has a reason", failed == count(Counter::OpeningsFailed)),
+            ("each round that was wrong has a reason", wrong == count(Counter::PingsWrong)),
             ("an opening ends once", opened + opening + self.thinking.openings + self.openings_ended <= connected),
             ("the window bounds openings", attempts + openings <= u64::from(self.attempts.most())),
             (

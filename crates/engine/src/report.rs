@@ -49,7 +49,9 @@ counters! {
     ListenFailed = "listens_failed", "listeners";
     /// openings of a dialogue played to their end
     OpeningsRight = "openings_right", "openings";
-    /// openings that the peer refused, answered with other bytes, or did not answer by the deadline
+    /// openings being played
+    Openings = "openings_now", "openings";
+    /// openings that the peer refused, broke off, answered with other bytes, or did not answer by the deadline
     OpeningsFailed = "openings_failed", "openings";
     /// tokens sent, or rounds of a dialogue begun
     PingsSent = "pings_sent", "tokens";
@@ -107,10 +109,16 @@ pub struct Report {
     pub phase: Phase,
     /// Failures by step and error; bounded by (steps x errnos).
     pub failures: Vec<Failure>,
+    /// Why openings failed: names of reasons (`speech::REASONS` and those of other speeches), and how many of each.
+    pub opening_reasons: Vec<(&'static str, u64)>,
+    /// The same of rounds that were wrong.
+    pub round_reasons: Vec<(&'static str, u64)>,
     /// The failure that made the core stop making connections, if one did.
     pub stopped_by: Option<(Step, Errno)>,
     /// Time from `Connect` to `Connected`, nanoseconds.
     pub connect_ns: Histogram,
+    /// Time from `Connected` to the end of the opening, nanoseconds; of those that were right.
+    pub opening_ns: Histogram,
     /// Time from sending a token to having it back, nanoseconds.
     pub echo_ns: Histogram,
     /// Connect time by fill: median nanoseconds and count per hundredth of this core's tuple space (empty unless asked for).
@@ -128,8 +136,11 @@ impl Report {
             counters: [0; COUNTER_COUNT],
             phase: Phase::Ramping,
             failures: Vec::new(),
+            opening_reasons: Vec::new(),
+            round_reasons: Vec::new(),
             stopped_by: None,
             connect_ns: Histogram::new(),
+            opening_ns: Histogram::new(),
             echo_ns: Histogram::new(),
             fill_curve: Vec::new(),
             listeners_served: 0,
@@ -165,12 +176,31 @@ impl Report {
         self.counters[counter as usize] -= 1;
     }
 
+    /// Count an opening that failed, by reason.
+    pub fn opening_failed(&mut self, reason: &'static str) {
+        self.add(Counter::OpeningsFailed, 1);
+        one_more(&mut self.opening_reasons, reason);
+    }
+
+    /// Count a round that was wrong, by reason.
+    pub fn round_wrong(&mut self, reason: &'static str) {
+        self.add(Counter::PingsWrong, 1);
+        one_more(&mut self.round_reasons, reason);
+    }
+
     /// Count a failure by step and error.
     pub fn failed(&mut self, step: Step, error: Errno) {
         match self.failures.iter_mut().find(|row| row.step == step && row.error == error) {
             Some(row) => row.count += 1,
             None => self.failures.push(Failure { step, error, count: 1 }),
         }
+    }
+}
+
+fn one_more(reasons: &mut Vec<(&'static str, u64)>, reason: &'static str) {
+    match reasons.iter_mut().find(|row| row.0 == reason) {
+        Some(row) => row.1 += 1,
+        None => reasons.push((reason, 1)),
     }
 }
 

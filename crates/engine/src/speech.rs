@@ -33,6 +33,40 @@ pub enum Turn {
     },
 }
 
+/// How a part can fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failing {
+    /// The peer said what it should not have.
+    Wrong,
+    /// Its answer was whole and said no.
+    Refused,
+    /// It was not over by its deadline.
+    Late,
+    /// The peer sent FIN in the middle of it.
+    Finished,
+    /// The connection broke in the middle of it.
+    Broke,
+}
+
+impl Failing {
+    /// Its name among the reasons.
+    pub fn name(self) -> &'static str {
+        match self {
+            Failing::Wrong => "wrong",
+            Failing::Refused => "refused",
+            Failing::Late => "late",
+            Failing::Finished => "finished",
+            Failing::Broke => "broke",
+        }
+    }
+}
+
+/// Why openings fail, as far as this crate knows: names that `fourtuple.load` explains.
+pub const REASONS: &[&str] = &["wrong", "refused", "late", "finished", "broke", ACCEPT];
+
+/// The answer to a WebSocket's opening does not prove that our key was read (RFC 6455 4.1).
+pub(crate) const ACCEPT: &str = "accept";
+
 /// The peer said what it should not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wrong;
@@ -56,22 +90,37 @@ pub trait Speech: Send + Debug {
     /// Whether a connection has an opening to play before it counts as ready.
     fn has_opening(&self) -> bool;
     /// Start a part.
-    fn begin(&self, memory: &mut Self::Memory, part: Part);
+    fn begin(&mut self, memory: &mut Self::Memory, part: Part);
     /// Whose turn it is in the part that was begun.
     fn turn(&self, memory: &Self::Memory) -> Turn;
     /// Write what is to be said now, and go on; returns how many bytes. Only when it is our turn, or `owes`.
-    fn say(&self, memory: &mut Self::Memory, serial: u64, into: &mut [u8]) -> usize;
+    fn say(&mut self, memory: &mut Self::Memory, serial: u64, into: &mut [u8]) -> usize;
     /// Hear bytes while it is the peer's turn; returns how many of them were the answer to this turn, at least one.
-    fn hear(&self, memory: &mut Self::Memory, serial: u64, bytes: &[u8]) -> Result<usize, Wrong>;
+    fn hear(&mut self, memory: &mut Self::Memory, serial: u64, bytes: &[u8]) -> Result<usize, Wrong>;
     /// Hear a datagram while it is the peer's turn: wanted to its last byte, or a stray that leaves all as it was. `serial`
     /// names the connection in its lower half and the round in its upper half.
-    fn hear_datagram(&self, memory: &mut Self::Memory, serial: u64, bytes: &[u8]) -> Result<(), Stray>;
+    fn hear_datagram(&mut self, memory: &mut Self::Memory, serial: u64, bytes: &[u8]) -> Result<(), Stray>;
     /// The wait that it was the turn for is over.
-    fn waited(&self, memory: &mut Self::Memory);
-    /// Hear bytes while no part is being played.
-    fn overhear(&self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<(), Wrong>;
+    fn waited(&mut self, memory: &mut Self::Memory);
+    /// Hear bytes while no part is being played, or it is not the peer's turn.
+    fn overhear(&mut self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<(), Wrong>;
     /// Whether what was overheard wants an answer.
     fn owes(&self, memory: &Self::Memory) -> bool;
+
+    /// Why the part has failed, once it has: one of `REASONS`, or of another crate's.
+    fn why(&self, _memory: &Self::Memory, failing: Failing) -> &'static str {
+        failing.name()
+    }
+    /// Whether it may have a last word. If not, `last_word` is not asked.
+    fn has_last_word(&self, _memory: &Self::Memory, _abort: bool) -> bool {
+        false
+    }
+    /// Write what is to be said before a connection is closed (`abort`: with RST); returns how many bytes.
+    fn last_word(&mut self, _memory: &mut Self::Memory, _into: &mut [u8]) -> usize {
+        0
+    }
+    /// The connection is over: forget what is kept of it anywhere but in its memory. Once for each that was begun.
+    fn end(&mut self, _memory: Self::Memory) {}
 }
 
 /// Each round sends the connection's own token and wants the same bytes back.
@@ -99,7 +148,7 @@ impl Speech for Tokens {
         false
     }
 
-    fn begin(&self, memory: &mut Returned, _part: Part) {
+    fn begin(&mut self, memory: &mut Returned, _part: Part) {
         *memory = Returned(0);
     }
 
@@ -111,14 +160,14 @@ impl Speech for Tokens {
         }
     }
 
-    fn say(&self, memory: &mut Returned, serial: u64, into: &mut [u8]) -> usize {
+    fn say(&mut self, memory: &mut Returned, serial: u64, into: &mut [u8]) -> usize {
         let length = usize::from(self.token_bytes);
         Token { seed: self.seed, serial }.fill(&mut into[..length]);
         *memory = Returned(1);
         length
     }
 
-    fn hear(&self, memory: &mut Returned, serial: u64, bytes: &[u8]) -> Result<usize, Wrong> {
+    fn hear(&mut self, memory: &mut Returned, serial: u64, bytes: &[u8]) -> Result<usize, Wrong> {
         let returned = usize::from(memory.0 - 1);
         let took = bytes.len().min(usize::from(self.token_bytes) - returned);
         if !(Token { seed: self.seed, serial }).matches(returned, &bytes[..took]) {
@@ -128,7 +177,7 @@ impl Speech for Tokens {
         Ok(took)
     }
 
-    fn hear_datagram(&self, memory: &mut Returned, serial: u64, bytes: &[u8]) -> Result<(), Stray> {
+    fn hear_datagram(&mut self, memory: &mut Returned, serial: u64, bytes: &[u8]) -> Result<(), Stray> {
         let is_token_of = |serial| (Token { seed: self.seed, serial }).matches(0, bytes);
         if bytes.len() != usize::from(self.token_bytes) {
             return Err(Stray::Wrong);
@@ -143,9 +192,9 @@ impl Speech for Tokens {
         Err(if of_this_connection { Stray::Late } else { Stray::Wrong })
     }
 
-    fn waited(&self, _memory: &mut Returned) {}
+    fn waited(&mut self, _memory: &mut Returned) {}
 
-    fn overhear(&self, _memory: &mut Returned, _bytes: &[u8]) -> Result<(), Wrong> {
+    fn overhear(&mut self, _memory: &mut Returned, _bytes: &[u8]) -> Result<(), Wrong> {
         Err(Wrong)
     }
 

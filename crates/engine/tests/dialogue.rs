@@ -140,24 +140,32 @@ fn a_refused_round_is_counted_apart_and_the_next_goes_on() {
 }
 
 #[test]
-fn a_failed_opening_spoils_the_connection() {
-    let opening = || vec![say("hello"), Act::Response(101, 101)];
-    for answer in [&b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"[..], b"garbage"] {
+fn a_failed_opening_ends_the_connection_and_is_named() {
+    let opening = || vec![say("hello"), Act::Upgrade(vec![b'='; 28])];
+    let rows = [
+        ("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", "refused"),
+        ("HTTP/1.1 101 Yes\r\nSec-WebSocket-Accept: other\r\n\r\n", "accept"),
+        ("garbage", "wrong"),
+    ];
+    for (answer, reason) in rows {
         let (mut played, _) = connected(opening(), vec![say("ping"), expect("pong")], 8);
         sent(&mut played);
-        hear(&mut played, answer);
+        assert_eq!(count(&played, Counter::Openings), 1);
+        let closes = answer.as_bytes().chunks(9).flat_map(|part| played.receive(conn(0), part)).collect::<Vec<_>>();
+        assert!(matches!(closes[..], [Command::Close { .. }]), "{closes:?}");
         assert_eq!((count(&played, Counter::OpeningsFailed), count(&played, Counter::OpeningsRight)), (1, 0));
-        assert_eq!(played.core.report().phase, Phase::Holding);
+        assert_eq!(played.core.report().opening_reasons, [(reason, 1)]);
+        assert_eq!((played.core.report().phase, count(&played, Counter::Openings)), (Phase::Holding, 0));
         assert!(order_ping(&mut played).is_empty(), "nothing more is asked of it");
     }
     let (mut played, _) = connected(opening(), vec![say("ping")], 8);
-    played.wait_ms(99);
+    assert!(played.wait_ms(99).is_empty());
     assert_eq!(count(&played, Counter::OpeningsFailed), 0);
-    played.wait_ms(1);
+    assert!(matches!(played.wait_ms(1)[..], [Command::Close { .. }]));
     assert_eq!((count(&played, Counter::OpeningsFailed), played.core.report().phase), (1, Phase::Holding));
+    assert_eq!(played.core.report().opening_reasons, [("late", 1)]);
     sent(&mut played);
-    hear(&mut played, b"HTTP/1.1 101 Late\r\n\r\n");
-    assert_eq!(order_ping(&mut played), [b"ping"], "late, but ready");
+    assert!(hear(&mut played, b"HTTP/1.1 101 Late\r\n\r\n").is_empty());
 }
 
 #[test]
@@ -203,7 +211,7 @@ fn a_server_that_pings_is_answered_between_rounds_and_in_one() {
 }
 
 #[test]
-fn an_end_in_the_middle_is_neither_right_nor_wrong() {
+fn an_end_in_the_middle_fails_an_opening_and_leaves_a_round_open() {
     for opening in [true, false] {
         let acts = vec![say("a"), expect("1")];
         let (mut played, _) = if opening { connected(acts, vec![], 8) } else { connected(vec![], acts, 8) };
@@ -212,8 +220,10 @@ fn an_end_in_the_middle_is_neither_right_nor_wrong() {
         assert!(matches!(played.tell(failed)[..], [Command::Close { abort: true, .. }]));
         assert!(played.receive(conn(0), b"1").is_empty());
         played.tell(Event::Closed { conn: conn(0) });
-        let counted = [Counter::OpeningsRight, Counter::OpeningsFailed, Counter::PingsRight, Counter::PingsWrong];
+        let counted = [Counter::OpeningsRight, Counter::PingsRight, Counter::PingsWrong];
         assert!(counted.into_iter().all(|counter| count(&played, counter) == 0));
+        let reasons = if opening { &[("broke", 1)][..] } else { &[] };
+        assert_eq!(played.core.report().opening_reasons, reasons);
         assert_eq!(played.core.report().phase, Phase::Holding);
     }
 }

@@ -10,7 +10,9 @@ use fourtuple_engine::echo::{EchoConfig, EchoCore};
 use fourtuple_engine::load::{LoadConfig, LoadCore};
 use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
+use fourtuple_engine::speech::Tokens;
 use fourtuple_engine::{Core, Order, SourceChoice, Transport};
+use fourtuple_tls::{Client, Secured, Settings};
 use pyo3::prelude::*;
 
 use crate::failure::BadConfig;
@@ -51,6 +53,18 @@ pub(crate) struct LoadRequest {
     keep_fill_curve: bool,
     #[pyo3(from_py_with = script)]
     dialogue: Option<Box<Script>>,
+    #[pyo3(from_py_with = boxed)]
+    tls: Option<Box<TlsRequest>>,
+}
+
+/// `fourtuple.engine.TlsConfig`.
+#[derive(FromPyObject)]
+struct TlsRequest {
+    server_name: String,
+    ca: Option<Vec<u8>>,
+    insecure: bool,
+    alpn: Vec<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// `fourtuple.dialogue.Dialogue`.
@@ -128,22 +142,32 @@ impl Request {
     }
 
     /// The cores of `workers` workers: their shares are disjoint, and together they are the whole.
-    pub(crate) fn cores(&self, workers: u32) -> Vec<Box<dyn Core>> {
-        (0..workers)
-            .map(|worker| match self {
-                Request::Load(load) => load.core(worker, workers),
-                Request::Echo(echo) => Box::new(EchoCore::new(echo.share(worker, workers))),
-            })
-            .collect()
+    pub(crate) fn cores(&self, workers: u32) -> PyResult<Vec<Box<dyn Core>>> {
+        let client = match self {
+            Request::Load(LoadRequest { tls: Some(tls), .. }) => Some(tls.client()?),
+            _ => None,
+        };
+        let core = |worker| match self {
+            Request::Load(load) => load.core(worker, workers, client.clone()),
+            Request::Echo(echo) => Box::new(EchoCore::new(echo.share(worker, workers))),
+        };
+        Ok((0..workers).map(core).collect())
     }
 }
 
 impl LoadRequest {
-    fn core(&self, worker: u32, workers: u32) -> Box<dyn Core> {
+    fn core(&self, worker: u32, workers: u32, client: Option<Client>) -> Box<dyn Core> {
         let share = self.share(worker, workers);
-        match &self.dialogue {
-            Some(script) => Box::new(LoadCore::playing(share, script.as_ref().clone())),
-            None => Box::new(LoadCore::new(share)),
+        match (&self.dialogue, client) {
+            (Some(script), None) => Box::new(LoadCore::playing(share, script.as_ref().clone())),
+            (None, None) => Box::new(LoadCore::new(share)),
+            (Some(script), Some(client)) => {
+                Box::new(LoadCore::speaking(share, Secured::new(script.as_ref().clone(), client)))
+            }
+            (None, Some(client)) => {
+                let tokens = Tokens::of(&share);
+                Box::new(LoadCore::speaking(share, Secured::new(tokens, client)))
+            }
         }
     }
 
@@ -171,6 +195,20 @@ impl LoadRequest {
     }
 }
 
+impl TlsRequest {
+    /// What is wrong with the files only shows here: Python has read them, and knows nothing of certificates.
+    fn client(&self) -> PyResult<Client> {
+        let settings = Settings {
+            server_name: self.server_name.clone(),
+            ca: self.ca.clone(),
+            insecure: self.insecure,
+            alpn: self.alpn.clone(),
+            identity: self.identity.clone(),
+        };
+        Client::new(&settings).map_err(|refused| BadConfig::new_err((format!("tls.{}", refused.setting), refused.why)))
+    }
+}
+
 impl ActRequest {
     fn act(self) -> Result<Act, &'static str> {
         let (kind, bytes, first, second) = self.row;
@@ -183,8 +221,9 @@ impl ActRequest {
             "rest" => Act::Rest,
             "wait" => Act::Wait(Duration::from_secs(first.into()) + Duration::from_nanos(second.into())),
             "response" => Act::Response(status(first)?, status(second)?),
+            "upgrade" => Act::Upgrade(bytes),
             "pong" => Act::Pong(bytes),
-            _ => return Err("an act that is not one of say, expect, until, skip, rest, wait, response, pong"),
+            _ => return Err("an act that is not one of say, expect, until, skip, rest, wait, response, upgrade, pong"),
         })
     }
 }
@@ -316,6 +355,10 @@ fn script(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<Script>>> {
         .and_then(|opening| Script::new(opening, acts(round)?))
         .map(|script| Some(Box::new(script)))
         .map_err(|why| BadConfig::new_err(("dialogue", why)))
+}
+
+fn boxed(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<TlsRequest>>> {
+    Ok(value.extract::<Option<TlsRequest>>()?.map(Box::new))
 }
 
 fn seconds(value: &Bound<'_, PyAny>) -> PyResult<Duration> {

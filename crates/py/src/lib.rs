@@ -14,13 +14,19 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::{counters, uring_abilities, workers::Workers};
+    use super::{counters, reasons, uring_abilities, workers::Workers};
 }
 
 /// One row per counter, in the order of `Snapshot.counters`: name, unit, meaning.
 #[pyfunction]
 fn counters() -> Vec<(&'static str, &'static str, &'static str)> {
     fourtuple_engine::report::COUNTERS.iter().map(|(name, unit, meaning)| (*name, *unit, meaning.trim())).collect()
+}
+
+/// Every name that a snapshot's reasons may have.
+#[pyfunction]
+fn reasons() -> Vec<&'static str> {
+    [fourtuple_engine::speech::REASONS, fourtuple_tls::REASONS].concat()
 }
 
 /// What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring.

@@ -17,7 +17,10 @@ pub(crate) struct Snapshot {
     counters: Vec<u64>,
     failures: Vec<(&'static str, i32, u64)>,
     stopped_by: Option<(&'static str, i32)>,
+    opening_reasons: Vec<(&'static str, u64)>,
+    round_reasons: Vec<(&'static str, u64)>,
     connect_ns: Quantiles,
+    opening_ns: Quantiles,
     echo_ns: Quantiles,
     fill_curves: Vec<Vec<(u64, u64)>>,
     listeners_served: u64,
@@ -65,7 +68,8 @@ impl Snapshot {
         let mut failures: Vec<Failure> = Vec::new();
         let mut phase = Phase::Done;
         let mut stopped_by = None;
-        let (mut connect_ns, mut echo_ns) = (Histogram::new(), Histogram::new());
+        let (mut opening_reasons, mut round_reasons) = (Vec::new(), Vec::new());
+        let (mut connect_ns, mut opening_ns, mut echo_ns) = (Histogram::new(), Histogram::new(), Histogram::new());
         let (mut fill_curves, mut listeners_served) = (Vec::new(), 0);
         let mut carrier = CarrierNumbers::default();
         for Published { report, carrier: used } in rows.iter().map(|row| &row.published) {
@@ -80,7 +84,10 @@ impl Snapshot {
             }
             phase = if left_to_do(report.phase) > left_to_do(phase) { report.phase } else { phase };
             stopped_by = stopped_by.or(report.stopped_by);
+            add_reasons(&mut opening_reasons, &report.opening_reasons);
+            add_reasons(&mut round_reasons, &report.round_reasons);
             connect_ns.merge(&report.connect_ns);
+            opening_ns.merge(&report.opening_ns);
             echo_ns.merge(&report.echo_ns);
             if !report.fill_curve.is_empty() {
                 fill_curves.push(report.fill_curve.clone());
@@ -94,7 +101,10 @@ impl Snapshot {
             counters,
             failures: failures.iter().map(|row| (step_name(row.step), row.error.0, row.count)).collect(),
             stopped_by: stopped_by.map(|(step, error)| (step_name(step), error.0)),
+            opening_reasons,
+            round_reasons,
             connect_ns: Quantiles::from(&connect_ns),
+            opening_ns: Quantiles::from(&opening_ns),
             echo_ns: Quantiles::from(&echo_ns),
             fill_curves,
             listeners_served,
@@ -114,6 +124,15 @@ impl CarrierNumbers {
         self.cq_overflows += used.cq_overflows;
         self.buffers_in_use += used.buffers_in_use;
         self.accept_lost += used.accept_lost;
+    }
+}
+
+fn add_reasons(sum: &mut Vec<(&'static str, u64)>, rows: &[(&'static str, u64)]) {
+    for (reason, count) in rows {
+        match sum.iter_mut().find(|row| row.0 == *reason) {
+            Some(row) => row.1 += count,
+            None => sum.push((reason, *count)),
+        }
     }
 }
 

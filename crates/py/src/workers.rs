@@ -35,9 +35,10 @@ impl Workers {
         settings: SettingsRequest,
     ) -> PyResult<Workers> {
         let (kind, settings) = (config::carrier(carrier)?, settings.settings(&config));
+        let cores = config.cores(workers)?;
         failure::detached(py, move || {
             let mut states = Vec::with_capacity(workers as usize);
-            for core in config.cores(workers) {
+            for core in cores {
                 // Should one of them fail, those before it end here: dropping a worker stops it.
                 states.push(State::Running(Worker::start(kind, settings, core)?));
             }

@@ -55,8 +55,9 @@ def load(
         str,
         typer.Argument(
             metavar="URL",
-            help="tcp://HOST:PORT, udp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH. HOST may be a "
-            "range or list of addresses, 10.0.0.1-10.0.0.8, and PORT of ports: all of them share the load.",
+            help="tcp://HOST:PORT, udp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH; tls, https and "
+            "wss are tcp, http and ws within TLS. HOST may be a range or list of addresses, 10.0.0.1-10.0.0.8, and "
+            "PORT of ports: all of them share the load.",
         ),
     ],
     connections: Annotated[
@@ -118,6 +119,33 @@ def load(
     fin: Annotated[
         bool, typer.Option("--fin", help="Close with FIN, which leaves ports in TIME_WAIT; default: RST.")
     ] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trust these certificates (PEM) for a tls, https or wss target, and no others. Default: the system's.",
+        ),
+    ] = None,
+    tls_insecure: Annotated[bool, typer.Option("--tls-insecure", help="Accept any certificate.")] = False,
+    tls_server_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The name (or address) that the certificate has to be for, and that the "
+            "server is told. Default: the URL's host.",
+        ),
+    ] = None,
+    tls_alpn: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Protocols to offer, as a list with commas; '' is none. Default: http/1.1 for https and wss.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A certificate of ours (PEM), for servers that want one.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="COUNT", help="Threads, or processes of a script; default: one per processor.")
     ] = None,
@@ -145,7 +173,7 @@ def load(
     interrupted.
     """
     from fourtuple.cli import render
-    from fourtuple.load import NUMBERS, Condition, Scenario, Target, play
+    from fourtuple.load import NUMBERS, Condition, Scenario, Target, TlsOptions, play
     from fourtuple.load import report as page
     from fourtuple.load.scenario import address_set
 
@@ -171,6 +199,14 @@ def load(
         replace=not no_replace,
         close_with_fin=fin,
         dialogue=dialogue,
+        tls=TlsOptions(
+            ca=_contents("--tls-ca", tls_ca),
+            insecure=tls_insecure,
+            server_name=tls_server_name,
+            alpn=None if tls_alpn is None else tuple(name for name in tls_alpn.split(",") if name),
+            certificate=_contents("--tls-cert", tls_cert),
+            key=_contents("--tls-key", tls_key),
+        ),
         script=sessions,
         workers=workers,
         carrier=carrier.value,
@@ -204,7 +240,8 @@ def _speech(
     given = say is not None or expect is not None
     if (given or script is not None) and not target.is_plain:
         raise BadConfig(
-            "--say" if given else "--script", f"is for tcp and udp targets; {target.scheme.value} has its own words"
+            "--say" if given else "--script",
+            f"is for tcp, udp and tls targets; {target.scheme.value} has its own words",
         )
     if given and script is not None:
         raise BadConfig("--script", "says what is sent already; leave out --say and --expect")
@@ -344,6 +381,15 @@ def _causes(report: Report) -> Table:
             Text("; ".join(filter(None, told))),
         )
     return table
+
+
+def _contents(option: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadConfig(option, f"{path} cannot be read: {error.strerror}") from None
 
 
 def _require_writable(path: Path) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from fourtuple.engine import Failure, Snapshot
 from fourtuple.facts import Host
 from fourtuple.limits import suspects, suspects_by_counter
+from fourtuple.load.reasons import OPENING_REASONS, ROUND_REASONS, Reason, Side
 from fourtuple.tuples import TupleSpace
 
 if TYPE_CHECKING:
@@ -25,14 +25,6 @@ _CALLS = {"receive": "recv"}
 _MOST_SUSPECTS = 4
 _BUSY = 0.95
 """Of the processors that this process may use: beyond, the client is what is measured."""
-
-
-class Side(Enum):
-    """Who has to do something about it."""
-
-    CLIENT = "this side"
-    SERVER = "the other side"
-    BETWEEN = "not to be told from here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,9 +224,7 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
             else "connected, but it does not answer in time: it stalls, or never accepted",
             () if by_icmp else ("accept-queue", "accept-at-limit") if overflow else ("accept-at-limit",),
         ),
-        (snapshot.pings_wrong, "it answers with other bytes than it should, or ends the dialogue", ()),
         (refused, "it answers with an error status", ()),
-        (snapshot.openings_failed, "the opening handshake is refused, garbled or not answered", ()),
         (snapshot.closed_by_peer, "it closes connections that we hold", ("accept-at-limit", "keepalive")),
     )
     repeated = risen.get("TcpExt.TCPSynRetrans", 0)
@@ -248,6 +238,9 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
             limits=("accept-queue", "syn-queue"),
             evidence=f"TcpExt.TCPSynRetrans rose by {repeated:,}",
         )
+    for table, reasons in ((OPENING_REASONS, snapshot.opening_reasons), (ROUND_REASONS, snapshot.round_reasons)):
+        for name, count in reasons:
+            yield _of_reason(table[name], count)
     if memory and snapshot.pings_missing:
         yield Cause(
             side=Side.CLIENT,
@@ -261,6 +254,10 @@ def _without_error(snapshot: Snapshot, risen: Mapping[str, int]) -> Iterable[Cau
     for count, what, limits in rows:
         if count:
             yield Cause(side=Side.SERVER, what=what, error="", step="", count=count, limits=limits, evidence="")
+
+
+def _of_reason(reason: Reason, count: int) -> Cause:
+    return Cause(side=reason.side, what=reason.what, error="", step="", count=count, limits=(), evidence=reason.remedy)
 
 
 def _all_used(witness: Witness) -> Cause:

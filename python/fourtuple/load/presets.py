@@ -6,14 +6,17 @@ Decides the bytes. Knows no connection. The engine reads the answers (crates/eng
 from __future__ import annotations
 
 import base64
+import hashlib
 import random
 import re
 
-from fourtuple.dialogue import Dialogue, Expect, Pong, Response, Rest, Say, Until, said
+from fourtuple.dialogue import Dialogue, Expect, Pong, Response, Rest, Say, Until, Upgrade, said
 from fourtuple.errors import BadConfig
 from fourtuple.load.scenario import Scheme, Target
 
 AGENT = "fourtuple-load"
+_WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""RFC 6455 1.3: what a server adds to our key before it hashes it."""
 _MOST_PING_BYTES = 125
 """RFC 6455 5.5."""
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
@@ -21,13 +24,13 @@ _SIMPLE = {b"r": b"\r", b"n": b"\n", b"t": b"\t", b"0": b"\0", b"\\": b"\\"}
 
 
 def preset(target: Target, size_bytes: int, seed: int) -> Dialogue | None:
-    """The dialogue of the target's scheme; None for tcp and udp, whose pings are tokens."""
-    match target.scheme:
+    """The dialogue of the target's scheme; None for tcp, udp and tls, whose pings are tokens."""
+    match target.scheme.words:
         case Scheme.HTTP:
             return http(target)
         case Scheme.WS:
             return websocket(target, size_bytes, seed)
-        case Scheme.TCP | Scheme.UDP:
+        case _:
             return None
 
 
@@ -45,9 +48,10 @@ def websocket(target: Target, size_bytes: int, seed: int) -> Dialogue:
         f"GET {target.path} HTTP/1.1\r\nHost: {target.authority}\r\nUser-Agent: {AGENT}\r\nUpgrade: websocket\r\n"
         f"Connection: Upgrade\r\nSec-WebSocket-Key: {key.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
+    accept = base64.b64encode(hashlib.sha1(key + _WEBSOCKET, usedforsecurity=False).digest())
     payload = chance.randbytes(min(size_bytes, _MOST_PING_BYTES))
     return Dialogue(
-        opening=(*said(request.encode()), Response(101, 101)),
+        opening=(*said(request.encode()), Upgrade(accept)),
         round=(Say(_masked_ping(payload, chance.randbytes(4))), Pong(payload)),
     )
 

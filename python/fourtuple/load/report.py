@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fourtuple.engine import Quantiles
-from fourtuple.load.attribution import Cause, Side
+from fourtuple.load.attribution import Cause
+from fourtuple.load.reasons import Side
 from fourtuple.paper import page
 
 
@@ -97,7 +98,7 @@ class Report:
     workers: int
     wanted: int
     held: int
-    """Open at the end of the holding."""
+    """Open at the end of the holding, and ready: an opening that is still being played is not."""
     most_held: int
     interrupted: bool
     verdict: str
@@ -116,8 +117,11 @@ class Report:
     noun: str
     """What was held: connections, or UDP flows, which have no handshake: their `connect` is this host's own work."""
     connect: Latency
+    opening: Latency
+    """From there to the end of the opening: TLS and WebSocket handshakes, and what a script says first."""
     answer: Latency
     openings_right: int
+    openings_failed: int
     rounds: int
     rounds_right: int
     rounds_failed: int
@@ -152,8 +156,9 @@ class Report:
 
     def latencies(self) -> tuple[tuple[str, Latency], ...]:
         """Those that are the network's: connect() of a UDP socket asks nobody."""
-        answer = (("answer", self.answer),) if self.answer.count else ()
-        return answer if self.is_datagrams else (("connect", self.connect), *answer)
+        connect = () if self.is_datagrams else (("connect", self.connect),)
+        told = ((name, found) for name, found in (("opening", self.opening), ("answer", self.answer)) if found.count)
+        return (*connect, *told)
 
     def numbers(self) -> dict[str, float]:
         """Everything that a condition may name."""
@@ -182,6 +187,8 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
     "replaced": lambda report: report.replaced,
     "rate_per_s": lambda report: report.ramp_rate_per_s,
     "ramp_s": lambda report: report.ramp_s,
+    "openings_right": lambda report: report.openings_right,
+    "openings_failed": lambda report: report.openings_failed,
     "rounds": lambda report: report.rounds,
     "rounds_right": lambda report: report.rounds_right,
     "rounds_failed": lambda report: report.rounds_failed,
@@ -195,7 +202,7 @@ NUMBERS: Mapping[str, Callable[[Report], float]] = {
     "client_cpu_percent": lambda report: 100 * report.client_cpu_share,
     **{
         f"{name}_{which}_ms": _latency(which, name)
-        for which in ("connect", "answer")
+        for which in ("connect", "opening", "answer")
         for name in ("mean", "p50", "p90", "p99", "p999", "most")
     },
 }
@@ -209,6 +216,7 @@ def html(report: Report) -> str:
         ("most at once", f"{report.most_held:,}"),
         ("ramp", f"{report.ramp_s:.1f} s, {report.ramp_rate_per_s:,.0f} {report.noun} per second"),
         ("replaced, closed by the peer, broken", f"{report.replaced:,}, {report.closed_by_peer:,}, {report.broken:,}"),
+        ("openings right, failed", f"{report.openings_right:,}, {report.openings_failed:,}"),
         (
             "rounds right, failed (missing, wrong)",
             f"{report.rounds_right:,}, {report.rounds_failed:,} ({report.rounds_missing:,}, {report.rounds_wrong:,})",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from fourtuple.doctor import diagnose
 from fourtuple.engine import CarrierName, Engine, LoadConfig, Phase, Snapshot, SourceChoice
+from fourtuple.errors import BadConfig
 from fourtuple.facts import Flow, Host
 from fourtuple.host import read_host
 from fourtuple.host.sockdiag import udp_flows
@@ -117,7 +118,14 @@ class _Run:
         if self.scenario.script is not None:
             _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
             return Crew(self.scenario, self.scenario.script, self.space, descriptors)
-        return Engine.start(self._config(), CarrierName(self.scenario.carrier), self.scenario.workers)
+        try:
+            return Engine.start(self._config(), CarrierName(self.scenario.carrier), self.scenario.workers)
+        except BadConfig as problem:
+            # What a file holds is only seen by who reads certificates.
+            if not problem.path.startswith("tls."):
+                raise
+            option = "--" + problem.path.replace(".", "-").replace("_", "-")
+            raise BadConfig(option, problem.why) from None
 
     def _config(self) -> LoadConfig:
         scenario = self.scenario
@@ -140,6 +148,7 @@ class _Run:
             ping_every_s=scenario.round_every_s,
             closed_loop=scenario.closed_loop,
             abort_on_close=not scenario.close_with_fin,
+            tls=scenario.tls.config(scenario.target),
             dialogue=scenario.dialogue or presets.preset(scenario.target, scenario.size_bytes, seed),
         )
 
@@ -220,7 +229,7 @@ class _Run:
         )
         script = engine.outcome() if isinstance(engine, Crew) else None
         causes = of_script(script) + attribute(last, witness)
-        complete = last.open_now >= wanted
+        complete = _held(last) >= wanted
         return Report(
             target=str(self.scenario.target),
             started_at=started_at,
@@ -228,7 +237,7 @@ class _Run:
             carrier=engine.carrier.value,
             workers=engine.workers,
             wanted=wanted,
-            held=last.open_now,
+            held=_held(last),
             most_held=last.open_peak,
             interrupted=interrupted,
             verdict=_verdict(last, wanted, causes, self.scenario.target.noun, interrupted=interrupted),
@@ -242,8 +251,10 @@ class _Run:
             seconds=end.at_s - self.start.at_s,
             noun=self.scenario.target.noun,
             connect=Latency.of(last.connect_ns),
+            opening=Latency.of(last.opening_ns),
             answer=Latency.of(last.echo_ns),
             openings_right=last.openings_right,
+            openings_failed=last.openings_failed,
             rounds=last.pings_sent,
             rounds_right=last.pings_right,
             rounds_failed=last.pings_missing + last.pings_wrong + last.pings_refused,
@@ -282,12 +293,17 @@ class _Run:
 
 
 def _verdict(last: Snapshot, wanted: int, causes: tuple[Cause, ...], noun: str, *, interrupted: bool) -> str:
-    if last.open_now >= wanted:
+    held = _held(last)
+    if held >= wanted:
         return f"All {wanted:,} {noun} are held"
     why = f"{causes[0].what} ({causes[0].side.value})" if causes else "the ramp took longer than it may"
     if interrupted and not causes:
         why = "interrupted"
-    return f"{last.open_now:,} of {wanted:,} {noun} are held: {why}"
+    return f"{held:,} of {wanted:,} {noun} are held: {why}"
+
+
+def _held(last: Snapshot) -> int:
+    return last.open_now - last.openings_now
 
 
 def _each(grown_bytes: int, connections: int) -> float | None:

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 
 from fourtuple.dialogue import Dialogue
-from fourtuple.engine import HIGHEST_COUNT
+from fourtuple.engine import HIGHEST_COUNT, TlsConfig
 from fourtuple.errors import BadConfig
 from fourtuple.tuples import AddressSet, PortSet
 
@@ -26,11 +26,25 @@ class Scheme(Enum):
     UDP = "udp"
     HTTP = "http"
     WS = "ws"
+    TLS = "tls"
+    HTTPS = "https"
+    WSS = "wss"
+
+    @property
+    def words(self) -> Scheme:
+        """What is said within TLS, if there is TLS."""
+        return _WITHIN.get(self, self)
+
+    @property
+    def secured(self) -> bool:
+        """Whether there is."""
+        return self in _WITHIN
 
 
-_PLAIN = (Scheme.TCP, Scheme.UDP)
+_WITHIN = {Scheme.TLS: Scheme.TCP, Scheme.HTTPS: Scheme.HTTP, Scheme.WSS: Scheme.WS}
+_PLAIN = (Scheme.TCP, Scheme.UDP, Scheme.TLS)
 """Schemes without a path: what is said is for --say or --script, or tokens that come back."""
-_DEFAULT_PORTS = {Scheme.HTTP: "80", Scheme.WS: "80"}
+_DEFAULT_PORTS = {Scheme.HTTP: "80", Scheme.WS: "80", Scheme.HTTPS: "443", Scheme.WSS: "443"}
 _SHAPE = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<host>\[[^\]/]*\]|[^/?#:\[\]]*)(?::(?P<ports>[^/?#]*))?(?P<path>[/?][^#]*)?"
 )
@@ -51,7 +65,8 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """Read tcp://HOST:PORT, udp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH.
+        """Read tcp://HOST:PORT, udp://HOST:PORT, http://HOST[:PORT]/PATH or ws://HOST[:PORT]/PATH; tls, https and wss
+        are tcp, http and ws within TLS.
 
         HOST and PORT may be ranges.
         """
@@ -84,6 +99,11 @@ class Target:
         return target
 
     @property
+    def name(self) -> str | None:
+        """The name that was typed, resolved or not; None if addresses were."""
+        return self.host if _addresses(self.host) is None else None
+
+    @property
     def is_plain(self) -> bool:
         """Whether the scheme has no words of its own."""
         return self.scheme in _PLAIN
@@ -97,7 +117,7 @@ class Target:
     def authority(self) -> str:
         """What a Host header says (RFC 9110 7.2): of several, the first."""
         host = self.host
-        if self.addresses is not None:
+        if self.addresses is not None and self.name is None:
             first = next(iter(self.addresses))
             host = f"[{first}]" if first.version == 6 else str(first)
         return f"{host}:{next(iter(self.ports))}"
@@ -105,6 +125,62 @@ class Target:
     def __str__(self) -> str:
         path = "" if self.is_plain else self.path
         return f"{self.scheme.value}://{self.host}:{self.ports}{path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsOptions:
+    """How a secured target is spoken to. Files come as their contents, in PEM."""
+
+    ca: bytes | None = None
+    """Certificates to trust; None is the system's."""
+    insecure: bool = False
+    """Accept any certificate."""
+    server_name: str | None = None
+    """The name that the certificate has to be for; None is the URL's host."""
+    alpn: tuple[str, ...] | None = None
+    """Protocols to offer; None is http/1.1 for https and wss, none for tls."""
+    certificate: bytes | None = None
+    key: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            missing = "--tls-cert" if self.certificate is None else "--tls-key"
+            raise BadConfig(missing, "is missing: a certificate of ours and its key go together")
+        if self.insecure and self.ca is not None:
+            raise BadConfig("--tls-insecure", "accepts any certificate; leave out --tls-ca")
+
+    def config(self, target: Target) -> TlsConfig | None:
+        """What the engine is told; None where the target is not secured."""
+        if not target.scheme.secured:
+            for option, value in (
+                ("--tls-ca", self.ca),
+                ("--tls-insecure", self.insecure or None),
+                ("--tls-server-name", self.server_name),
+                ("--tls-alpn", self.alpn),
+                ("--tls-cert", self.certificate),
+            ):
+                if value is not None:
+                    raise BadConfig(option, f"is for tls, https and wss targets; this one is {target.scheme.value}")
+            return None
+        usual = () if target.scheme is Scheme.TLS else ("http/1.1",)
+        return TlsConfig(
+            server_name=self.server_name or target.name or self._address_to_check(target),
+            ca=self.ca,
+            insecure=self.insecure,
+            alpn=tuple(name.encode() for name in (usual if self.alpn is None else self.alpn)),
+            identity=None if self.certificate is None or self.key is None else (self.certificate, self.key),
+        )
+
+    def _address_to_check(self, target: Target) -> str:
+        addresses = target.addresses
+        if addresses is None:
+            raise AssertionError("what is no name is addresses")
+        if len(addresses) > 1 and not self.insecure:
+            raise BadConfig(
+                "--tls-server-name",
+                f"is needed: the URL names {len(addresses):,} addresses, and certificates are checked against one name",
+            )
+        return str(next(iter(addresses)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +213,7 @@ class Scenario:
     """Close as a well-bred client does, which leaves each port in TIME_WAIT for 60 s; else with RST."""
     dialogue: Dialogue | None = None
     """None is tokens that the peer sends back, if there are rounds at all."""
+    tls: TlsOptions = TlsOptions()
     script: Path | None = None
     """A Python file whose `async def session(connection)` is played in worker processes, in place of a dialogue."""
     workers: int | None = None
@@ -154,6 +231,9 @@ class Scenario:
         _seconds("--ramp-timeout", self.ramp_timeout_s, 0.1, MOST_SECONDS)
         _seconds("--connect-timeout", self.connect_timeout_s, 0.01, 3_600)
         _seconds("--answer-timeout", self.answer_timeout_s, 0.01, 3_600)
+        self.tls.config(self.target)
+        if self.script is not None and self.target.scheme.secured:
+            raise BadConfig("--script", f"a session speaks no TLS, and {self.target.scheme.value} asks for it")
         if self.closed_loop and self.round_every_s:
             raise BadConfig("--closed-loop", "has no interval; leave out --ping-every")
         if self.script is not None and (self.closed_loop or self.target.scheme is Scheme.UDP):
@@ -165,9 +245,8 @@ class Scenario:
                 raise BadConfig("--script", f"is for tcp targets; {self.target.scheme.value} has its own words")
             if self.carrier != "auto":
                 raise BadConfig("--carrier", "is the engine's; a session is played by asyncio in worker processes")
-            if self.round_every_s or self.closed_loop:
-                option = "--ping-every" if self.round_every_s else "--closed-loop"
-                raise BadConfig(option, "is the engine's; a session says itself when its rounds are")
+            if self.round_every_s:
+                raise BadConfig("--ping-every", "is the engine's; a session says itself when its rounds are")
         versions = {one.version for one in (self.sources, self.target.addresses) if one is not None}
         if len(versions) > 1:
             raise BadConfig("--from", "the source addresses are of another family than the target's")

@@ -5,9 +5,9 @@
 //! without its answer by the deadline is *wrong* if something came that answers nothing, else *missing*.
 
 use super::{Hold, LoadCore, State};
-use crate::contract::{ConnId, Errno, Step};
+use crate::contract::{ConnId, Errno, Outbox, Step};
 use crate::report::Counter;
-use crate::speech::{Speech, Stray, Turn};
+use crate::speech::{Failing, Speech, Stray, Turn};
 
 impl<S: Speech> LoadCore<S> {
     pub(super) fn hear_datagram(&mut self, hold: &mut Hold<S::Memory>, bytes: &[u8]) {
@@ -23,13 +23,17 @@ impl<S: Speech> LoadCore<S> {
     }
 
     /// An error on a connection that lives on. An ICMP answer to what a round said is an answer, and says no.
-    pub(super) fn disturbed(&mut self, conn: ConnId, step: Step, error: Errno) {
+    pub(super) fn disturbed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
         let Some(mut hold) = self.open_hold(conn) else { return };
         self.report.failed(step, error);
         match (step, error, hold.state) {
             (Step::Receive, Errno::ECONNREFUSED, State::Awaiting) => {
-                self.report.add(if hold.opening { Counter::OpeningsFailed } else { Counter::PingsRefused }, 1);
-                self.answered(conn, &mut hold);
+                if hold.opening {
+                    self.fail_opening(conn, &mut hold, Failing::Refused, outbox);
+                } else {
+                    self.report.add(Counter::PingsRefused, 1);
+                    self.answered(conn, &mut hold);
+                }
                 self.holds.write(conn.index, hold);
             }
             (Step::Receive, Errno::EMSGSIZE, State::Awaiting) => self.doubt(&hold),

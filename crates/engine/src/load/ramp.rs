@@ -61,10 +61,10 @@ impl<S: Speech> LoadCore<S> {
         let connect_ns = now.0.saturating_sub(attempt.began.0);
         self.report.connect_ns.record(connect_ns);
         self.record_fill(connect_ns);
-        let hold = Hold { serial, generation: conn.generation, state: State::Idle, ..Hold::default() };
+        let mut hold = Hold { serial, generation: conn.generation, state: State::Idle, ..Hold::default() };
         self.holds.write(conn.index, hold);
         if self.closing.is_some() {
-            self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
+            self.close(conn, &mut hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
         } else if self.speech.has_opening() {
             self.open(conn, hold, now, outbox);
         } else {

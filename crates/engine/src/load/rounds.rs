@@ -6,13 +6,14 @@ use super::{BUFFER_PAUSE, Hold, LoadCore, Part, Round, SCAN, State};
 use crate::buffers::Buf;
 use crate::contract::{Command, ConnId, Instant, Outbox, Transport};
 use crate::report::Counter;
-use crate::speech::{self, Speech, Turn, Wrong};
+use crate::speech::{self, Failing, Speech, Turn, Wrong};
 
 impl<S: Speech> LoadCore<S> {
     /// Begin the opening of a connection that stands.
     pub(super) fn open(&mut self, conn: ConnId, mut hold: Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
         self.speech.begin(&mut hold.memory, speech::Part::Opening);
         hold.ping = self.openings.begin(Part { conn, doubted: false }, now);
+        self.report.add(Counter::Openings, 1);
         (hold.state, hold.opening) = (State::Awaiting, true);
         self.speak(conn, &mut hold, now, outbox);
         self.holds.write(conn.index, hold);
@@ -61,7 +62,7 @@ impl<S: Speech> LoadCore<S> {
             self.say(conn, &mut hold, buf, outbox);
         } else {
             outbox.buffers.release(buf);
-            self.settle(conn, &mut hold, now);
+            self.settle(conn, &mut hold, now, outbox);
         }
         self.holds.write(index, hold);
         true
@@ -83,7 +84,7 @@ impl<S: Speech> LoadCore<S> {
         outbox.buffers.release(buf);
         match heard {
             Ok(()) => self.speak(conn, &mut hold, now, outbox),
-            Err(Wrong) => self.spoil(&mut hold),
+            Err(Wrong) => self.spoil(conn, &mut hold, outbox),
         }
         self.holds.write(conn.index, hold);
     }
@@ -118,12 +119,22 @@ impl<S: Speech> LoadCore<S> {
         }
     }
 
-    pub(super) fn expire_openings(&mut self, now: Instant) {
+    pub(super) fn expire_openings(&mut self, now: Instant, outbox: &mut Outbox) {
         while let Some((ticket, began)) = self.openings.oldest()
             && began.after(self.config.connect_timeout) <= now
         {
             let Some(ended) = self.openings.end(ticket) else { break };
-            self.late(ended.value.conn, Counter::OpeningsFailed);
+            let conn = ended.value.conn;
+            let mut hold = self.holds.read(conn.index);
+            match hold.state {
+                State::Answered => {
+                    hold.state = State::Idle;
+                    self.report.less(Counter::Openings);
+                    self.rest(conn);
+                }
+                _ => self.fail_opening(conn, &mut hold, Failing::Late, outbox),
+            }
+            self.holds.write(conn.index, hold);
         }
     }
 
@@ -132,7 +143,7 @@ impl<S: Speech> LoadCore<S> {
             && began.after(self.config.ping_timeout) <= now
         {
             let Some(ended) = self.pings.end(ticket) else { break };
-            self.late(ended.value.conn, if ended.value.doubted { Counter::PingsWrong } else { Counter::PingsMissing });
+            self.late(ended.value);
         }
     }
 
@@ -144,7 +155,33 @@ impl<S: Speech> LoadCore<S> {
         self.end_part(hold);
     }
 
-    fn listen(&self, hold: &mut Hold<S::Memory>, bytes: &[u8]) -> Result<(), Wrong> {
+    /// The connection ends: an opening being played has failed.
+    pub(super) fn break_opening(&mut self, hold: &mut Hold<S::Memory>, failing: Failing) {
+        if matches!(hold.state, State::Awaiting | State::Thinking) && hold.opening {
+            self.report.opening_failed(self.speech.why(&hold.memory, failing));
+            self.end_part(hold);
+            hold.state = State::Spoiled;
+        }
+    }
+
+    /// The last word before a close, if there is one. Nobody waits for it: a carrier that cannot send it at once may not
+    /// send it at all.
+    pub(super) fn say_last(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, abort: bool, outbox: &mut Outbox) {
+        if hold.sending || !self.speech.has_last_word(&hold.memory, abort) {
+            return;
+        }
+        let Some(mut buf) = outbox.buffers.take() else { return };
+        match self.speech.last_word(&mut hold.memory, outbox.buffers.memory(&buf)) {
+            0 => outbox.buffers.release(buf),
+            length => {
+                outbox.buffers.set_len(&mut buf, length);
+                self.report.add(Counter::BytesOut, length as u64);
+                outbox.push(Command::Send { conn, buf });
+            }
+        }
+    }
+
+    fn listen(&mut self, hold: &mut Hold<S::Memory>, bytes: &[u8]) -> Result<(), Wrong> {
         let serial = self.serial(hold);
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -177,12 +214,16 @@ impl<S: Speech> LoadCore<S> {
                 }
             }
         }
-        self.settle(conn, hold, now);
+        self.settle(conn, hold, now, outbox);
     }
 
     fn say(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, mut buf: Buf, outbox: &mut Outbox) {
         let serial = self.serial(hold);
         let length = self.speech.say(&mut hold.memory, serial, outbox.buffers.memory(&buf));
+        if length == 0 {
+            // Whoever cannot speak any more says so in its next turn.
+            return outbox.buffers.release(buf);
+        }
         outbox.buffers.set_len(&mut buf, length);
         hold.sending = true;
         self.report.add(Counter::BytesOut, length as u64);
@@ -190,7 +231,7 @@ impl<S: Speech> LoadCore<S> {
     }
 
     /// If the part is over, count how; if it is to wait, let it.
-    fn settle(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, now: Instant) {
+    fn settle(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, now: Instant, outbox: &mut Outbox) {
         let refused = match self.speech.turn(&hold.memory) {
             Turn::Over { refused } => refused,
             Turn::Wait(time) => return self.think(conn, hold, now.after(time), time),
@@ -201,11 +242,7 @@ impl<S: Speech> LoadCore<S> {
                 hold.state = State::Idle;
                 self.rest(conn);
             }
-            State::Awaiting if hold.opening && refused => {
-                self.report.add(Counter::OpeningsFailed, 1);
-                self.end_part(hold);
-                hold.state = State::Spoiled;
-            }
+            State::Awaiting if hold.opening && refused => self.fail_opening(conn, hold, Failing::Refused, outbox),
             State::Awaiting => {
                 let how = match (hold.opening, refused) {
                     (true, _) => Counter::OpeningsRight,
@@ -213,7 +250,9 @@ impl<S: Speech> LoadCore<S> {
                     (false, false) => Counter::PingsRight,
                 };
                 self.report.add(how, 1);
-                if !hold.opening {
+                if hold.opening {
+                    self.report.opening_ns.record(self.openings.age_ns(hold.ping, now));
+                } else {
                     self.report.echo_ns.record(self.pings.age_ns(hold.ping, now));
                 }
                 self.answered(conn, hold);
@@ -234,26 +273,43 @@ impl<S: Speech> LoadCore<S> {
         }
     }
 
-    fn spoil(&mut self, hold: &mut Hold<S::Memory>) {
+    fn spoil(&mut self, conn: ConnId, hold: &mut Hold<S::Memory>, outbox: &mut Outbox) {
         match hold.state {
-            State::Awaiting | State::Thinking if hold.opening => self.report.add(Counter::OpeningsFailed, 1),
-            State::Awaiting | State::Thinking => self.report.add(Counter::PingsWrong, 1),
+            State::Awaiting | State::Thinking if hold.opening => {
+                return self.fail_opening(conn, hold, Failing::Wrong, outbox);
+            }
             State::Late => {}
-            _ => {
-                self.report.add(Counter::PingsWrong, 1);
-                self.pings_unasked += 1;
+            state => {
+                self.report.round_wrong(self.speech.why(&hold.memory, Failing::Wrong));
+                self.pings_unasked += u64::from(!matches!(state, State::Awaiting | State::Thinking));
             }
         }
         self.end_part(hold);
         hold.state = State::Spoiled;
     }
 
-    fn late(&mut self, conn: ConnId, missing: Counter) {
+    /// A connection that did not become ready is of no use: it ends.
+    pub(super) fn fail_opening(
+        &mut self,
+        conn: ConnId,
+        hold: &mut Hold<S::Memory>,
+        failing: Failing,
+        outbox: &mut Outbox,
+    ) {
+        self.break_opening(hold, failing);
+        self.close(conn, hold, Counter::ClosedByUs, self.config.abort_on_close, outbox);
+    }
+
+    fn late(&mut self, Part { conn, doubted }: Part) {
         let mut hold = self.holds.read(conn.index);
         hold.state = match hold.state {
             State::Answered => State::Idle,
             _ => {
-                self.report.add(missing, 1);
+                if doubted {
+                    self.report.round_wrong(self.speech.why(&hold.memory, Failing::Wrong));
+                } else {
+                    self.report.add(Counter::PingsMissing, 1);
+                }
                 // A lost datagram is not awaited: the next round may begin, once nothing is being sent.
                 let is_lost = self.config.transport == Transport::Datagram && !hold.sending;
                 if is_lost { State::Idle } else { State::Late }
@@ -269,11 +325,14 @@ impl<S: Speech> LoadCore<S> {
         match hold.state {
             State::Thinking if hold.opening => self.thinking.openings -= 1,
             State::Thinking => self.thinking.rounds -= 1,
-            _ => {}
+            State::Awaiting | State::Answered => {
+                let window = if hold.opening { &mut self.openings } else { &mut self.pings };
+                window.end(hold.ping);
+            }
+            _ => return,
         }
-        if matches!(hold.state, State::Awaiting | State::Answered) {
-            let window = if hold.opening { &mut self.openings } else { &mut self.pings };
-            window.end(hold.ping);
+        if hold.opening {
+            self.report.less(Counter::Openings);
         }
     }
 

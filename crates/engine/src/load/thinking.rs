@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{Hold, LoadCore, Part, SCAN, State};
 use crate::contract::{ConnId, Instant, Outbox};
+use crate::report::Counter;
 use crate::speech::Speech;
 
 /// Who waits.
@@ -55,7 +56,12 @@ impl<S: Speech> LoadCore<S> {
         }
         self.end_part(hold);
         hold.state = State::Thinking;
-        *(if hold.opening { &mut self.thinking.openings } else { &mut self.thinking.rounds }) += 1;
+        if hold.opening {
+            self.thinking.openings += 1;
+            self.report.add(Counter::Openings, 1);
+        } else {
+            self.thinking.rounds += 1;
+        }
         self.thinking.nap(conn, due, time);
     }
 
@@ -83,8 +89,13 @@ impl<S: Speech> LoadCore<S> {
     fn wake(&mut self, conn: ConnId, now: Instant, outbox: &mut Outbox) {
         let Some(mut hold) = self.open_hold(conn).filter(|hold| hold.state == State::Thinking) else { return };
         self.end_part(&hold);
-        let window = if hold.opening { &mut self.openings } else { &mut self.pings };
-        hold.ping = window.begin(Part { conn, doubted: false }, now);
+        let part = Part { conn, doubted: false };
+        hold.ping = if hold.opening {
+            self.report.add(Counter::Openings, 1);
+            self.openings.begin(part, now)
+        } else {
+            self.pings.begin(part, now)
+        };
         hold.state = State::Awaiting;
         self.speech.waited(&mut hold.memory);
         self.speak(conn, &mut hold, now, outbox);

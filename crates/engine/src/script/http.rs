@@ -1,7 +1,8 @@
 //! Reads one HTTP/1.1 response byte by byte (RFC 9112) and keeps none of it: where it ends, and whether it says yes.
 //!
 //! Decides what is a response that a kept connection can go on after. Knows no header but the two that say how long the
-//! body is. Bounded: 65,535 bytes of status and headers, a body or chunk below 4 GiB.
+//! body is, and the one that proves a WebSocket's opening. Bounded: 65,535 bytes of status and headers, a body or chunk
+//! below 4 GiB.
 
 use std::ops::RangeInclusive;
 
@@ -23,6 +24,9 @@ mod phase {
     pub(super) const CHUNK_DATA: u8 = 10;
     pub(super) const CHUNK_END: u8 = 11;
     pub(super) const TRAILER: u8 = 12;
+    pub(super) const ACCEPT: u8 = 13;
+    /// The headers are over, and the answer to a WebSocket's opening does not prove that our key was read.
+    pub(super) const UNPROVEN: u8 = 14;
 }
 
 /// Flags beside REFUSED and OPENING.
@@ -34,7 +38,9 @@ const INTERIM: u8 = 16;
 const BODILESS: u8 = 32;
 /// A digit has been seen in the number being read.
 const DIGIT: u8 = 64;
-const OWN: u8 = HAS_LENGTH | CHUNKED | INTERIM | BODILESS | DIGIT;
+/// The right Sec-WebSocket-Accept has been seen.
+const PROVEN: u8 = 128;
+const OWN: u8 = HAS_LENGTH | CHUNKED | INTERIM | BODILESS | DIGIT | PROVEN;
 
 /// Places in `Place::kept`.
 const PLACE_IN_LINE: usize = 0;
@@ -43,11 +49,37 @@ const STATUS_HIGH: usize = 2;
 const STATUS_LOW: usize = 3;
 
 const VERSION: &[u8] = b"http/1.";
-const NAMES: [&[u8]; 2] = [b"content-length", b"transfer-encoding"];
+/// Told apart by their first letters.
+const NAMES: [&[u8]; 3] = [b"content-length", b"transfer-encoding", b"sec-websocket-accept"];
 const CODING: &[u8] = b"chunked";
 
+/// Of a Sec-WebSocket-Accept: the base64 of a SHA-1.
+pub(super) const ACCEPT_BYTES: usize = 28;
+
+/// What is wanted of the response.
+pub(super) enum Answer<'a> {
+    /// A status in this range; another is a refusal.
+    Status(RangeInclusive<u16>),
+    /// Status 101 with this Sec-WebSocket-Accept (RFC 6455 4.1); another status is a refusal.
+    Upgrade(&'a [u8]),
+}
+
+impl Answer<'_> {
+    fn refuses(&self, status: u16) -> bool {
+        match self {
+            Answer::Status(wanted) => !wanted.contains(&status),
+            Answer::Upgrade(_) => status != 101,
+        }
+    }
+}
+
+/// Whether a wrong answer was wrong for want of the proof.
+pub(super) fn is_unproven(place: &Place) -> bool {
+    place.phase == phase::UNPROVEN
+}
+
 /// Hear bytes of a response; returns how many belonged to it.
-pub(super) fn hear(place: &mut Place, wanted: RangeInclusive<u16>, bytes: &[u8]) -> Result<usize, Wrong> {
+pub(super) fn hear(place: &mut Place, wanted: &Answer<'_>, bytes: &[u8]) -> Result<usize, Wrong> {
     let mut took = 0;
     while took < bytes.len() {
         if matches!(place.phase, phase::BODY | phase::CHUNK_DATA) {
@@ -63,7 +95,7 @@ pub(super) fn hear(place: &mut Place, wanted: RangeInclusive<u16>, bytes: &[u8])
             place.phase = phase::CHUNK_END;
             continue;
         }
-        if hear_byte(place, &wanted, bytes[took])? {
+        if hear_byte(place, wanted, bytes[took])? {
             return Ok(took + 1);
         }
         took += 1;
@@ -72,8 +104,8 @@ pub(super) fn hear(place: &mut Place, wanted: RangeInclusive<u16>, bytes: &[u8])
 }
 
 /// One byte outside of a body; true if it was the response's last.
-fn hear_byte(place: &mut Place, wanted: &RangeInclusive<u16>, byte: u8) -> Result<bool, Wrong> {
-    if place.phase < phase::BODY {
+fn hear_byte(place: &mut Place, wanted: &Answer<'_>, byte: u8) -> Result<bool, Wrong> {
+    if place.phase < phase::BODY || place.phase == phase::ACCEPT {
         place.at = place.at.checked_add(1).ok_or(Wrong)?;
     }
     let lower = byte.to_ascii_lowercase();
@@ -105,6 +137,7 @@ fn hear_byte(place: &mut Place, wanted: &RangeInclusive<u16>, byte: u8) -> Resul
                 place.kept[PLACE_IN_LINE] = digits + 1;
             }
         }
+        phase::NAME if byte == b'\n' && place.kept[PLACE_IN_LINE] == 0 => return end_of_headers(place, wanted),
         phase::NAME if matches!(byte, b'\r' | b'\n') => return end_of_line(place, byte),
         phase::NAME => name_byte(place, lower)?,
         phase::LENGTH if byte.is_ascii_digit() => {
@@ -114,7 +147,10 @@ fn hear_byte(place: &mut Place, wanted: &RangeInclusive<u16>, byte: u8) -> Resul
         }
         phase::LENGTH if matches!(byte, b' ' | b'\t') => {}
         phase::CODING if !matches!(byte, b'\r' | b'\n') => coding_byte(place, lower),
-        phase::REASON | phase::LENGTH | phase::CODING | phase::OTHER => return end_of_line(place, byte),
+        phase::ACCEPT if !matches!(byte, b'\r' | b'\n') => proof_byte(place, wanted, byte),
+        phase::REASON | phase::LENGTH | phase::CODING | phase::ACCEPT | phase::OTHER => {
+            return end_of_line(place, byte);
+        }
         phase::CHUNK_SIZE | phase::CHUNK_EXTENSION => chunk_byte(place, byte)?,
         phase::CHUNK_END => match byte {
             b'\r' => {}
@@ -138,7 +174,7 @@ fn hear_byte(place: &mut Place, wanted: &RangeInclusive<u16>, byte: u8) -> Resul
     Ok(false)
 }
 
-fn status(place: &mut Place, wanted: &RangeInclusive<u16>) -> Result<(), Wrong> {
+fn status(place: &mut Place, wanted: &Answer<'_>) -> Result<(), Wrong> {
     let status = read_status(place);
     match status {
         101 => place.flags |= BODILESS,
@@ -147,7 +183,7 @@ fn status(place: &mut Place, wanted: &RangeInclusive<u16>) -> Result<(), Wrong> 
         200..=599 => {}
         _ => return Err(Wrong),
     }
-    if !place.has(INTERIM) && !wanted.contains(&status) {
+    if !place.has(INTERIM) && wanted.refuses(status) {
         place.flags |= REFUSED;
     }
     Ok(())
@@ -163,7 +199,8 @@ fn name_byte(place: &mut Place, lower: u8) -> Result<(), Wrong> {
             Some(0) if place.has(HAS_LENGTH | CHUNKED) => return Err(Wrong),
             Some(1) if place.has(HAS_LENGTH | CHUNKED) => return Err(Wrong),
             Some(0) => (place.phase, place.left) = (phase::LENGTH, 0),
-            Some(_) => place.phase = phase::CODING,
+            Some(1) => place.phase = phase::CODING,
+            Some(_) => place.phase = phase::ACCEPT,
             None => place.phase = phase::OTHER,
         }
         place.flags &= !DIGIT;
@@ -196,6 +233,17 @@ fn coding_byte(place: &mut Place, lower: u8) {
     };
 }
 
+/// The value stands alone in its header, between blanks.
+fn proof_byte(place: &mut Place, wanted: &Answer<'_>, byte: u8) {
+    let at = &mut place.kept[PLACE_IN_LINE];
+    let blank_around = matches!(byte, b' ' | b'\t') && matches!(usize::from(*at), 0 | ACCEPT_BYTES);
+    *at = match wanted {
+        _ if blank_around => *at,
+        Answer::Upgrade(proof) if proof.get(usize::from(*at)) == Some(&byte) => *at + 1,
+        _ => u8::MAX,
+    };
+}
+
 fn end_of_line(place: &mut Place, byte: u8) -> Result<bool, Wrong> {
     match (byte, place.phase) {
         (b'\r', _) => return Ok(false),
@@ -203,8 +251,8 @@ fn end_of_line(place: &mut Place, byte: u8) -> Result<bool, Wrong> {
         (b'\n', phase::LENGTH) => place.flags |= HAS_LENGTH,
         (b'\n', phase::CODING) if usize::from(place.kept[PLACE_IN_LINE]) != CODING.len() => return Err(Wrong),
         (b'\n', phase::CODING) => place.flags |= CHUNKED,
-        (b'\n', phase::NAME) if place.kept[PLACE_IN_LINE] > 0 => return Err(Wrong),
-        (b'\n', phase::NAME) => return end_of_headers(place),
+        (b'\n', phase::NAME) => return Err(Wrong),
+        (b'\n', phase::ACCEPT) if usize::from(place.kept[PLACE_IN_LINE]) == ACCEPT_BYTES => place.flags |= PROVEN,
         (b'\n', _) | (_, phase::REASON | phase::OTHER) => {}
         _ => return Err(Wrong),
     }
@@ -214,11 +262,15 @@ fn end_of_line(place: &mut Place, byte: u8) -> Result<bool, Wrong> {
     Ok(false)
 }
 
-fn end_of_headers(place: &mut Place) -> Result<bool, Wrong> {
+fn end_of_headers(place: &mut Place, wanted: &Answer<'_>) -> Result<bool, Wrong> {
     if place.has(INTERIM) {
         place.flags &= !OWN;
         (place.at, place.left, place.phase) = (0, 0, phase::VERSION);
         return Ok(false);
+    }
+    if matches!(wanted, Answer::Upgrade(_)) && !place.has(REFUSED | PROVEN) {
+        place.phase = phase::UNPROVEN;
+        return Err(Wrong);
     }
     if place.has(BODILESS) || (place.has(HAS_LENGTH) && place.left == 0) {
         over(place);
@@ -282,7 +334,7 @@ mod tests {
         let (mut place, mut took) = (Place::default(), 0);
         for end in [cut.min(bytes.len()), bytes.len()] {
             while took < end && place.act == 0 {
-                took += hear(&mut place, 200..=399, &bytes[took..end])?;
+                took += hear(&mut place, &Answer::Status(200..=399), &bytes[took..end])?;
             }
         }
         Ok((place.act == 1).then_some((took, place.has(REFUSED))))
@@ -312,6 +364,36 @@ mod tests {
                 assert_eq!(heard(&followed, cut), Ok(Some((response.len(), refused))), "{text} cut at {cut}");
             }
             assert_eq!(heard(&response[..response.len() - 1], 3), Ok(None));
+        }
+    }
+
+    #[test]
+    fn an_upgrade_has_to_be_proven() {
+        let proof = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+        let rows: [(&str, Result<bool, bool>); 8] = [
+            ("101 Switching\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n", Ok(false)),
+            ("101\r\nUpgrade: websocket\r\nsec-websocket-ACCEPT:s3pPLMBiTxaQ9kYGzzhZRbK+xOo= \r\n\r\n", Ok(false)),
+            ("403 No\r\nContent-Length: 2\r\n\r\nno", Ok(true)),
+            ("200 Yes\r\nContent-Length: 0\r\n\r\n", Ok(true)),
+            ("101 Switching\r\nUpgrade: websocket\r\n\r\n", Err(true)),
+            ("101 Switching\r\nSec-WebSocket-Accept: S3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n", Err(true)),
+            ("101 Switching\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=x\r\n\r\n", Err(true)),
+            ("ten one\r\n\r\n", Err(false)),
+        ];
+        for (rest, found) in rows {
+            let response = format!("HTTP/1.1 {rest}").into_bytes();
+            for cut in 0..response.len() {
+                let (mut place, mut took) = (Place::default(), 0);
+                let mut heard = Ok(());
+                for end in [cut, response.len()] {
+                    while took < end && place.act == 0 && heard.is_ok() {
+                        heard =
+                            hear(&mut place, &Answer::Upgrade(proof), &response[took..end]).map(|more| took += more);
+                    }
+                }
+                let outcome = heard.map(|()| place.has(REFUSED)).map_err(|Wrong| is_unproven(&place));
+                assert_eq!((outcome, place.act == 1), (found, found.is_ok()), "{rest} cut at {cut}");
+            }
         }
     }
 

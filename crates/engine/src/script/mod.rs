@@ -9,7 +9,8 @@ mod http;
 
 use std::time::Duration;
 
-use crate::speech::{Part, Speech, Stray, Turn, Wrong};
+use self::http::Answer;
+use crate::speech::{ACCEPT, Failing, Part, Speech, Stray, Turn, Wrong};
 
 /// One step of a dialogue.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,6 +29,9 @@ pub enum Act {
     Wait(Duration),
     /// A whole HTTP/1.1 response comes (RFC 9112); a status outside of the two, both included, is a refusal.
     Response(u16, u16),
+    /// A WebSocket's opening is answered (RFC 6455 4.1): status 101 and this Sec-WebSocket-Accept; another status is a
+    /// refusal.
+    Upgrade(Vec<u8>),
     /// WebSocket frames come (RFC 6455), until a pong that carries these bytes.
     Pong(Vec<u8>),
 }
@@ -99,6 +103,9 @@ impl Script {
         if acts.iter().any(|act| act.len() > usize::from(u16::MAX)) {
             return Err("an act of more than 65,535 bytes");
         }
+        if acts.iter().any(|act| matches!(act, Act::Upgrade(proof) if proof.len() != http::ACCEPT_BYTES)) {
+            return Err("a Sec-WebSocket-Accept that is not of 28 bytes");
+        }
         let framed = acts.iter().any(|act| matches!(act, Act::Pong(_)));
         let borders = acts.iter().map(|act| if let Act::Until(mark, _) = act { borders(mark) } else { Vec::new() });
         Ok(Script { borders: borders.collect(), acts, round: first_of_round, framed })
@@ -138,7 +145,9 @@ impl Act {
 
     fn len(&self) -> usize {
         match self {
-            Act::Say(bytes) | Act::Expect(bytes) | Act::Until(bytes, _) | Act::Pong(bytes) => bytes.len(),
+            Act::Say(bytes) | Act::Expect(bytes) | Act::Until(bytes, _) | Act::Pong(bytes) | Act::Upgrade(bytes) => {
+                bytes.len()
+            }
             Act::Skip(_) | Act::Rest | Act::Wait(_) | Act::Response(..) => 0,
         }
     }
@@ -153,7 +162,7 @@ impl Speech for Script {
         self.round > 0
     }
 
-    fn begin(&self, place: &mut Place, part: Part) {
+    fn begin(&mut self, place: &mut Place, part: Part) {
         place.flags &= !(REFUSED | OPENING);
         match part {
             Part::Opening => (place.act, place.flags) = (0, place.flags | OPENING),
@@ -175,7 +184,7 @@ impl Speech for Script {
         }
     }
 
-    fn say(&self, place: &mut Place, _serial: u64, into: &mut [u8]) -> usize {
+    fn say(&mut self, place: &mut Place, _serial: u64, into: &mut [u8]) -> usize {
         if self.owes(place) {
             return frames::write_pong(place, into);
         }
@@ -187,7 +196,7 @@ impl Speech for Script {
         length
     }
 
-    fn hear(&self, place: &mut Place, _serial: u64, bytes: &[u8]) -> Result<usize, Wrong> {
+    fn hear(&mut self, place: &mut Place, _serial: u64, bytes: &[u8]) -> Result<usize, Wrong> {
         match &self.acts[usize::from(place.act)] {
             Act::Say(_) | Act::Wait(_) => Err(Wrong),
             Act::Rest => {
@@ -215,13 +224,14 @@ impl Speech for Script {
                 }
                 Ok(took as usize)
             }
-            Act::Response(least, most) => http::hear(place, *least..=*most, bytes),
+            Act::Response(least, most) => http::hear(place, &Answer::Status(*least..=*most), bytes),
+            Act::Upgrade(proof) => http::hear(place, &Answer::Upgrade(proof), bytes),
             Act::Pong(carried) => frames::hear(place, Some(carried), bytes),
         }
     }
 
     /// Acts in a row share a datagram; each ends in the one that it began in.
-    fn hear_datagram(&self, place: &mut Place, serial: u64, bytes: &[u8]) -> Result<(), Stray> {
+    fn hear_datagram(&mut self, place: &mut Place, serial: u64, bytes: &[u8]) -> Result<(), Stray> {
         let (mut tried, mut rest) = (*place, bytes);
         while self.turn(&tried) == Turn::Listen {
             let takes_nothing = matches!(self.acts[usize::from(tried.act)], Act::Rest);
@@ -241,14 +251,14 @@ impl Speech for Script {
         Ok(())
     }
 
-    fn waited(&self, place: &mut Place) {
+    fn waited(&mut self, place: &mut Place) {
         // Not `go_on`, as in `say`.
         if matches!(self.acts.get(usize::from(place.act)), Some(Act::Wait(_))) {
             place.act += 1;
         }
     }
 
-    fn overhear(&self, place: &mut Place, bytes: &[u8]) -> Result<(), Wrong> {
+    fn overhear(&mut self, place: &mut Place, bytes: &[u8]) -> Result<(), Wrong> {
         if !self.framed {
             return Err(Wrong);
         }
@@ -262,8 +272,15 @@ impl Speech for Script {
     fn owes(&self, place: &Place) -> bool {
         // The reader of a response uses the same flags for something else.
         self.framed
-            && !matches!(self.acts.get(usize::from(place.act)), Some(Act::Response(..)))
+            && !matches!(self.acts.get(usize::from(place.act)), Some(Act::Response(..) | Act::Upgrade(_)))
             && frames::owes_pong(place)
+    }
+
+    fn why(&self, place: &Place, failing: Failing) -> &'static str {
+        match (failing, self.acts.get(usize::from(place.act))) {
+            (Failing::Wrong, Some(Act::Upgrade(_))) if http::is_unproven(place) => ACCEPT,
+            _ => failing.name(),
+        }
     }
 }
 
@@ -288,7 +305,7 @@ mod tests {
 
     /// What the whole of `bytes` leads to, told in pieces that end at `cuts`.
     fn heard(script: &Script, bytes: &[u8], cuts: &[usize]) -> (Result<usize, Wrong>, Turn) {
-        let mut place = Place::default();
+        let (mut script, mut place) = (script.clone(), Place::default());
         script.begin(&mut place, Part::Round);
         let mut took = 0;
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
@@ -335,7 +352,7 @@ mod tests {
 
     #[test]
     fn an_opening_is_played_once_and_apart() {
-        let script = Script::new(
+        let mut script = Script::new(
             vec![Act::Say(b"hello".to_vec()), Act::Expect(b"hi".to_vec())],
             vec![Act::Say(b"ping".to_vec()), Act::Expect(b"pong".to_vec())],
         )
@@ -364,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_a_round_cuts_in_two_stays_whole() {
-        let script = round(vec![Act::Say(b"ping".to_vec()), Act::Pong(b"me".to_vec())]);
+        let mut script = round(vec![Act::Say(b"ping".to_vec()), Act::Pong(b"me".to_vec())]);
         let bytes = b"\x81\x0bhello world\x89\x03abc\x8a\x02me";
         for cut in 0..=18 {
             let (mut place, mut out) = (Place::default(), [0; 16]);
