@@ -1,7 +1,7 @@
 """python -m bench: ours and the peers side by side in one run; a table for people, one JSON file for the rest.
 
 Decides the order of the runs (interleaved), and how results are shown and kept. What is measured is in `bench.rates`,
-`bench.cliff`, `bench.sources` and `bench.registry`.
+`bench.cliff`, `bench.sources`, `bench.load` and `bench.registry`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from bench import cliff, rates, registry, sources
+from bench import cliff, load, rates, registry, sources
 from fourtuple.errors import FourtupleError
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 60_000
 """Inside the range 1024-65535 of one source address, which is what the peers have."""
 WIDTH = 132
 """Of a table in a file or a pipe."""
-Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, registry.Store)
+Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, load.Client, registry.Store)
 
 
 def main(arguments: list[str]) -> int:
@@ -74,6 +74,16 @@ def main(arguments: list[str]) -> int:
             costs = _interleaved(stores, registry.run, options.runs, console, failed)
             results["registry"] = {name: registry.medians(runs) for name, runs in costs.items()}
             console.print(_registry_table(results["registry"], options))
+        if options.only == "load":
+            count = min(options.connections, load.MOST_CONNECTIONS)
+            skipped = {row.name: reason for row in load.CLIENTS if (reason := load.absent(row))}
+            clients = [row for row in load.CLIENTS if row.name not in skipped]
+            runs = _interleaved(clients, lambda row: load.run(row, count), options.runs, console, failed)
+            results["load"] = {name: rates.medians(one) for name, one in runs.items()}
+            results["skipped"] = skipped
+            console.print(_load_table(results["load"], count, options.runs))
+            for name, reason in skipped.items():
+                console.print(f"skipped {name}: {reason}")
     except FourtupleError as problem:
         console.print(f"bench: {problem}", style="red")
         return 1
@@ -169,6 +179,40 @@ def _registry_table(measured: dict[str, dict[str, Any]], options: argparse.Names
     return table
 
 
+def _load_table(measured: dict[str, dict[str, Any]], count: int, rounds: int) -> Table:
+    few = min(load.FEW, count)
+    table = Table(title=f"load on one nginx process, {count:,} connections and {few:,}; medians of {rounds}")
+    for heading in (
+        "client",
+        "held",
+        "connections/s",
+        f"requests/s at {count:,}",
+        f"at {few:,}",
+        "bytes/conn",
+        "MB in all",
+        f"CPU us/request at {count:,}",
+        f"at {few:,}",
+        "requests vs wrk",
+    ):
+        table.add_column(heading, justify="left" if heading == "client" else "right")
+    base = measured.get("wrk", {})
+    for name, row in measured.items():
+        ratios = (row[key] / base[key] for key in ("requests_per_s", "requests_per_s_few") if base.get(key))
+        table.add_row(
+            name,
+            f"{row['held']:,.0f}",
+            f"{row['connections_per_s']:,.0f}",
+            f"{row['requests_per_s']:,.0f}",
+            f"{row['requests_per_s_few']:,.0f}",
+            f"{row['bytes_per_connection']:,.0f}",
+            f"{row['private_bytes'] / 1e6:,.0f}",
+            f"{row['cpu_us_per_request']:,.1f}",
+            f"{row['cpu_us_per_request_few']:,.1f}",
+            " and ".join(f"{ratio:.2f} x" for ratio in ratios),
+        )
+    return table
+
+
 def _sources_table(title: str, measured: dict[str, dict[str, Any]]) -> Table:
     table = Table(title=title, caption="by fill: (99 % : 1 %) / (the same beside, to a destination that is empty)")
     for heading in ("client library", "reached", "1 %", "50 %", "90 %", "99 %", "99 % : 1 %", "beside", "by fill"):
@@ -192,7 +236,9 @@ def _machine() -> dict[str, Any]:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--only", choices=("rates", "cliff", "sources", "registry"), help="one comparison; default rates and cliff"
+        "--only",
+        choices=("rates", "cliff", "sources", "load", "registry"),
+        help="one comparison; default rates and cliff",
     )
     parser.add_argument(
         "--connections", type=_whole(1, MOST_CONNECTIONS), default=15_000, help="per client; default 15000"

@@ -81,7 +81,7 @@ class Client:
             _, words = self._process.communicate(timeout=TIMEOUT_S)
             raise RuntimeError(words.strip() or f"the client ended with status {self._process.returncode}")
         self._paused = True
-        return Measured(numbers=json.loads(line), private_bytes=_private_bytes(self._process.pid))
+        return Measured(numbers=json.loads(line), private_bytes=private_bytes(self._process.pid))
 
     def __enter__(self) -> Self:
         return self
@@ -127,30 +127,41 @@ def web_server(lab: Lab, host: LabHost, endpoints: Sequence[Endpoint]) -> Iterat
     per connection, while a limit of bytes per second would be one event per connection and second, on both sides.
     MissingFeature where nginx is not installed.
     """
+    listen = "".join(f"listen {endpoint} backlog=65535;" for endpoint in endpoints)
+    servers = (
+        f"limit_req_zone one zone=turns:32k rate=1r/m; postpone_output 0; default_type text/html;\n"
+        f"server {{ {listen} location / {{ ssi on; return 200 'begun<!--# include virtual=\"/rest\" -->'; }}\n"
+        f"location = /rest {{ limit_req zone=turns burst=1000000; }}\n"
+        f"location /whole {{ return 200 whole; }} }}\n"
+    )
+    with nginx(lab, host, servers, endpoints[-1]):
+        # So that nobody's turn comes while a client is measured.
+        subprocess.run([*entering(lab, host), sys.executable, "-c", _TAKE_TURNS, str(endpoints[-1])], check=True)
+        yield
+
+
+@contextmanager
+def nginx(lab: Lab, host: LabHost, servers: str, last: Endpoint) -> Iterator[None]:
+    """nginx in one process that holds 19,000 connections, with these `server` blocks; `last` is where it listens.
+
+    MissingFeature where it is not installed.
+    """
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if program is None:
         raise MissingFeature("nginx is not installed: `apt-get install nginx-light`")
     with tempfile.TemporaryDirectory() as folder:
-        listen = "".join(f"listen {endpoint} backlog=65535;" for endpoint in endpoints)
         settings = Path(folder) / "nginx.conf"
         settings.write_text(
             f"daemon off; master_process off; pid {folder}/pid; worker_rlimit_nofile 20000; error_log stderr crit;\n"
             f"events {{ worker_connections 19000; }}\n"
-            f"http {{ access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;\n"
-            f"fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;\n"
-            f"limit_req_zone one zone=turns:32k rate=1r/m; postpone_output 0; default_type text/html;\n"
-            f"server {{ {listen} location / {{ ssi on; return 200 'begun<!--# include virtual=\"/rest\" -->'; }}\n"
-            f"location = /rest {{ limit_req zone=turns burst=1000000; }}\n"
-            f"location /whole {{ return 200 whole; }} }} }}\n"
+            f"http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 1h;\n"
+            f"client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;\n"
+            f"fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;\n{servers} }}\n"
         )
         command = [*entering(lab, host), program, "-c", str(settings), "-e", "stderr"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
             try:
-                _await_listener(host, endpoints[-1], server)
-                # So that nobody's turn comes while a client is measured.
-                subprocess.run(
-                    [*entering(lab, host), sys.executable, "-c", _TAKE_TURNS, str(endpoints[-1])], check=True
-                )
+                _await_listener(host, last, server)
                 yield
             finally:
                 server.kill()
@@ -166,7 +177,7 @@ def _await_listener(host: LabHost, endpoint: Endpoint, server: subprocess.Popen[
         time.sleep(0.02)
 
 
-def _private_bytes(pid: int) -> int:
+def private_bytes(pid: int) -> int:
     """Memory of the process that no other one maps: what it would give back."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     fields = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import load
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 
@@ -39,6 +41,14 @@ def test_each_client_connects_and_echoes() -> None:
         assert name in done.stdout
     for name, reason in results["skipped"].items():
         assert f"skipped {name}: {reason}" in " ".join(done.stdout.split())
+
+
+def test_a_client_that_is_not_here_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    others = [client for client in load.CLIENTS if not client.name.startswith("fourtuple")]
+    assert {"wrk", "hey", "k6"} <= {client.name for client in others}
+    for client in others:
+        assert client.package in load.absent(client) != ""
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,9 @@ def load(
         Path | None, typer.Option(metavar="FILE", help="A certificate of ours (PEM), for servers that want one.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
-    workers: Annotated[int | None, typer.Option(metavar="COUNT", help="Threads; default: one per processor.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Threads, or processes of a script; default: one per processor.")
+    ] = None,
     carrier: Annotated[CarrierOption, typer.Option(help="What moves the bytes.")] = CarrierOption.AUTO,
     fail_if: Annotated[
         list[str] | None,

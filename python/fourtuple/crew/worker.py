@@ -41,6 +41,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 END_WITHIN_S = 2.0
 """For sessions to end when they are told to."""
 MOST_MESSAGE_BYTES = 1 << 20
+MOST_SHOWN = 200
+"""Letters of a line of the script, and of what an exception says."""
 _PR_SET_PDEATHSIG = 1
 _ABORT = struct.pack("ii", 1, 0)
 
@@ -147,7 +149,7 @@ class Worker:
             if waited_s < BLOCKED_AFTER_S:
                 continue
             place = self._frame(sys._current_frames().get(loop_thread))
-            if place is not None:
+            if place is not None and (place in self.tally.blocked or len(self.tally.blocked) < MOST_KINDS):
                 before_s = self.tally.blocked.get(place, 0.0)
                 self.tally.blocked[place] = max(before_s, waited_s)
                 try:
@@ -249,10 +251,10 @@ class Worker:
 
     def _where(self, error: BaseException) -> str:
         lines = [one for one in traceback.extract_tb(error.__traceback__) if one.filename == self.task.script]
-        said = str(error)[:200]
+        said = str(error)[:MOST_SHOWN]
         if not lines:
             return said
-        return f"line {lines[-1].lineno}: {lines[-1].line}" + (f" ({said})" if said else "")
+        return f"line {lines[-1].lineno}: {(lines[-1].line or '')[:MOST_SHOWN]}" + (f" ({said})" if said else "")
 
     def _frame(self, frame: FrameType | None) -> str | None:
         while frame is not None and frame.f_code.co_filename != self.task.script:

@@ -245,9 +245,8 @@ class Scenario:
                 raise BadConfig("--script", f"is for tcp targets; {self.target.scheme.value} has its own words")
             if self.carrier != "auto":
                 raise BadConfig("--carrier", "is the engine's; a session is played by asyncio in worker processes")
-            if self.round_every_s or self.closed_loop:
-                option = "--ping-every" if self.round_every_s else "--closed-loop"
-                raise BadConfig(option, "is the engine's; a session says itself when its rounds are")
+            if self.round_every_s:
+                raise BadConfig("--ping-every", "is the engine's; a session says itself when its rounds are")
         versions = {one.version for one in (self.sources, self.target.addresses) if one is not None}
         if len(versions) > 1:
             raise BadConfig("--from", "the source addresses are of another family than the target's")

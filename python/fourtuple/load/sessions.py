@@ -36,8 +36,8 @@ SPARE_DESCRIPTORS = 64
 CONNECTIONS_PER_WORKER = 500
 """Below this another process costs more than it brings: 0.2 s of processor time and 20 MB each."""
 START_S = 30.0
-END_S = 6.0
-"""Longer than a worker gives its sessions (`fourtuple.crew.worker.END_WITHIN_S`), twice."""
+END_S = 4.5
+"""Longer than a worker gives its sessions to end and its parent to hear of it (`fourtuple.crew.worker`)."""
 LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES, MEMORY_PER_CONNECTION_BYTES = 256 << 20, 1 << 30, 256 << 10
 MOST_SAID_BYTES = 2_000
 """Of what the script prints, in all workers together."""
