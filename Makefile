@@ -22,7 +22,7 @@ RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock crates/*/Cargo.toml) $(shell fi
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(or $(shell command -v cargo-deny),$(abspath .tools)/bin/cargo-deny)
 
-.PHONY: help setup prove test check bench sim netns docs system clean
+.PHONY: help setup prove test check bench sim fuzz netns docs system clean
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -56,6 +56,13 @@ bench: setup ## measure ours beside asyncio, uvloop and plain connect()
 sim: ## the load and echo cores in the seeded simulator (FOURTUPLE_SEEDS=100000 for more worlds)
 	cargo test --release --locked -p fourtuple-carrier --test simulation -- --nocapture
 
+fuzz: ## run every fuzz target for FUZZ_S seconds, 15 if not given; needs a nightly compiler and cargo-fuzz
+	@for target in $$(ls fuzz/fuzz_targets | sed 's/\.rs$$//'); do \
+	    mkdir -p fuzz/corpus/$$target; \
+	    cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+	        -max_total_time=$${FUZZ_S:-15} -max_len=4096 -timeout=10; \
+	done
+
 netns: setup ## the tests that use the real kernel, in network namespaces of their own
 	$(PYTHON) -m pytest tests/netns
 
@@ -65,7 +72,8 @@ docs: setup ## write the pages of the limits catalogue from the code
 system: ## install the system packages that tests use (root with apt-get only); starts none of their services
 	@missing=(); \
 	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
-	        curl:curl openssl:openssl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
+	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
+	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
 	        nginx:nginx-light haproxy:haproxy redis-server:redis-server postgres:postgresql; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \

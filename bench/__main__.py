@@ -1,7 +1,7 @@
 """python -m bench: ours and the peers side by side in one run; a table for people, one JSON file for the rest.
 
 Decides the order of the runs (interleaved), and how results are shown and kept. What is measured is in `bench.rates`,
-`bench.cliff`, `bench.sources` and `bench.load`.
+`bench.cliff`, `bench.sources`, `bench.load` and `bench.registry`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from bench import cliff, load, rates, sources
+from bench import cliff, load, rates, registry, sources
 from fourtuple.errors import FourtupleError
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 60_000
 """Inside the range 1024-65535 of one source address, which is what the peers have."""
 WIDTH = 132
 """Of a table in a file or a pipe."""
-Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, load.Client)
+Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, load.Client, registry.Store)
 
 
 def main(arguments: list[str]) -> int:
@@ -79,6 +79,11 @@ def main(arguments: list[str]) -> int:
             console.print(_load_table(results["load"], count, options.runs))
             for name, reason in skipped.items():
                 console.print(f"skipped {name}: {reason}")
+        if options.only == "registry":
+            stores = registry.stores(options.services)
+            costs = _interleaved(stores, registry.run, options.runs, console, failed)
+            results["registry"] = {name: registry.medians(runs) for name, runs in costs.items()}
+            console.print(_registry_table(results["registry"], options))
     except FourtupleError as problem:
         console.print(f"bench: {problem}", style="red")
         return 1
@@ -184,6 +189,30 @@ def _load_table(measured: dict[str, dict[str, Any]], count: int, rounds: int) ->
     return table
 
 
+def _registry_table(measured: dict[str, dict[str, Any]], options: argparse.Namespace) -> Table:
+    columns = {
+        "import/s": ("import_per_s", "{:,.0f}"),
+        "per CPU s": ("import_per_cpu_s", "{:,.0f}"),
+        "B each": ("bytes_each", "{:,.1f}"),
+        "own/mapped B": ("own_bytes_each", "{:,.1f}"),
+        "open ms": ("open_to_lookup_ms", "{:,.2f}"),
+        "lookup p50 ns": ("lookup_p50_ns", "{:,.0f}"),
+        "p99 ns": ("lookup_p99_ns", "{:,.0f}"),
+        "snapshot+lookup": ("snapshot_and_lookup_p50_ns", "{:,.0f}"),
+        "change seen ms": ("change_seen_ms", "{:,.2f}"),
+        "most": ("change_seen_most_ms", "{:,.1f}"),
+    }
+    table = Table(title=f"a registry of services, durable; medians of {options.runs}")
+    table.add_column("store")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for name, row in measured.items():
+        cells = [shape.format(row[key]) for key, shape in columns.values()]
+        cells[list(columns).index("own/mapped B")] += f" / {row['mapped_bytes_each']:,.1f}"
+        table.add_row(name, *cells)
+    return table
+
+
 def _sources_table(title: str, measured: dict[str, dict[str, Any]]) -> Table:
     table = Table(title=title, caption="by fill: (99 % : 1 %) / (the same beside, to a destination that is empty)")
     for heading in ("client library", "reached", "1 %", "50 %", "90 %", "99 %", "99 % : 1 %", "beside", "by fill"):
@@ -207,10 +236,15 @@ def _machine() -> dict[str, Any]:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--only", choices=("rates", "cliff", "sources", "load"), help="one comparison; default rates and cliff"
+        "--only",
+        choices=("rates", "cliff", "sources", "load", "registry"),
+        help="one comparison; default rates and cliff",
     )
     parser.add_argument(
         "--connections", type=_whole(1, MOST_CONNECTIONS), default=15_000, help="per client; default 15000"
+    )
+    parser.add_argument(
+        "--services", type=_whole(1_000, 10_000_000), default=1_000_000, help="in the registry; default 1000000"
     )
     parser.add_argument("--runs", type=_whole(1, 100), default=3, help="rounds, all clients in each; default 3")
     parser.add_argument(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fourtuple.host import read_host
     from fourtuple.limits import LIMITS
     from fourtuple.plan import Means, Plan
+    from fourtuple.registry import Registry
+    from fourtuple.services import Match, Route, Seen, Service
 
 __all__ = [
     "LIMITS",
@@ -34,13 +36,18 @@ __all__ = [
     "Host",
     "LimitReached",
     "LoadConfig",
+    "Match",
     "Means",
     "MissingFeature",
     "MissingPrivilege",
     "Plan",
     "PortSet",
     "Protocol",
+    "Registry",
     "Role",
+    "Route",
+    "Seen",
+    "Service",
     "Snapshot",
     "SourcePool",
     "TupleSpace",
@@ -58,9 +65,14 @@ _LATER = {
     "Host": "fourtuple.facts",
     "LIMITS": "fourtuple.limits",
     "LoadConfig": "fourtuple.engine",
+    "Match": "fourtuple.services",
     "Means": "fourtuple.plan",
     "Plan": "fourtuple.plan",
+    "Registry": "fourtuple.registry",
     "Role": "fourtuple.facts",
+    "Route": "fourtuple.services",
+    "Seen": "fourtuple.services",
+    "Service": "fourtuple.services",
     "Snapshot": "fourtuple.engine",
     "diagnose": "fourtuple.doctor",
     "read_host": "fourtuple.host",

@@ -1,10 +1,39 @@
 """The compiled half of fourtuple, as `fourtuple.engine` sees it. Use that module; this one decides nothing."""
 
-from typing import TypedDict, final
+from collections.abc import Sequence
+from os import PathLike
+from typing import NotRequired, TypeAlias, TypedDict, final
 
 from fourtuple.engine import CarrierSettings, EchoConfig, LoadConfig
+from fourtuple.services import Seen
 
-__all__ = ["Workers", "counters", "reasons", "uring_abilities"]
+__all__ = [
+    "Importer",
+    "Pages",
+    "Registry",
+    "Workers",
+    "check_rows",
+    "counters",
+    "probes",
+    "reasons",
+    "refusals",
+    "sniff",
+    "uring_abilities",
+]
+
+_ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None]
+_RouteRow: TypeAlias = tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None]
+_OutcomeRow: TypeAlias = tuple[str, str | None, tuple[str, str, int | None, int | None, int | None] | None]
+
+class _Sizes(TypedDict):
+    services: int
+    wide_ports: int
+    routes: int
+    services_bytes: int
+    file_bytes: int
+    version: int
+    readers: int
+    most_readers: int
 
 class _Quantiles(TypedDict):
     count: int
@@ -42,6 +71,26 @@ class _Snapshot(TypedDict):
     carrier: _CarrierNumbers
     errors: list[str]
 
+class _Seen(TypedDict):
+    verdict: str
+    protocol: str | None
+    answers: tuple[bytes, ...]
+    needed: NotRequired[int]
+    why: NotRequired[str]
+    end: NotRequired[int]
+    name: NotRequired[str | None]
+    port: NotRequired[int | None]
+    number: NotRequired[int | None]
+    path: NotRequired[bytes | None]
+    path_is_plain: NotRequired[bool]
+    alpn: NotRequired[tuple[bytes, ...]]
+    ech: NotRequired[bool]
+    user: NotRequired[bytes | None]
+    database: NotRequired[bytes | None]
+    client: NotRequired[bytes | None]
+    cancel: NotRequired[bytes | None]
+    proxied: NotRequired[tuple[str, str] | None]
+
 @final
 class Workers:
     """One worker per core of an engine, until all have ended."""
@@ -78,3 +127,93 @@ def reasons() -> list[str]:
 
 def uring_abilities() -> dict[str, bool]:
     """What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring."""
+
+def probes() -> list[tuple[str, int, str]]:
+    """One row per probe, in order of precedence: name, bytes looked at at most, what it shows."""
+
+def refusals() -> list[tuple[str, str]]:
+    """One row per reason to refuse a connection: name, meaning."""
+
+def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
+    """What these probes see in `bytes`."""
+
+@final
+class Registry:
+    """An open registry; `fourtuple.registry.Registry` is its face."""
+
+    @staticmethod
+    def open(path: str | PathLike[str], create: bool, most_bytes: int | None) -> Registry:
+        """Open the folder, made if `create`, for at most so many bytes."""
+
+    def put(self, rows: Sequence[_ServiceRow], mode: str) -> tuple[int, int]:
+        """Write rows in one transaction; gives back how many were new and how many replaced."""
+
+    def remove(self, names: Sequence[str]) -> list[str]:
+        """Remove services in one transaction; gives back which there were not."""
+
+    def service(self, name: str) -> _ServiceRow | None:
+        """The service of that name."""
+
+    def service_at(self, wide_port: int) -> _ServiceRow | None:
+        """The service with that wide port."""
+
+    def pages(self, after: str | None) -> Pages:
+        """A snapshot whose services can be had page by page, those after a name or all."""
+
+    def importer(self, format: str, mode: str, batch_rows: int) -> Importer:
+        """Take text in blocks."""
+
+    def add_routes(self, rows: Sequence[_RouteRow], replace: bool) -> None:
+        """Add routes in one transaction, or replace those of equal conditions."""
+
+    def remove_route(self, conditions: Sequence[tuple[str, str]]) -> bool:
+        """Remove the route with these conditions; says whether there was one."""
+
+    def routes(self) -> list[_RouteRow]:
+        """All routes in the order of their precedence."""
+
+    def resolve(self, seen: Seen) -> _OutcomeRow:
+        """Which service a connection means."""
+
+    def time_lookups(self, names: Sequence[bytes], snapshot_each: bool) -> list[int]:
+        """Nanoseconds of each of these lookups by name; a snapshot each, or one for all."""
+
+    def sizes(self) -> _Sizes:
+        """How large it is."""
+
+    @property
+    def version(self) -> int:
+        """Number of the last transaction of any process."""
+
+    def clear_stale_readers(self) -> int:
+        """Free the places of readers whose processes are gone."""
+
+    def close(self) -> None:
+        """Let go of the file; every later call is an error."""
+
+@final
+class Pages:
+    """The services of one snapshot, in the order of their names."""
+
+    def rows(self, most: int) -> list[_ServiceRow]:
+        """The next so many rows; fewer at the end."""
+
+    def text(self, format: str, most: int) -> bytes:
+        """The next so many rows as lines of text; empty at the end."""
+
+@final
+class Importer:
+    """Text becomes services, a transaction per `batch_rows` of them."""
+
+    def feed(self, block: bytes) -> None:
+        """The next block, of any size. After an error what waits for its transaction is forgotten."""
+
+    def finish(self) -> None:
+        """The last line, and the last transaction."""
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Lines read, services added, services replaced: the last two are on the disk."""
+
+def check_rows(services: Sequence[_ServiceRow], routes: Sequence[_RouteRow]) -> None:
+    """Services and routes as a registry would take them, without one: the first that it would not is the error."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
@@ -451,6 +451,66 @@ class Engine:
 def uring_abilities() -> dict[str, bool]:
     """What io_uring can do for this process, each ability tried; raises, naming the reason, where there is none."""
     return dict(_core.uring_abilities())
+
+
+PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
+"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
+
+
+class Prelude(Enum):
+    """Whether a PROXY header stands in front of what is sniffed."""
+
+    NONE = "none"
+    ALLOWED = "allowed"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sniffed:
+    """What the first bytes of a connection show. What its protocol does not have, or it left out, is None."""
+
+    verdict: str
+    """match; no: no probe knows it; more: nothing can be said yet; refused: broken where a route depends on it."""
+    protocol: str | None
+    answers: tuple[bytes, ...]
+    """What a broker sends on the way: a PostgreSQL client waits for it."""
+    needed: int | None = None
+    """With more: how many bytes a match takes at least."""
+    why: str | None = None
+    """With refused: the reason, as it is counted."""
+    end: int | None = None
+    name: str | None = None
+    port: int | None = None
+    number: int | None = None
+    path: bytes | None = None
+    path_is_plain: bool = True
+    alpn: tuple[bytes, ...] = ()
+    ech: bool = False
+    user: bytes | None = None
+    database: bytes | None = None
+    client: bytes | None = None
+    cancel: bytes | None = None
+    proxied: tuple[str, str] | None = None
+    """Source and destination out of a PROXY header."""
+
+
+def sniff(
+    opening: bytes,
+    *,
+    probes: Sequence[str] = PROBES,
+    prelude: Prelude = Prelude.NONE,
+    postgres_tls: bool = True,
+) -> Sniffed:
+    """What a broker would see in the first bytes of a connection; for people and tests, not for its own path.
+
+    `postgres_tls` says whether a PostgreSQL client that asks for TLS is told to begin.
+    """
+    for name in probes:
+        if name not in PROBES:
+            raise BadConfig("probes", f"{name[:40]!r} is no probe; allowed are {', '.join(PROBES)}")
+    _instance("opening", opening, bytes)
+    _instance("prelude", prelude, Prelude)
+    return Sniffed(**_core.sniff(opening, list(probes), prelude.value, postgres_tls))
 
 
 def _require_room_to_say(config: LoadConfig | EchoConfig, settings: CarrierSettings) -> None:

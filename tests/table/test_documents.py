@@ -14,7 +14,7 @@ from fourtuple.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/eaddrnotavail.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/eaddrnotavail.md", "docs/registry.md")
 
 
 def test_python_examples() -> None:

@@ -23,6 +23,9 @@ UPWARD = [
     ("ranges.py", "import fourtuple.tuples"),
     ("tuples.py", "from fourtuple.facts import Host"),
     ("sources.py", "import fourtuple.connect"),
+    ("services.py", "import fourtuple.registry"),
+    ("registry.py", "import fourtuple.brokerfile"),
+    ("brokerfile.py", "import fourtuple.lab"),
     ("facts.py", "import fourtuple.limits"),
     ("engine.py", "import fourtuple.lab"),
     ("preload.py", "import fourtuple.hook"),
@@ -42,12 +45,14 @@ SIDEWAYS = [
     ("limits/__init__.py", "from fourtuple import host"),
     ("metrics.py", "import fourtuple.errors"),
     ("connect/__init__.py", "import fourtuple.host"),
+    ("registry.py", "import fourtuple.engine"),
 ]
 
 IMPURE = [
     ("ranges.py", "import os"),
     ("tuples.py", "import socket"),
     ("sources.py", "import socket"),
+    ("services.py", "from pathlib import Path"),
     ("sources.py", "from time import monotonic"),
     ("facts.py", "import subprocess"),
     ("limits/__init__.py", "import pathlib"),
@@ -111,18 +116,19 @@ def test_an_impure_import(copy: Path, module: str, statement: str) -> None:
     "statement", ["import fourtuple._core", "from fourtuple._core import Workers", "from fourtuple import _core"]
 )
 @pytest.mark.parametrize("module", ["cli/main.py", "lab/__init__.py", "host/__init__.py", "metrics.py"])
-def test_a_second_door_to_the_engine(copy: Path, module: str, statement: str) -> None:
+def test_another_door_to_the_compiled_module(copy: Path, module: str, statement: str) -> None:
     path = copy / "python/fourtuple" / module
     path.write_text(f"{statement}\n")
     done = run(
         copy, str(Path(sys.executable).with_name("ruff")), "check", "--no-cache", "--select", "TID251", str(path)
     )
     assert done.returncode == 1
-    assert "only fourtuple.engine talks to the compiled module" in done.stdout
+    assert "only fourtuple.engine and fourtuple.registry talk to the compiled module" in done.stdout
 
 
-def test_the_one_door(copy: Path) -> None:
-    path = copy / "python/fourtuple/engine.py"
+@pytest.mark.parametrize("module", ["engine.py", "registry.py"])
+def test_the_two_doors(copy: Path, module: str) -> None:
+    path = copy / "python/fourtuple" / module
     assert "_core" in path.read_text()
     done = run(
         copy, str(Path(sys.executable).with_name("ruff")), "check", "--no-cache", "--select", "TID251", str(path)
@@ -138,7 +144,7 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_pure_modules_are_the_pure_layers() -> None:
-    pure = {"ranges", "dialogue", "tuples", "sources", "facts", "limits", "doctor", "plan"}
+    pure = {"ranges", "dialogue", "tuples", "sources", "services", "facts", "limits", "doctor", "plan"}
     assert set(CONTRACTS["forbidden"]["source_modules"]) == {f"fourtuple.{module}" for module in pure}
 
 

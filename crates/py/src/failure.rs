@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fourtuple_carrier::WorkerError;
 use fourtuple_engine::{CarrierError, Errno};
+use fourtuple_registry::Error as RegistryError;
 use pyo3::import_exception;
 use pyo3::prelude::*;
 
@@ -55,6 +56,39 @@ pub(crate) fn refused(error: &CarrierError) -> PyErr {
     }
 }
 
+/// Why the registry of services did not do it.
+pub(crate) fn unregistered(error: &RegistryError) -> PyErr {
+    let text = error.to_string();
+    let kept = "nothing of this batch was kept, all before it was";
+    match error {
+        RegistryError::Bad { field, why } => BadConfig::new_err((field.clone(), why.clone())),
+        RegistryError::Absent(_) => BadConfig::new_err(("store", format!("{text}; services add and import make one"))),
+        RegistryError::Full { most_bytes } => {
+            let remedy = "nothing of this batch was kept; open it with a larger most_bytes";
+            LimitReached::new_err(("registry-size", Some(*most_bytes), None::<u64>, remedy))
+        }
+        RegistryError::Readers(most) => {
+            LimitReached::new_err(("registry-readers", Some(*most), None::<u64>, "end a process that reads it"))
+        }
+        RegistryError::Io(path, io) => match io.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                let remedy = format!("{}: {io}; {kept}", path.display());
+                LimitReached::new_err(("disk-space", None::<u64>, None::<u64>, remedy))
+            }
+            // LMDB's word for a write that came back short (mdb_page_flush), which is what a disk does when it fills up.
+            _ if io.raw_os_error() == Some(libc_errno::EIO) => {
+                let remedy = format!("{}: a write came back short, so it is full or fails; {kept}", path.display());
+                LimitReached::new_err(("disk-space", None::<u64>, None::<u64>, remedy))
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                MissingPrivilege::new_err(format!("{text}; --store or FOURTUPLE_STORE names another folder"))
+            }
+            _ => BadConfig::new_err(("store", text)),
+        },
+        RegistryError::Damaged(..) => EngineStopped::new_err(text),
+    }
+}
+
 /// Why a worker ended before its work did, in words.
 pub(crate) fn ended(error: &WorkerError) -> String {
     match error {
@@ -71,9 +105,10 @@ fn limit(name: &'static str, remedy: &str) -> PyErr {
     LimitReached::new_err((name, None::<u64>, None::<u64>, remedy.to_owned()))
 }
 
-/// Error numbers that only the start of a carrier gives (asm-generic/errno.h); cores need no name for them.
+/// Error numbers that only the start of a carrier or the registry gives (asm-generic/errno.h); cores need no name for them.
 mod libc_errno {
     pub(super) const EPERM: i32 = 1;
+    pub(super) const EIO: i32 = 5;
     pub(super) const EACCES: i32 = 13;
     pub(super) const EINVAL: i32 = 22;
     pub(super) const ENOSYS: i32 = 38;

@@ -1,11 +1,14 @@
 //! fourtuple._core: the binding. Converts, detaches, maps errors; decides nothing.
 //!
 //! Configuration comes in once, as one frozen dataclass (`config`); workers run without Python (`workers`); numbers go
-//! out as one merged snapshot (`snapshot`). `python/fourtuple/engine.py` is the only module that imports this one.
+//! out as one merged snapshot (`snapshot`); bytes are sniffed for people only (`sniff`). `python/fourtuple/engine.py` imports
+//! these, and `python/fourtuple/registry.py` the registry of services (`registry`); no other module imports this one.
 
 mod config;
 mod failure;
+mod registry;
 mod snapshot;
+mod sniff;
 mod workers;
 
 use pyo3::prelude::*;
@@ -14,7 +17,14 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::{counters, reasons, uring_abilities, workers::Workers};
+    use super::registry::{Importer, Pages, Registry, check_rows};
+    #[pymodule_export]
+    use super::{
+        counters, reasons,
+        sniff::{probes, refusals, sniff},
+        uring_abilities,
+        workers::Workers,
+    };
 }
 
 /// One row per counter, in the order of `Snapshot.counters`: name, unit, meaning.

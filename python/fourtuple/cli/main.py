@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fourtuple.cli import Exit, doctor, limits, load, plan, prove, run, tune
+from fourtuple.cli import Exit, doctor, limits, load, plan, prove, run, services, sniff, tune
 from fourtuple.errors import BadConfig, FourtupleError
 
 EPILOG = (
@@ -57,6 +57,8 @@ app.command("plan")(plan.plan)
 app.command("tune")(tune.tune)
 app.command("prove")(prove.prove)
 app.command("load")(load.load)
+app.command("sniff")(sniff.sniff)
+app.add_typer(services.app, name="services")
 # What follows COMMAND is the command's, options too.
 app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 

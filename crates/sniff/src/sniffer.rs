@@ -1,0 +1,287 @@
+//! The sniffer: a PROXY header if there may be one, then the probes in their order, then what they want answered.
+//!
+//! Decides whose verdict is the whole's. Knows no protocol: those are one file each.
+
+use crate::postgres::Asks;
+use crate::{Found, PROBES, Pattern, Probe, Progress, Protocol, Refusal, Scratch, Shown};
+use crate::{http1, http2, mqtt, pattern, postgres, proxy, redis, ssh, tcpmux, tls};
+
+/// What a listener looks for. Many connections share one.
+#[derive(Clone, Copy, Debug)]
+pub struct Sniffer<'p> {
+    enabled: u16,
+    prelude: Prelude,
+    encrypts_postgres: bool,
+    patterns: &'p [Pattern<'p>],
+}
+
+/// Whether a PROXY header stands in front.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prelude {
+    /// The peer is not trusted to say who it is: a header is bytes like any other.
+    #[default]
+    None,
+    /// The peer may say so. Only for sources that no client can have.
+    Allowed,
+    /// The peer has to.
+    Required,
+}
+
+/// Where a connection stands, between two looks at it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct State {
+    /// Where the PROXY header ends.
+    header: u16,
+    /// Bytes behind it that have been answered.
+    answered: u16,
+    stage: Stage,
+    /// The probe that is being asked.
+    row: u8,
+    progress: Progress,
+}
+
+const _: () = assert!(size_of::<State>() <= 24, "a connection that is being sniffed costs this much and no more");
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Begin,
+    Probes,
+    /// A PostgreSQL client was told that encryption with GSSAPI is not to be had.
+    AfterGss,
+    /// A PostgreSQL client was told that TLS is not to be had.
+    AfterDecline,
+    /// As both.
+    AfterBoth,
+    /// A PostgreSQL client was told to go on with TLS.
+    Hello,
+}
+
+/// What a look at a connection says. All but `More` and `Answer` are final: more bytes do not change them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation per connection")]
+pub enum Verdict<'a> {
+    /// Recognised, and what it shows.
+    Match(Shown<'a>),
+    /// None of the probes knows it.
+    No,
+    /// Look again when there are more: a match takes at least so many in all. A deadline is the caller's affair.
+    More(usize),
+    /// Send these bytes, once, and look again. What they answer stays in front of what follows.
+    Answer(&'static [u8]),
+    /// It is this protocol (None: the PROXY header is at fault), and must not be passed on.
+    Refused(Option<Protocol>, Refusal),
+}
+
+/// The end of one step of the sniffer.
+enum Step {
+    Whole(Protocol, usize),
+    Answer(&'static [u8]),
+    No,
+    More(usize),
+    Refused(Option<Protocol>, Refusal),
+}
+
+impl<'p> Sniffer<'p> {
+    /// A sniffer with these probes.
+    pub fn new(protocols: impl IntoIterator<Item = Protocol>) -> Self {
+        let enabled = protocols.into_iter().fold(0, |set, it| set | 1 << it as u16);
+        Self { enabled, prelude: Prelude::None, encrypts_postgres: true, patterns: &[] }
+    }
+
+    /// Every probe that there is.
+    pub fn all() -> Self {
+        Self::new(PROBES.iter().map(|it| it.protocol))
+    }
+
+    /// Whether a PROXY header stands in front; not at first.
+    #[must_use]
+    pub fn with_prelude(self, prelude: Prelude) -> Self {
+        Self { prelude, ..self }
+    }
+
+    /// Whether a PostgreSQL client that asks for TLS is told to begin, which shows its server name, or that there is
+    /// none, which shows user and database. At first it is told to begin.
+    #[must_use]
+    pub fn with_postgres_tls(self, encrypts_postgres: bool) -> Self {
+        Self { encrypts_postgres, ..self }
+    }
+
+    /// What `Protocol::Pattern` looks for.
+    #[must_use]
+    pub fn with_patterns(self, patterns: &'p [Pattern<'p>]) -> Self {
+        Self { patterns, ..self }
+    }
+
+    /// How many bytes it may ask for at most.
+    pub fn bound(&self) -> usize {
+        let header = if self.prelude == Prelude::None { 0 } else { proxy::HEADER_BYTES };
+        header + self.probes().map(|probe| probe.bound).max().unwrap_or(0)
+    }
+
+    /// Look at everything that a connection has sent so far, which is never less than at the last look.
+    pub fn sniff<'a>(&self, state: &mut State, bytes: &'a [u8], scratch: &'a mut Scratch) -> Verdict<'a> {
+        match self.step(state, bytes) {
+            Step::Whole(protocol, end) => match read(state, protocol, bytes, end, scratch) {
+                Ok(shown) => Verdict::Match(shown),
+                Err(why) => Verdict::Refused(Some(protocol), why),
+            },
+            Step::No => Verdict::No,
+            Step::Answer(answer) => Verdict::Answer(answer),
+            Step::Refused(protocol, why) => Verdict::Refused(protocol, why),
+            Step::More(needed) => Verdict::More(needed),
+        }
+    }
+
+    fn probes(&self) -> impl Iterator<Item = &'static Probe> + use<> {
+        let enabled = self.enabled;
+        PROBES.iter().filter(move |probe| enabled & 1 << probe.protocol as u16 != 0)
+    }
+
+    fn step(&self, state: &mut State, bytes: &[u8]) -> Step {
+        if state.stage == Stage::Begin {
+            match self.prelude(state, bytes) {
+                Ok(end) => (state.header, state.stage) = (end as u16, Stage::Probes),
+                Err(step) => return step,
+            }
+            state.progress = Progress::default();
+        }
+        let start = state.start();
+        let rest = &bytes[start..];
+        let (protocol, found) = match state.stage {
+            Stage::Hello => (Protocol::Postgres, hello(&mut state.progress, rest)),
+            Stage::Begin | Stage::Probes => self.first(state, rest),
+            _ => (Protocol::Postgres, without_no(postgres::find(&mut state.progress, rest))),
+        };
+        match found {
+            Found::Whole(end) if protocol == Protocol::Postgres && state.stage != Stage::Hello => {
+                self.answer(state, rest, end)
+            }
+            Found::Whole(end) => Step::Whole(protocol, start + end),
+            Found::No => Step::No,
+            Found::More(count) => Step::More(start + count),
+            // A broken head asks for nothing, so not for WebSocket either.
+            Found::Refused(why) if protocol == Protocol::WebSocket => Step::Refused(Some(Protocol::Http), why),
+            Found::Refused(why) => Step::Refused(Some(protocol), why),
+        }
+    }
+
+    /// Where the PROXY header ends.
+    fn prelude(&self, state: &mut State, bytes: &[u8]) -> Result<usize, Step> {
+        if self.prelude == Prelude::None {
+            return Ok(0);
+        }
+        match proxy::find(&mut state.progress, bytes) {
+            Found::Whole(end) => proxy::read(bytes, end).map(|_| end).map_err(|why| Step::Refused(None, why)),
+            Found::No if self.prelude == Prelude::Allowed => Ok(0),
+            Found::No => Err(Step::Refused(None, Refusal::Unproxied)),
+            Found::More(count) => Err(Step::More(count)),
+            Found::Refused(why) => Err(Step::Refused(None, why)),
+        }
+    }
+
+    /// The first probe in order that does not say No.
+    fn first(&self, state: &mut State, bytes: &[u8]) -> (Protocol, Found) {
+        let State { row, progress, .. } = state;
+        while let Some(probe) = PROBES.get(usize::from(*row)) {
+            let found = match self.enabled & 1 << probe.protocol as u16 {
+                0 => Found::No,
+                _ => self.find(probe.protocol, progress, bytes),
+            };
+            if found != Found::No {
+                return (probe.protocol, found);
+            }
+            (*row, *progress) = (*row + 1, Progress::default());
+        }
+        (Protocol::Pattern, Found::No)
+    }
+
+    fn find(&self, protocol: Protocol, progress: &mut Progress, bytes: &[u8]) -> Found {
+        match protocol {
+            Protocol::Tls => tls::find(progress, bytes),
+            Protocol::Http2 => http2::find(progress, bytes),
+            Protocol::Connect => http1::find_connect(progress, bytes),
+            Protocol::WebSocket => http1::find_websocket(progress, bytes),
+            Protocol::Http => http1::find(progress, bytes),
+            Protocol::Ssh => ssh::find(progress, bytes),
+            Protocol::Postgres => postgres::find(progress, bytes),
+            Protocol::Mqtt => mqtt::find(progress, bytes),
+            Protocol::Redis => redis::find(progress, bytes),
+            Protocol::Tcpmux => tcpmux::find(progress, bytes),
+            Protocol::Pattern => pattern::find(progress, bytes, self.patterns),
+        }
+    }
+
+    /// A whole PostgreSQL message: what it shows, or what to answer. Each request is answered once, as the server does.
+    fn answer(&self, state: &mut State, bytes: &[u8], end: usize) -> Step {
+        use Stage::{AfterBoth, AfterDecline, AfterGss, Hello};
+        let Some(asks) = postgres::asks(bytes) else { return Step::Whole(Protocol::Postgres, state.start() + end) };
+        let refused = |why| Step::Refused(Some(Protocol::Postgres), why);
+        if bytes.len() > end {
+            return refused(Refusal::Early); // sent in the clear before encryption began: CVE-2021-23214
+        }
+        let (stage, answer): (_, &[u8]) = match (asks, state.stage) {
+            (Asks::Gss, AfterGss | AfterBoth) | (Asks::Tls, AfterDecline | AfterBoth) => {
+                return refused(Refusal::Repeated);
+            }
+            (Asks::Tls, _) if self.encrypts_postgres => (Hello, b"S"),
+            (Asks::Tls, AfterGss) | (Asks::Gss, AfterDecline) => (AfterBoth, b"N"),
+            (Asks::Tls, _) => (AfterDecline, b"N"),
+            (Asks::Gss, _) => (AfterGss, b"N"),
+        };
+        (state.stage, state.progress) = (stage, Progress::default());
+        state.answered += end as u16;
+        Step::Answer(answer)
+    }
+}
+
+impl State {
+    /// How many bytes, behind a PROXY header, were requests that have been answered: the service has not seen those.
+    pub fn answered(&self) -> usize {
+        usize::from(self.answered)
+    }
+
+    /// Where the probes begin to look.
+    fn start(&self) -> usize {
+        usize::from(self.header) + usize::from(self.answered)
+    }
+}
+
+/// The hello of a client that was told to send one.
+fn hello(progress: &mut Progress, bytes: &[u8]) -> Found {
+    without_no(tls::find(progress, bytes))
+}
+
+/// After an answer, nothing else than what it allows is right.
+fn without_no(found: Found) -> Found {
+    if found == Found::No { Found::Refused(Refusal::Malformed) } else { found }
+}
+
+/// What the whole shows that ends at `end`.
+fn read<'a>(
+    state: &State,
+    protocol: Protocol,
+    bytes: &'a [u8],
+    end: usize,
+    scratch: &'a mut Scratch,
+) -> Result<Shown<'a>, Refusal> {
+    let start = state.start();
+    let (rest, count) = (&bytes[start..], end - start);
+    let shown = match protocol {
+        Protocol::Postgres if state.stage == Stage::Hello => tls::read(rest, count, scratch),
+        Protocol::Tls => tls::read(rest, count, scratch),
+        Protocol::Http2 => http2::read(rest, count, scratch),
+        Protocol::Connect | Protocol::WebSocket | Protocol::Http => http1::read(protocol, rest, count, scratch),
+        Protocol::Ssh => ssh::read(rest, count),
+        Protocol::Postgres => postgres::read(rest, count),
+        Protocol::Mqtt => mqtt::read(rest, count),
+        Protocol::Redis => redis::read(rest, count),
+        Protocol::Tcpmux => tcpmux::read(rest, count, scratch),
+        Protocol::Pattern => Ok(pattern::read(&state.progress, count)),
+    }?;
+    let proxied = match state.header {
+        0 => None,
+        header => Some(proxy::read(bytes, usize::from(header))?),
+    };
+    Ok(Shown { protocol, end, proxied, ..shown })
+}

@@ -1,0 +1,140 @@
+//! The table of probes and its order, and what holds for all bytes whatever they are.
+
+use crate::support::{feed, hello, line, look, records, server_name, settled};
+use fourtuple_sniff::{PROBES, Pattern, Prelude, Protocol, REFUSALS, Refusal, Sniffer};
+use proptest::prelude::*;
+
+/// One opening of each protocol.
+fn openings() -> Vec<(Protocol, Vec<u8>)> {
+    vec![
+        (Protocol::Tls, records(&hello(&[server_name(b"a.example")]), 70)),
+        (
+            Protocol::Http2,
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x06\x01\x05\0\0\0\x01\x82\x84\x41\x01a\x86"
+                .to_vec(),
+        ),
+        (Protocol::Connect, b"CONNECT a:1 HTTP/1.1\r\n\r\n".to_vec()),
+        (
+            Protocol::WebSocket,
+            b"GET /w HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n".to_vec(),
+        ),
+        (Protocol::Http, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec()),
+        (Protocol::Ssh, b"SSH-2.0-x\r\n".to_vec()),
+        (Protocol::Postgres, b"\0\0\0\x10\0\x03\0\0user\0a\0\0".to_vec()),
+        (Protocol::Mqtt, b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01d".to_vec()),
+        (Protocol::Redis, b"*1\r\n$4\r\nPING\r\n".to_vec()),
+        (Protocol::Tcpmux, b"shop.example\r\n".to_vec()),
+        (Protocol::Pattern, b"\xabmagic".to_vec()),
+    ]
+}
+
+#[test]
+fn rows_are_in_order_and_described() {
+    for (row, probe) in PROBES.iter().enumerate() {
+        assert_eq!(probe.protocol as usize, row);
+        assert_eq!(probe.protocol.probe().name, probe.name);
+        assert!(probe.bound > 0 && !probe.shows.is_empty());
+        assert_eq!(PROBES.iter().filter(|it| it.name == probe.name).count(), 1);
+    }
+    assert_eq!(Refusal::Malformed.name(), REFUSALS[0].0);
+    assert_eq!(Refusal::Unproxied.name(), REFUSALS[REFUSALS.len() - 1].0);
+}
+
+/// Each opening is its own protocol's with every probe enabled, and with any other one disabled.
+#[test]
+fn every_protocol_is_found_among_all() {
+    let pattern = [Pattern::new(0, b"\xabmagic").unwrap()];
+    for (protocol, bytes) in openings() {
+        let expected = look(&Sniffer::new([protocol]).with_patterns(&pattern), &bytes);
+        assert!(expected.starts_with(protocol.probe().name), "{expected}");
+        assert_eq!(settled(&Sniffer::all().with_patterns(&pattern), &bytes), expected);
+        for missing in PROBES.iter().map(|it| it.protocol).filter(|it| *it != protocol) {
+            let others = PROBES.iter().map(|it| it.protocol).filter(|it| *it != missing);
+            assert_eq!(settled(&Sniffer::new(others).with_patterns(&pattern), &bytes), expected, "without {missing:?}");
+        }
+    }
+}
+
+/// Bytes that several probes know go to the first in the table.
+#[test]
+fn precedence() {
+    let pattern = [Pattern::new(0, b"PING").unwrap()];
+    let rows: &[(&[Protocol], &[u8], &str)] = &[
+        (&[Protocol::Redis, Protocol::Tcpmux, Protocol::Pattern], b"PING\r\n", "redis"),
+        (&[Protocol::Tcpmux, Protocol::Pattern], b"PING\r\n", "tcpmux name=ping"),
+        (&[Protocol::Pattern], b"PING\r\n", "pattern pattern=0"),
+        (&[Protocol::WebSocket], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "no"),
+        (&[Protocol::Connect], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "no"),
+        (&[Protocol::Http], b"CONNECT a:1 HTTP/1.1\r\n\r\n", "http name=a port=1"),
+        (&[Protocol::Redis, Protocol::Http], b"TIME /x HTTP/1.1\r\nHost: a\r\n\r\n", "http name=a path=/x"),
+        (&[Protocol::Redis, Protocol::Http], b"TIME /x\r\n", "redis"),
+        // A name as long as a method is still both.
+        (&[Protocol::Http, Protocol::Tcpmux], b"SHOP", "more"),
+        (&[Protocol::Http, Protocol::Tcpmux], b"SHOP\r\n", "tcpmux name=shop"),
+        (&[], b"anything", "no"),
+    ];
+    for (protocols, bytes, expected) in rows {
+        let sniffer = Sniffer::new(protocols.iter().copied()).with_patterns(&pattern);
+        assert_eq!(settled(&sniffer, bytes), *expected, "{}", bytes.escape_ascii());
+    }
+}
+
+#[test]
+fn silence_wants_more() {
+    assert_eq!(look(&Sniffer::all(), b""), "more");
+    assert_eq!(look(&Sniffer::all().with_prelude(Prelude::Required), b""), "more");
+}
+
+fn mutated() -> impl Strategy<Value = Vec<u8>> {
+    let opening = prop::sample::select(openings()).prop_map(|(_, bytes)| bytes);
+    (opening, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), any::<prop::sample::Index>())
+        .prop_map(|(mut bytes, changes, cut)| {
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let cut = cut.index(bytes.len() * 2);
+            bytes.truncate(cut);
+            bytes
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// No panic, and one verdict however the bytes are cut, for openings with some bytes changed and for any bytes.
+    #[test]
+    fn one_verdict_for_all_cuts(
+        bytes in prop_oneof![mutated(), prop::collection::vec(any::<u8>(), 0..80), "[A-Za-z0-9:/ \r\n*$.-]{0,60}".prop_map(String::into_bytes)],
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+        prelude in prop::sample::select(vec![Prelude::None, Prelude::Allowed, Prelude::Required]),
+    ) {
+        let pattern = [Pattern::new(0, b"\xabmagic").unwrap()];
+        let sniffer = Sniffer::all().with_prelude(prelude).with_patterns(&pattern);
+        let whole = look(&sniffer, &bytes);
+
+        let mut cuts: Vec<usize> = cuts.iter().map(|it| it.index(bytes.len() + 1)).collect();
+        cuts.sort_unstable();
+        let asks = bytes.get(4..8).is_some_and(|it| matches!(it, [4, 210, 22, 47 | 48]));
+        if !asks {
+            prop_assert_eq!(feed(&sniffer, &bytes, cuts), whole.clone());
+            prop_assert_eq!(feed(&sniffer, &bytes, 0..bytes.len()), whole);
+        }
+    }
+}
+
+/// The one line of a verdict is what these tests compare, so it has to tell verdicts apart.
+#[test]
+fn lines_tell_apart() {
+    use fourtuple_sniff::Verdict;
+    let verdicts = [
+        line(&Verdict::No),
+        line(&Verdict::More(1)),
+        line(&Verdict::Answer(b"S")),
+        line(&Verdict::Refused(None, Refusal::Early)),
+        line(&Verdict::Refused(Some(Protocol::Tls), Refusal::Early)),
+    ];
+    for (place, verdict) in verdicts.iter().enumerate() {
+        assert!(!verdicts[place + 1..].contains(verdict));
+    }
+}

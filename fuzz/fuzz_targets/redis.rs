@@ -1,0 +1,8 @@
+#![no_main]
+//! Commands, as arrays and as lines.
+
+use fourtuple_sniff::{Protocol, Sniffer};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    fourtuple_fuzz::holds(&Sniffer::new([Protocol::Redis]), data);
+});

@@ -1,0 +1,238 @@
+"""broker.toml: listeners, services and routes of a small installation in one file.
+
+Decides what such a file may say, and that an error names its line and key. Knows no open registry and no socket: what
+becomes of a listener is the broker's.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from functools import partial
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Self
+
+import pydantic
+from pydantic import Field
+
+from fourtuple.errors import BadConfig
+from fourtuple.registry import check
+from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
+
+LARGEST_BYTES = 4 << 20
+"""Some ten thousand services; CSV and JSON lines are for more."""
+_Number = Annotated[int, Field(ge=1, le=HIGHEST)]
+_Patience = Annotated[int, Field(ge=0, le=HIGHEST)]
+_Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+class _Table(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Options(_Table):
+    delivery: Annotated[Delivery, Field(strict=False)] = Delivery.RELAY
+    patience_ms: _Patience | None = None
+    connections: _Number | None = None
+    proxy: Annotated[int, Field(ge=1, le=2)] | None = None
+
+
+class ServiceTable(_Options):
+    """`[[service]]`: a service of the registry."""
+
+    name: str
+    target: str
+    wide_port: _Number | None = None
+
+    def service(self) -> Service:
+        """As the registry has it."""
+        return Service(**dict(self))
+
+
+class RouteTable(_Options):
+    """`[[route]]`: conditions, and where to."""
+
+    wide_port: _Number | None = None
+    name: str | None = None
+    path: str | None = None
+    protocol: str | None = None
+    alpn: str | None = None
+    database: str | None = None
+    user: str | None = None
+    client: str | None = None
+    destination: str | None = None
+    destination_port: _Port | None = None
+    source: str | None = None
+    source_port: _Port | None = None
+    to: str
+
+    def route(self) -> Route:
+        """As the registry has it."""
+        given = dict(self)
+        rest = {name: given.pop(name) for name in ("to", *_Options.model_fields)}
+        return Route(match=Match(**given), **rest)
+
+
+class ListenTable(_Table):
+    """`[[listen]]`: where the broker takes connections, and what holds for these."""
+
+    address: str
+    """ADDRESS:PORT, an IPv6 address in brackets."""
+    default: str | None = None
+    """Where a connection goes that nothing else matches: `service:NAME` or a target."""
+    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3_000
+    """How long a connection may take to show what it wants."""
+    proxy_from: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes whose PROXY headers are believed."""
+
+    @pydantic.field_validator("address")
+    @classmethod
+    def _an_endpoint(cls, text: str) -> str:
+        host, _, port = text.rpartition(":")
+        if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
+            raise ValueError("ADDRESS:PORT is needed, such as 0.0.0.0:443 or [::]:443")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if ip_address(host[1:-1] if bracketed else host).version != (6 if bracketed else 4):
+            raise ValueError("an IPv6 address stands in brackets, and an IPv4 address without")
+        return text
+
+    @pydantic.field_validator("proxy_from")
+    @classmethod
+    def _prefixes(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            ip_network(text)
+        return texts
+
+
+class BrokerFile(_Table):
+    """The whole file."""
+
+    listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
+    service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
+    route: tuple[RouteTable, ...] = Field(default=(), strict=False)
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """Of the tables `[[service]]`."""
+        return tuple(table.service() for table in self.service)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Of the tables `[[route]]`."""
+        return tuple(table.route() for table in self.route)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file; an error names it, the line and the key."""
+        try:
+            with path.open("rb") as opened:
+                data = opened.read(LARGEST_BYTES + 1)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise BadConfig(str(path), f"cannot be read: {why}") from None
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, named: str) -> Self:
+        """As `read`, of bytes that are there already."""
+        if len(data) > LARGEST_BYTES:
+            raise BadConfig(
+                named, f"is longer than {LARGEST_BYTES >> 20} MiB; import takes CSV and JSON lines of any size"
+            )
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            raise BadConfig(named, "is not UTF-8") from None
+        try:
+            found = cls.model_validate(tomllib.loads(text))
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            # Its message ends with line and column.
+            raise BadConfig(named, f"is no TOML: {error or 'too deeply nested'}") from None
+        except pydantic.ValidationError as error:
+            problem, *others = error.errors(include_url=False, include_context=False)
+            more = f" (and {len(others):,} more problems)" if others else ""
+            value = "" if problem["type"] == "missing" else f", not {_shown(problem['input'])}"
+            raise _at(named, text, problem["loc"], f"{problem['msg']}{value}{more}") from None
+        for place, service in enumerate(found.service):
+            _judge(named, text, ("service", place), partial(_check_service, service))
+        for place, route in enumerate(found.route):
+            _judge(named, text, ("route", place), partial(_check_route, route))
+        found._require_once(named, text)
+        return found
+
+    def _require_once(self, named: str, text: str) -> None:
+        for key in ("name", "wide_port"):
+            places: dict[object, int] = {}
+            for place, service in enumerate(self.services):
+                value = getattr(service, key)
+                if value is not None and places.setdefault(value, place) != place:
+                    raise _at(named, text, ("service", place, key), f"{value!r} is taken by an earlier service")
+        names = {service.name for service in self.services}
+        for place, listener in enumerate(self.listen):
+            if listener.default is not None:
+                try:
+                    check([], [Route(to=listener.default)])
+                except BadConfig as error:
+                    raise _at(named, text, ("listen", place, "default"), error.why) from None
+                name = listener.default.removeprefix("service:")
+                if name != listener.default and name not in names and names:
+                    raise _at(named, text, ("listen", place, "default"), f"there is no service {name} in this file")
+
+
+def _check_service(table: ServiceTable) -> None:
+    check([table.service()], [])
+
+
+def _check_route(table: RouteTable) -> None:
+    check([], [table.route()])
+
+
+def _judge(named: str, text: str, table: tuple[str, int], judge: Callable[[], None]) -> None:
+    try:
+        judge()
+    except BadConfig as error:
+        raise _at(named, text, (*table, error.path.rpartition(" ")[2]), error.why) from None
+
+
+def _at(named: str, text: str, key: tuple[int | str, ...], why: str) -> BadConfig:
+    shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
+    return BadConfig(named, f"line {_line(text, key)}, {shown}: {why}")
+
+
+def _line(text: str, key: tuple[int | str, ...]) -> int:
+    """The line on which a key's value ends: the first with which the file, cut behind it, has the key. tomllib tells no
+    lines, and to read TOML a second time in another way would be to read it wrongly."""
+    lines = text.split("\n")
+
+    def has(count: int) -> bool:
+        for shorter in range(count, -1, -1):
+            # Inside a value of several lines the file does not parse; there, what was before counts.
+            try:
+                return _reached(tomllib.loads("\n".join(lines[:shorter])), key)
+            except tomllib.TOMLDecodeError:
+                continue
+        return False
+
+    # A key that is missing, or not there by that name, is looked for in its table.
+    while key and not has(len(lines)):
+        key = key[:-1]
+    low, high = 0, len(lines)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if has(middle) else (middle + 1, high)
+    return max(1, low)
+
+
+def _reached(tree: object, key: tuple[int | str, ...]) -> bool:
+    for part in key:
+        branches = dict(enumerate(tree)) if isinstance(tree, list) else tree
+        if not isinstance(branches, dict) or part not in branches:
+            return False
+        tree = branches[part]
+    return True
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
