@@ -69,6 +69,11 @@ def main(arguments: list[str]) -> int:
             results["sources_whole_range"] = {name: sources.medians(runs) for name, runs in filled.items()}
             title = f"the same on {sources.WHOLE_RANGE}, filled by {sources.PROCESSES} processes, us; once"
             console.print(_sources_table(title, results["sources_whole_range"]))
+        if options.only == "registry":
+            stores = registry.stores(options.services)
+            costs = _interleaved(stores, registry.run, options.runs, console, failed)
+            results["registry"] = {name: registry.medians(runs) for name, runs in costs.items()}
+            console.print(_registry_table(results["registry"], options))
         if options.only == "load":
             count = min(options.connections, load.MOST_CONNECTIONS)
             skipped = {row.name: reason for row in load.CLIENTS if (reason := load.absent(row))}
@@ -79,11 +84,6 @@ def main(arguments: list[str]) -> int:
             console.print(_load_table(results["load"], count, options.runs))
             for name, reason in skipped.items():
                 console.print(f"skipped {name}: {reason}")
-        if options.only == "registry":
-            stores = registry.stores(options.services)
-            costs = _interleaved(stores, registry.run, options.runs, console, failed)
-            results["registry"] = {name: registry.medians(runs) for name, runs in costs.items()}
-            console.print(_registry_table(results["registry"], options))
     except FourtupleError as problem:
         console.print(f"bench: {problem}", style="red")
         return 1
@@ -155,6 +155,30 @@ def _cliff_table(title: str, rows: str, measured: dict[str, dict[str, Any]]) -> 
     return table
 
 
+def _registry_table(measured: dict[str, dict[str, Any]], options: argparse.Namespace) -> Table:
+    columns = {
+        "import/s": ("import_per_s", "{:,.0f}"),
+        "per CPU s": ("import_per_cpu_s", "{:,.0f}"),
+        "B each": ("bytes_each", "{:,.1f}"),
+        "own/mapped B": ("own_bytes_each", "{:,.1f}"),
+        "open ms": ("open_to_lookup_ms", "{:,.2f}"),
+        "lookup p50 ns": ("lookup_p50_ns", "{:,.0f}"),
+        "p99 ns": ("lookup_p99_ns", "{:,.0f}"),
+        "snapshot+lookup": ("snapshot_and_lookup_p50_ns", "{:,.0f}"),
+        "change seen ms": ("change_seen_ms", "{:,.2f}"),
+        "most": ("change_seen_most_ms", "{:,.1f}"),
+    }
+    table = Table(title=f"a registry of services, durable; medians of {options.runs}")
+    table.add_column("store")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for name, row in measured.items():
+        cells = [shape.format(row[key]) for key, shape in columns.values()]
+        cells[list(columns).index("own/mapped B")] += f" / {row['mapped_bytes_each']:,.1f}"
+        table.add_row(name, *cells)
+    return table
+
+
 def _load_table(measured: dict[str, dict[str, Any]], count: int, rounds: int) -> Table:
     few = min(load.FEW, count)
     table = Table(title=f"load on one nginx process, {count:,} connections and {few:,}; medians of {rounds}")
@@ -186,30 +210,6 @@ def _load_table(measured: dict[str, dict[str, Any]], count: int, rounds: int) ->
             f"{row['cpu_us_per_request_few']:,.1f}",
             " and ".join(f"{ratio:.2f} x" for ratio in ratios),
         )
-    return table
-
-
-def _registry_table(measured: dict[str, dict[str, Any]], options: argparse.Namespace) -> Table:
-    columns = {
-        "import/s": ("import_per_s", "{:,.0f}"),
-        "per CPU s": ("import_per_cpu_s", "{:,.0f}"),
-        "B each": ("bytes_each", "{:,.1f}"),
-        "own/mapped B": ("own_bytes_each", "{:,.1f}"),
-        "open ms": ("open_to_lookup_ms", "{:,.2f}"),
-        "lookup p50 ns": ("lookup_p50_ns", "{:,.0f}"),
-        "p99 ns": ("lookup_p99_ns", "{:,.0f}"),
-        "snapshot+lookup": ("snapshot_and_lookup_p50_ns", "{:,.0f}"),
-        "change seen ms": ("change_seen_ms", "{:,.2f}"),
-        "most": ("change_seen_most_ms", "{:,.1f}"),
-    }
-    table = Table(title=f"a registry of services, durable; medians of {options.runs}")
-    table.add_column("store")
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    for name, row in measured.items():
-        cells = [shape.format(row[key]) for key, shape in columns.values()]
-        cells[list(columns).index("own/mapped B")] += f" / {row['mapped_bytes_each']:,.1f}"
-        table.add_row(name, *cells)
     return table
 
 

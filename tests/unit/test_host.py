@@ -437,9 +437,11 @@ def test_flows_and_listeners_of_this_machine() -> None:
         assert census.by_state["ESTABLISHED"] >= 10
 
 
-def test_mapped_addresses_are_the_same_flow() -> None:
+def test_mapped_addresses_are_the_same_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 in this Python")
+    # Not the largest groups alone: what others closed on this host rests in TIME_WAIT for a minute.
+    monkeypatch.setattr(sockdiag, "MOST_FLOWS", sockdiag.MOST_FLOWS_COUNTED)
     with ExitStack() as held:
         listener = held.enter_context(socket.socket())
         listener.bind(("127.0.0.9", 0))

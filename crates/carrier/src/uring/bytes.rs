@@ -86,11 +86,17 @@ impl Machine {
         if completion.outcome().map_or(true, |events| events & hung_up != 0) {
             *flags |= HUNG_UP;
         }
-        if !completion.more() {
-            self.counts.receive_rearms += 1;
-            self.watch(ring, slot)?;
-        }
         self.receive(ring, slot, buffers)
+    }
+
+    /// Everything there has been received. The kernel ends a poll when the completion queue is full (io_poll_check_events());
+    /// a new one is armed here and no sooner: while bytes wait it would speak at once, and fill the queue again.
+    fn rest(&mut self, ring: usize, slot: u16) -> Result<(), CarrierError> {
+        if self.flags(ring, slot) & (POLLING | CLOSING | ENDED) != 0 {
+            return Ok(());
+        }
+        self.counts.receive_rearms += 1;
+        self.watch(ring, slot)
     }
 
     /// Receive what is there, without waiting for more; or wait for a buffer.
@@ -162,8 +168,9 @@ impl Machine {
                 if self.open(conn).is_some() {
                     self.receive(ring, slot, &mut outbox.buffers)?;
                 }
+                return Ok(());
             }
-            return Ok(());
+            return self.rest(ring, slot);
         }
         outbox.buffers.release(buf);
         if flags & CLOSING != 0 {
@@ -174,7 +181,7 @@ impl Machine {
                 *self.flags_mut(ring, slot) |= ENDED;
                 core.handle(Event::Finished { conn }, now, outbox);
             }
-            Err(Errno::EAGAIN | Errno::EINTR) if flags & AGAIN == 0 => {}
+            Err(Errno::EAGAIN | Errno::EINTR) if flags & AGAIN == 0 => self.rest(ring, slot)?,
             Err(Errno::EAGAIN | Errno::EINTR) => self.receive(ring, slot, &mut outbox.buffers)?,
             Err(error) => self.fail(conn, Step::Receive, error, core, now, outbox),
         }
@@ -206,7 +213,7 @@ impl Machine {
             }
         };
         match error {
-            Some(Errno::EAGAIN) if self.flags(ring, slot) & AGAIN == 0 => return Ok(()),
+            Some(Errno::EAGAIN) if self.flags(ring, slot) & AGAIN == 0 => return self.rest(ring, slot),
             Some(Errno::EAGAIN | Errno::EINTR) | None => {}
             Some(error) => self.fail(conn, Step::Receive, error, core, now, outbox),
         }
