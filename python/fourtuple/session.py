@@ -73,6 +73,8 @@ class Connection:
         *,
         serial: int,
         turn: int,
+        source: tuple[str, int],
+        destination: tuple[str, int],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         gone: asyncio.Event,
@@ -84,8 +86,9 @@ class Connection:
         """From 0 to --connections less 1: no two connections have the same at one time."""
         self.turn = turn
         """How many sessions with this serial there were before."""
-        self.source: tuple[str, int] = writer.get_extra_info("sockname")[:2]
-        self.destination: tuple[str, int] = writer.get_extra_info("peername")[:2]
+        # Not asked of the transport: of a connection that was reset meanwhile the kernel knows neither.
+        self.source = source
+        self.destination = destination
         self._reader = reader
         self._writer = writer
         self._gone = gone

@@ -25,7 +25,7 @@ from tests.netns.loading import RUN_S, cause, inside, run_load, server_address
 from tests.netns.troublemaker import MANNERS
 
 HERE = Path(__file__).parent
-ECHO, QUIET, FIRST_PORT = 6_999, 6_998, 7_000
+ECHO, QUIET, WATCHED, FIRST_PORT = 6_999, 6_998, 6_997, 7_000
 AT_ONCE = 4
 THIS, OTHER = "this side", "the other side"
 TOLD = ("--duration", "1", "--answer-timeout", "0.4", "--workers", "1")
@@ -36,9 +36,9 @@ def lab() -> Iterator[Lab]:
     """A client and a server, with an echo and a server that misbehaves."""
     with Lab(("client", "server")) as made:
         address = server_address(made)
-        listen = tuple(Endpoint.parse(f"{address}:{port}") for port in (ECHO, QUIET))
+        listen = tuple(Endpoint.parse(f"{address}:{port}") for port in (ECHO, QUIET, WATCHED))
         engine = made["server"].start_engine(EchoConfig(listen=listen), workers=1)
-        engine.wait_for(lambda now: now.listening_now == 2, 20)
+        engine.wait_for(lambda now: now.listening_now == 3, 20)
         command = [sys.executable, str(HERE / "troublemaker.py"), address, str(FIRST_PORT)]
         with subprocess.Popen(inside(made, made["server"], command), stdout=subprocess.PIPE, text=True) as trouble:
             assert trouble.stdout is not None
@@ -376,19 +376,23 @@ def test_whatever_ends_the_run_leaves_no_process(lab: Lab, tmp_path: Path, how: 
             await connection.sleep(3600)
     """
     script = written(tmp_path, "script", text)
-    command = [sys.executable, "-m", "fourtuple", "load", url(lab), "-c", "20", "--workers", "2", "--json"]
+    watched = Endpoint.parse(f"{server_address(lab)}:{WATCHED}")
+    command = [sys.executable, "-m", "fourtuple", "load", f"tcp://{watched}", "-c", "20", "--workers", "2", "--json"]
     with subprocess.Popen(
         inside(lab, lab["client"], [*command, "--script", script, "--duration", "600"]), stdout=subprocess.PIPE
     ) as running:
-        deadline_s = time.monotonic() + RUN_S
-        while not any(flow.connections >= 11 for flow in lab["client"].facts().flows):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.1)
-        time.sleep(0.5)
-        groups = children_of(running.pid)
-        assert len(groups) == 2
-        running.send_signal(how)
-        output, _ = running.communicate(timeout=RUN_S)
+        try:
+            deadline_s = time.monotonic() + RUN_S
+            # Of the first worker one at least, which blocks it, and all ten of the second.
+            while len(groups := children_of(running.pid)) < 2 or connections(lab, watched) < 11:
+                assert running.poll() is None
+                assert time.monotonic() < deadline_s
+                time.sleep(0.1)
+            time.sleep(0.5)
+            running.send_signal(how)
+            output, _ = running.communicate(timeout=RUN_S)
+        finally:
+            running.kill()
     deadline_s = time.monotonic() + 10
     while any(group_lives(group) for group in groups):
         assert time.monotonic() < deadline_s, "a process was left"
@@ -396,6 +400,11 @@ def test_whatever_ends_the_run_leaves_no_process(lab: Lab, tmp_path: Path, how: 
     if how is signal.SIGINT:
         report = json.loads(output)
         assert (running.returncode, report["interrupted"]) == (130, True)
+
+
+def connections(lab: Lab, destination: Endpoint) -> int:
+    """That the client has there."""
+    return sum(flow.connections for flow in lab["client"].facts().flows if flow.destination == destination)
 
 
 def children_of(pid: int) -> list[int]:

@@ -207,7 +207,7 @@ class Worker:
                     await loop.sock_connect(made, destination)
                 if not self.task.close_with_fin:
                     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-                held = _Held(self)
+                held = _Held(self, made.getsockname()[:2], destination)
                 await held.take(made)
             except (OSError, FourtupleError) as error:
                 if made is not None:
@@ -265,10 +265,12 @@ class Worker:
 class _Held:
     """A connection of a worker from the moment it stands; also what its rounds are counted by."""
 
-    __slots__ = ("_gone", "_lost", "_reader", "_worker", "_writer")
+    __slots__ = ("_destination", "_gone", "_lost", "_reader", "_source", "_worker", "_writer")
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, source: tuple[str, int], destination: tuple[str, int]) -> None:
         self._worker = worker
+        self._source = source
+        self._destination = destination
         self._gone = asyncio.Event()
         self._lost = False
 
@@ -288,6 +290,8 @@ class _Held:
             connection = Connection(
                 serial=serial,
                 turn=turn,
+                source=self._source,
+                destination=self._destination,
                 reader=self._reader,
                 writer=self._writer,
                 gone=self._gone,
