@@ -429,6 +429,8 @@ class Engine:
         if carrier is not CarrierName.AUTO:
             return cls(_core.Workers.start(config, carrier.value, count, chosen), carrier, "")
         try:
+            if isinstance(config, BrokerConfig) and not _core.uring_abilities()["lent_descriptors"]:
+                raise MissingFeature("io_uring here cannot lend a descriptor (IORING_OP_FIXED_FD_INSTALL, Linux 6.8)")
             return cls(_core.Workers.start(config, CarrierName.URING.value, count, chosen), CarrierName.URING, "")
         except (MissingFeature, MissingPrivilege, LimitReached) as refusal:
             reason = str(refusal)

@@ -25,7 +25,7 @@ from tests.netns.loading import RUN_S, cause, inside, run_load, server_address
 from tests.netns.troublemaker import MANNERS
 
 HERE = Path(__file__).parent
-ECHO, QUIET, WATCHED, FIRST_PORT = 6_999, 6_998, 6_997, 7_000
+ECHO, QUIET, WATCHED, FRESH, FIRST_PORT = 6_999, 6_998, 6_997, 6_996, 7_000
 AT_ONCE = 4
 THIS, OTHER = "this side", "the other side"
 TOLD = ("--duration", "1", "--answer-timeout", "0.4", "--workers", "1")
@@ -36,9 +36,9 @@ def lab() -> Iterator[Lab]:
     """A client and a server, with an echo and a server that misbehaves."""
     with Lab(("client", "server")) as made:
         address = server_address(made)
-        listen = tuple(Endpoint.parse(f"{address}:{port}") for port in (ECHO, QUIET, WATCHED))
+        listen = tuple(Endpoint.parse(f"{address}:{port}") for port in (ECHO, QUIET, WATCHED, FRESH))
         engine = made["server"].start_engine(EchoConfig(listen=listen), workers=1)
-        engine.wait_for(lambda now: now.listening_now == 3, 20)
+        engine.wait_for(lambda now: now.listening_now == 4, 20)
         command = [sys.executable, str(HERE / "troublemaker.py"), address, str(FIRST_PORT)]
         with subprocess.Popen(inside(made, made["server"], command), stdout=subprocess.PIPE, text=True) as trouble:
             assert trouble.stdout is not None
@@ -269,10 +269,10 @@ def test_what_a_script_does_is_bounded_and_named(outcomes: dict[str, dict[str, A
 
 @pytest.fixture
 def load(lab: Lab, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def run(text: str, *options: str, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    def run(text: str, *options: str, prefix: tuple[str, ...] = (), port: int = QUIET) -> dict[str, Any]:
         script = written(tmp_path, "script", text.replace("FOLDER", str(tmp_path)))
         # Not where the bad scripts were: what they left behind may hold a tuple for a while.
-        target = f"tcp://{server_address(lab)}:{QUIET}"
+        target = f"tcp://{server_address(lab)}:{port}"
         return run_load(lab, lab["client"], target, "--script", script, *options, prefix=prefix)
 
     return run
@@ -312,8 +312,9 @@ def test_all_tuples_are_used_and_not_one_more(load: Callable[..., dict[str, Any]
     before = lab["client"].sysctl("net.ipv4.ip_local_port_range")
     lab["client"].set_sysctl("net.ipv4.ip_local_port_range", "40000 40100")
     try:
-        full = load(GOOD, "-c", "101", "--duration", "0.3", "--workers", "3")
-        over = load(GOOD.replace('"x"', '"w"'), "-c", "150", "--duration", "0.3", "--workers", "3")
+        # A port that nobody has used yet: what rests in TIME_WAIT counts as used.
+        full = load(GOOD, "-c", "101", "--duration", "0.3", "--workers", "3", port=FRESH)
+        over = load(GOOD.replace('"x"', '"w"'), "-c", "150", "--duration", "0.3", "--workers", "3", port=FRESH)
     finally:
         lab["client"].set_sysctl("net.ipv4.ip_local_port_range", before)
     assert (full["status"], full["held"], full["ports"][0]["used"]) == (0, 101, 101)

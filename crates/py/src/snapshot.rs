@@ -192,6 +192,7 @@ pub(crate) struct Abilities {
     multishot_accept: bool,
     multishot_receive: bool,
     setsockopt: bool,
+    lent_descriptors: bool,
 }
 
 impl From<UringAbilities> for Abilities {
@@ -201,6 +202,7 @@ impl From<UringAbilities> for Abilities {
             multishot_accept: found.multishot_accept,
             multishot_receive: found.multishot_receive,
             setsockopt: found.setsockopt,
+            lent_descriptors: found.lent_descriptors,
         }
     }
 }

@@ -332,12 +332,14 @@ def _source_addresses(host: Host, goal: Goal) -> Answer:
     if isinstance(term, Unknown):
         return term
     ways = destinations(goal)
-    total = term.size * own * ways
+    total, most = term.size * own * ways, (term.size + term.may_miss(term.ports)) * own * ways
     return Bound(
         connections=total,
+        may_reach=most if most > total else None,
         arithmetic=(
             f"{term.arithmetic} x {count(own, 'address', 'addresses')} that the host has"
             f" (of {goal.sources:,} wanted) x {count(ways, 'destination')} = {total:,}"
+            + (f" to {most:,}" if most > total else "")
         ),
     )
 

@@ -5,7 +5,7 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use fourtuple_engine::{CarrierError, Errno};
@@ -30,6 +30,8 @@ pub struct UringAbilities {
     pub multishot_receive: bool,
     /// Socket options on direct descriptors.
     pub setsockopt: bool,
+    /// A plain descriptor for a socket in a ring's table. A broker needs it.
+    pub lent_descriptors: bool,
 }
 
 impl UringAbilities {
@@ -76,6 +78,10 @@ pub fn probe_uring() -> Result<UringAbilities, CarrierError> {
         size_of::<u32>() as u32,
     );
     abilities.setsockopt = attempt(&mut ring, option.build(), Operation::Send)?.outcome().is_ok();
+    let lent = attempt(&mut ring, opcode::FixedFdInstall::new(Fixed(slot), 0).build(), Operation::Borrow)?.outcome();
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    let lent = lent.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+    abilities.lent_descriptors = lent.is_ok();
     // One buffer for one message; it outlives the ring, which takes the receive back when it goes.
     let provide = opcode::ProvideBuffers::new(memory.as_mut_ptr(), memory.len() as i32, 1, BUFFER_GROUP, 0).build();
     attempt(&mut ring, provide, Operation::Close)?;
