@@ -181,7 +181,7 @@ def _processor_too_slow(stage: Stage) -> dict[str, Any]:
     other = stage.ends.enter_context(subprocess.Popen(["taskset", "-c", processor, sys.executable, "-c", SPIN]))
     stage.ends.callback(other.kill)
     url = stage.echo(backlog=30_000)
-    return stage.run(url, "-c", "10000", "--rate", "1M", *SHORT, prefix=("taskset", "-c", processor))
+    return stage.run(url, "-c", "28000", "--rate", "1M", *SHORT, prefix=("taskset", "-c", processor))
 
 
 # The other side

@@ -91,13 +91,14 @@ class _Run:
     def play(self) -> Report:
         started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.start = Reading.now()
-        self.ramped = self.start
+        self.ramped = self.pressed = self.start
         interrupted = False
         self.spare = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(SPARE_DESCRIPTORS)]
         with self._player() as engine:
             if isinstance(engine, Crew):
                 self.pids = engine.pids
-                self.start = self.ramped = Reading.now(self.pids)  # what the interpreters take is not the connections'
+                # What the interpreters take is not the connections'.
+                self.start = self.ramped = self.pressed = Reading.now(self.pids)
             self.ramp_end = engine.snapshot()
             try:
                 self._ramp(engine)
@@ -158,6 +159,8 @@ class _Run:
             now = self._look(engine, "ramping")
             if now.phase is not Phase.RAMPING or not now.running:
                 break
+            # The last moment at which there was something to do: after it the processor is idle for another reason.
+            self.pressed = Reading.now(self.pids)
             if time.monotonic() >= deadline_s:
                 engine.set_target(now.open_now)
                 break
@@ -223,8 +226,8 @@ class _Run:
             wanted=wanted,
             space=self.space,
             fullest=max((flow.connections for flow in self.flows), default=0),
-            client_busy=self.ramped.busy_since(self.start),
-            client_wanted=self.ramped.wanted_since(self.start),
+            client_busy=self.pressed.busy_since(self.start),
+            client_wanted=self.pressed.wanted_since(self.start),
             fell_short=short,
         )
         script = engine.outcome() if isinstance(engine, Crew) else None
