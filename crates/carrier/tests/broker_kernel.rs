@@ -6,9 +6,10 @@
 use std::io::{ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant as Moment};
@@ -106,12 +107,35 @@ fn wait<T>(mut ready: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn path() -> PathBuf {
+/// Where a service listens; the file goes when the test does.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+impl AsRef<Path> for SocketFile {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Deref for SocketFile {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+fn path() -> SocketFile {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("fourtuple-broker-{}-{number}", std::process::id()));
     drop(std::fs::remove_file(&path));
-    path
+    SocketFile(path)
 }
 
 fn unix(path: &std::path::Path) -> Address {
