@@ -14,6 +14,9 @@ const PACKET_BYTES: usize = 10_000;
 /// The secret of protocol 3.2 has up to 256 bytes, before it had 4; length, code and process id stand in front.
 const CANCEL_BYTES: core::ops::RangeInclusive<usize> = 16..=12 + 256;
 
+/// An SSLRequest.
+pub(crate) const TLS_REQUEST: [u8; REQUEST_BYTES] = [0, 0, 0, 8, 4, 210, 22, 47];
+
 const CANCEL: u32 = 80_877_102;
 const TLS: u32 = 80_877_103;
 const GSS: u32 = 80_877_104;

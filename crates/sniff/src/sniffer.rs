@@ -236,14 +236,25 @@ impl<'p> Sniffer<'p> {
 }
 
 impl State {
-    /// How many bytes, behind a PROXY header, were requests that have been answered: the service has not seen those.
-    pub fn answered(&self) -> usize {
-        usize::from(self.answered)
+    /// Whether it is known who says that it comes from where: a PROXY header has been read, or none is to come.
+    pub fn knows_source(&self) -> bool {
+        self.stage != Stage::Begin
     }
 
-    /// Where the probes begin to look.
-    fn start(&self) -> usize {
+    /// The PROXY header in front of the bytes, once it is whole.
+    pub fn proxied<'a>(&self, bytes: &'a [u8]) -> Option<proxy::Header<'a>> {
+        if self.header == 0 { None } else { proxy::read(bytes, usize::from(self.header)).ok() }
+    }
+
+    /// Where the probes begin to look: what is in front, a PROXY header and requests that have been answered, the service
+    /// must not see again.
+    pub fn start(&self) -> usize {
         usize::from(self.header) + usize::from(self.answered)
+    }
+
+    /// What a service has to be told, alone, and has to answer before it gets what follows: that was promised in its name.
+    pub fn promised(&self) -> Option<(&'static [u8], &'static [u8])> {
+        (self.stage == Stage::Hello).then_some((&postgres::TLS_REQUEST, b"S"))
     }
 }
 
@@ -279,9 +290,5 @@ fn read<'a>(
         Protocol::Tcpmux => tcpmux::read(rest, count, scratch),
         Protocol::Pattern => Ok(pattern::read(&state.progress, count)),
     }?;
-    let proxied = match state.header {
-        0 => None,
-        header => Some(proxy::read(bytes, usize::from(header))?),
-    };
-    Ok(Shown { protocol, end, proxied, ..shown })
+    Ok(Shown { protocol, end, proxied: state.proxied(bytes), ..shown })
 }

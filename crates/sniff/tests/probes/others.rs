@@ -1,7 +1,7 @@
 //! SSH, PostgreSQL, MQTT, Redis, tcpmux and patterns: whole, in pieces, truncated, too long and contradictory.
 
 use crate::support::{converse, counted, hello, look, records, server_name, settled, truncated};
-use fourtuple_sniff::{Pattern, Protocol, Sniffer};
+use fourtuple_sniff::{Pattern, Prelude, Protocol, Scratch, Sniffer, State};
 
 fn cases(protocol: Protocol, cases: &[(&[u8], &str)]) {
     let sniffer = Sniffer::new([protocol]);
@@ -100,6 +100,39 @@ fn postgres_answers() {
     // What is sent in the clear before the answer could be taken for what comes encrypted (CVE-2021-23214).
     assert_eq!(look(&tls, &[&TLS[..], &hello].concat()), "refused postgres early");
     assert_eq!(look(&tls, &[&GSS[..], b"x"].concat()), "refused postgres early");
+}
+
+/// What lies in front is not for the service; what was promised to the client, the service has to promise, too.
+#[test]
+fn postgres_promises() {
+    let hello = records(&hello(&[server_name(b"db.example")]), 100);
+    let login = startup(3 << 16, b"user\0alice\0\0");
+    let header = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 5432\r\n";
+    let tls = Sniffer::new([Protocol::Postgres]).with_prelude(Prelude::Allowed);
+    let plain = tls.with_postgres_tls(false);
+    let promise: Option<(&[u8], &[u8])> = Some((&TLS, b"S"));
+    let cases: &[(&Sniffer<'_>, &[&[u8]], Option<(&[u8], &[u8])>)] = &[
+        (&tls, &[&TLS, &hello], promise),
+        (&tls, &[&GSS, &TLS, &hello], promise),
+        (&tls, &[&GSS, &login], None),
+        (&tls, &[&login], None),
+        (&plain, &[&TLS, &login], None),
+        (&plain, &[&TLS, &GSS, &login], None),
+    ];
+    let mut scratch = Box::new(Scratch::new());
+    for (sniffer, parts, promised) in cases {
+        for header in [&b""[..], header] {
+            let (mut state, mut bytes) = (State::default(), header.to_vec());
+            assert!(!state.knows_source());
+            for part in *parts {
+                bytes.extend_from_slice(part);
+                sniffer.sniff(&mut state, &bytes, &mut scratch);
+            }
+            let last = parts.last().map_or(0, |part| part.len());
+            assert_eq!((state.promised(), state.start()), (*promised, bytes.len() - last), "{parts:02x?}");
+            assert_eq!((state.knows_source(), state.proxied(&bytes).is_some()), (true, !header.is_empty()));
+        }
+    }
 }
 
 /// A CONNECT packet: name and level, flags, what follows the keep alive.
