@@ -265,6 +265,14 @@ impl Epoll {
                         self.queue_read(conn.index);
                     }
                 }
+                Command::Discard { conn, bytes } => {
+                    if self.is_open(conn) {
+                        match sys::discard(self.conns[conn.index as usize].fd, bytes as usize) {
+                            Ok(count) if count == bytes as usize => {}
+                            outcome => self.fail(conn, Step::Receive, outcome.err().unwrap_or(Errno::EAGAIN)),
+                        }
+                    }
+                }
                 Command::Take { conn } => {
                     if self.is_open(conn) {
                         let entry = &mut self.conns[conn.index as usize];

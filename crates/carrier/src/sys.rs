@@ -299,6 +299,13 @@ pub(crate) fn peek(socket: RawFd, memory: &mut [u8]) -> Result<usize, Errno> {
     usize::try_from(count).map_err(|_| last_errno())
 }
 
+/// recv() that copies nothing: MSG_TRUNC takes bytes off a TCP stream unseen (tcp_recvmsg_locked()). Returns how many.
+pub(crate) fn discard(socket: RawFd, bytes: usize) -> Result<usize, Errno> {
+    // SAFETY: with MSG_TRUNC the kernel writes nothing to the memory, so there may be none.
+    let count = unsafe { libc::recv(socket, std::ptr::null_mut(), bytes, libc::MSG_DONTWAIT | libc::MSG_TRUNC) };
+    usize::try_from(count).map_err(|_| last_errno())
+}
+
 /// FIN behind what was sent. It cannot fail on a connection that stands; on another one there is nobody to tell.
 pub(crate) fn shutdown(socket: RawFd) {
     // SAFETY: no pointers.

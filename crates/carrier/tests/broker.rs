@@ -20,8 +20,8 @@ use fourtuple_engine::broker::guide::Delivery;
 use fourtuple_engine::broker::ledger::{REASONS, Reason};
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
 use fourtuple_engine::report::{Counter, Phase, Report};
-use fourtuple_engine::{Command, Core, Event, Instant, Order, Outbox};
-use talk::{FirstLine, Kept, Manner, Outcome, Replier, Service, Talk, Talker};
+use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox};
+use talk::{FirstLine, Kept, Manner, Opening, Outcome, Replier, Service, Talk, Talker};
 
 const DEFAULT_SEEDS: u64 = 2_000;
 const UNTIL_MS: u64 = 60_000;
@@ -36,6 +36,8 @@ enum Health {
     Late(u64),
     /// Listens and never accepts.
     Stalled,
+    /// Says no when it is asked.
+    Declining,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,8 @@ struct World {
     window: usize,
     services: Vec<(Service, Health, u32)>,
     default: Option<usize>,
+    /// On the second listener everybody has to say who he is.
+    trusting: bool,
     broker: BrokerConfig,
     network: Network,
     faults: Faults,
@@ -60,10 +64,11 @@ impl World {
         let mut pick = |low: u64, high: u64| random.between(low, high);
         let service_count = pick(1, 5);
         let services = (0..service_count).map(|number| {
-            let health = match pick(0, 7) {
+            let health = match pick(0, 8) {
                 0 => Health::Absent,
                 1 => Health::Late(pick(1, 3000)),
                 2 => Health::Stalled,
+                3 => Health::Declining,
                 _ => Health::Well,
             };
             let delivery = if pick(0, 1) == 0 { Delivery::HandOff } else { Delivery::Relay };
@@ -82,16 +87,23 @@ impl World {
             Manner::Stuck,
             Manner::Long,
         ];
+        let trusting = pick(0, 1) == 0;
         let most_bytes = [10, 300, 5000, 20_000][pick(0, 3) as usize];
         let talkers = (0..pick(1, 2)).map(|_| {
-            let talks = (0..pick(1, 25)).map(|_| Talk {
-                manner: manners[pick(0, manners.len() as u64 - 1) as usize],
-                // One more than there are: no route.
-                service: if pick(0, 9) == 0 { service_count as usize } else { pick(0, service_count - 1) as usize },
-                say: pick(0, most_bytes),
-                hear: pick(0, most_bytes),
-                early: pick(0, 1) == 0,
-                at: endpoint(1, 443 + pick(0, 1) as u16),
+            let talks = (0..pick(1, 25)).map(|_| {
+                let port = 443 + pick(0, 1) as u16;
+                let is_proxied = trusting && port == 444 && pick(0, 9) > 0;
+                Talk {
+                    manner: manners[pick(0, manners.len() as u64 - 1) as usize],
+                    opening: [Opening::None, Opening::Asks, Opening::Names][pick(0, 2) as usize],
+                    proxied: is_proxied.then(|| pick(1, 4) as u8),
+                    // One more than there are: no route.
+                    service: if pick(0, 9) == 0 { service_count as usize } else { pick(0, service_count - 1) as usize },
+                    say: pick(0, most_bytes),
+                    hear: pick(0, most_bytes),
+                    early: pick(0, 1) == 0,
+                    at: endpoint(1, port),
+                }
             });
             talks.collect()
         });
@@ -131,7 +143,8 @@ impl World {
         }
         let default = (pick(0, 1) == 0).then_some(0);
         let drain_at_ms = (pick(0, 4) == 0).then(|| pick(0, 2000));
-        World { talks, window: pick(1, 12) as usize, services, default, broker, network, faults, drain_at_ms }
+        let window = pick(1, 12) as usize;
+        World { talks, window, services, default, trusting, broker, network, faults, drain_at_ms }
     }
 
     fn is_peaceful(&self) -> bool {
@@ -146,13 +159,20 @@ impl World {
     fn run(&self, seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
         let until = Instant(UNTIL_MS * 1_000_000);
         let services = self.services.iter().map(|row| row.0.clone()).collect();
-        let guide = FirstLine { services, default: self.default };
+        let trusting = self.trusting.then_some(ListenerId(1));
+        let guide = FirstLine { services, default: self.default, trusting };
         let mut broker = wrap(BrokerCore::new(self.broker.clone(), guide, Kept::default()));
         let talkers = self.talks.iter().map(|talks| Talker::new(talks.clone(), self.window, until));
         let mut talkers: Vec<Talker> = talkers.collect();
-        let repliers = self.services.iter().filter(|row| row.1 != Health::Absent).map(|(service, health, backlog)| {
+        let repliers = self.services.iter().enumerate().filter(|row| row.1.1 != Health::Absent);
+        let repliers = repliers.map(|(number, (service, health, backlog))| {
             let from = if let Health::Late(ms) = health { ms * 1_000_000 } else { 0 };
-            Replier::new(service.at, *backlog, *health != Health::Stalled, Instant(from), until)
+            let replier = Replier::new(service, *backlog, *health != Health::Stalled, Instant(from), until);
+            match self.default == Some(number) {
+                true => replier.for_the_silent(),
+                false if *health == Health::Declining => replier.declining(),
+                false => replier,
+            }
         });
         let mut repliers: Vec<Replier> = repliers.collect();
         let mut clients: Vec<&mut dyn Core> = talkers.iter_mut().map(|core| core as &mut dyn Core).collect();
@@ -182,17 +202,22 @@ impl World {
             for (talk, &(outcome, took)) in talks.iter().zip(outcomes) {
                 let health = self.services.get(talk.service).map(|row| row.1);
                 let patient = self.broker.delivery_timeout > Duration::from_millis(4000);
-                let line = format!("s{} e {} {}", talk.service, talk.say, talk.hear).len();
+                let line = format!("p1@{}s{} e {} {}", talk.service, talk.service, talk.say, talk.hear).len();
+                let is_known = !self.trusting || talk.at.port() == 443 || talk.proxied.is_some();
                 // The name must fit into what is looked at, and come before the deadline.
                 let in_time = match talk.manner {
                     Manner::Whole => self.broker.listen[0].sniff_timeout > Duration::from_millis(100),
                     Manner::Slow => self.broker.listen[0].sniff_timeout > Duration::from_millis(50 * line as u64),
                     _ => false,
-                };
+                } && is_known;
                 // Queues of healthy services are full for moments only.
                 let served = match health {
                     Some(Health::Well) => patient,
                     Some(Health::Late(_)) => patient,
+                    // It says no only to those that are relayed and ask.
+                    Some(Health::Declining) => {
+                        patient && (talk.opening != Opening::Asks || self.default == Some(talk.service))
+                    }
                     _ => false,
                 };
                 if in_time && served && outcome != Outcome::Right {
@@ -363,12 +388,26 @@ enum Flaw {
     NoResume,
     /// Keeps the buffer of a look.
     LostPeek,
+    /// Leaves what is not for the service in front of what is.
+    NoDiscard,
+    /// Takes a byte too few away.
+    ShortDiscard,
+    /// Takes away more than was shown.
+    LongDiscard,
+    /// Does not ask the service what was promised in its name.
+    NotAsked,
+    /// Takes a no for a yes.
+    DeafToNo,
+    /// Sends what the client said right behind the question.
+    Pipelined,
 }
 
 struct Flawed {
     core: Broker,
     flaw: Flaw,
     kept: Vec<fourtuple_engine::Buf>,
+    /// Connections whose question was not asked.
+    unasked: Vec<ConnId>,
 }
 
 impl Flawed {
@@ -395,6 +434,23 @@ impl Flawed {
                     outbox.buffers.set_len(&mut buf, length);
                     outbox.push(Command::Send { conn, buf });
                 }
+                (Flaw::NoDiscard, Command::Discard { .. }) => {}
+                (Flaw::ShortDiscard, Command::Discard { conn, bytes }) if bytes > 1 => {
+                    outbox.push(Command::Discard { conn, bytes: bytes - 1 });
+                }
+                (Flaw::LongDiscard, Command::Discard { conn, bytes }) => {
+                    outbox.push(Command::Discard { conn, bytes: bytes + 1000 });
+                }
+                (Flaw::NotAsked, Command::Send { conn, buf }) if outbox.buffers.bytes(&buf) == b"?" => {
+                    outbox.buffers.release(buf);
+                    self.unasked.push(conn);
+                }
+                (Flaw::Pipelined, Command::Send { conn, buf }) if outbox.buffers.bytes(&buf) == b"?" => {
+                    outbox.buffers.release(buf);
+                    if let Some(buf) = outbox.buffers.write(b"?s0 ") {
+                        outbox.push(Command::Send { conn, buf });
+                    }
+                }
                 (_, command) => outbox.push(command),
             }
         }
@@ -409,9 +465,21 @@ impl Core for Flawed {
     fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
         match event {
             Event::Peeked { buf, .. } if self.flaw == Flaw::LostPeek => self.kept.push(buf),
+            Event::Received { conn, mut buf } if self.flaw == Flaw::DeafToNo && outbox.buffers.bytes(&buf) == b"N" => {
+                outbox.buffers.memory(&buf)[0] = b'!';
+                outbox.buffers.set_len(&mut buf, 1);
+                self.core.handle(Event::Received { conn, buf }, now, outbox);
+            }
             event => self.core.handle(event, now, outbox),
         }
         self.spoil(outbox);
+        while let Some(conn) = self.unasked.pop() {
+            self.core.handle(Event::Sent { conn }, now, outbox);
+            if let Some(buf) = outbox.buffers.write(b"!") {
+                self.core.handle(Event::Received { conn, buf }, now, outbox);
+            }
+            self.spoil(outbox);
+        }
     }
 
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
@@ -441,10 +509,25 @@ fn wrong_brokers_are_caught() {
     type Wrap = fn(Broker) -> Box<dyn Core>;
     macro_rules! flawed {
         ($($flaw:ident),+) => { [$((Flaw::$flaw, (|core| {
-            Box::new(Flawed { core, flaw: Flaw::$flaw, kept: Vec::new() })
+            Box::new(Flawed { core, flaw: Flaw::$flaw, kept: Vec::new(), unasked: Vec::new() })
         }) as Wrap)),+] };
     }
-    let wraps = flawed![NoShutdown, EarlyShutdown, NoTake, NoClose, WrongByte, LostBytes, NoResume, LostPeek];
+    let wraps = flawed![
+        NoShutdown,
+        EarlyShutdown,
+        NoTake,
+        NoClose,
+        WrongByte,
+        LostBytes,
+        NoResume,
+        LostPeek,
+        NoDiscard,
+        ShortDiscard,
+        LongDiscard,
+        NotAsked,
+        DeafToNo,
+        Pipelined
+    ];
     for (flaw, wrap) in wraps {
         let caught = (0..400).find_map(|seed| run_seed(seed, wrap).err());
         println!("{flaw:?}: {caught:?}");

@@ -23,6 +23,7 @@
 //!    datagrams (loses, doubles, reorders) is not undone.
 //! 9. From `Peek` to `Take` bytes are shown and not taken: `Peeked` holds what has come so far, from the first byte, and
 //!    comes again when more has come; nothing comes again for the same bytes alone, unless `Peek` is said again.
+//!    `Discard` takes the first of the bytes shown away: what is shown, taken or handed off later begins behind them.
 //! 10. `HandOff` is answered once, by `HandedOff` or `HandOffFailed`, unless the connection is closed first. After
 //!     `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
 //!     then says nothing to the peer. After `HandOffFailed` the connection is what it was.
@@ -378,6 +379,13 @@ pub enum Command {
     Peek {
         /// Which connection.
         conn: ConnId,
+    },
+    /// Take so many of the bytes that were shown off the stream, unseen; never more than were shown.
+    Discard {
+        /// Which connection.
+        conn: ConnId,
+        /// How many; not 0.
+        bytes: u32,
     },
     /// Take what comes, beginning with what was shown.
     Take {

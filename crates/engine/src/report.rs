@@ -99,12 +99,16 @@ counters! {
     SniffTooLong = "ended_sniff_too_long", "connections";
     /// ended: what the client showed breaks its own protocol
     Garbage = "ended_garbage", "connections";
+    /// ended: a trusted proxy sent no PROXY header, a broken one, or none by the deadline
+    Unproxied = "ended_unproxied", "connections";
     /// ended: the service was absent until the deadline
     ServiceAbsent = "ended_service_absent", "connections";
     /// ended: the service's queue was full, or its connect did not come about, until the deadline
     ServiceFull = "ended_service_full", "connections";
     /// ended: the service could not be reached for another reason
     ServiceUnreachable = "ended_service_unreachable", "connections";
+    /// ended: the service did not do what the client was told in its name (PostgreSQL: TLS), or not in time
+    ServiceDeclined = "ended_service_declined", "connections";
     /// ended: more connections than may be open at once
     OverTotal = "ended_over_total", "connections";
     /// ended: more connections than one source prefix may have

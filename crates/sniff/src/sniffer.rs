@@ -253,8 +253,8 @@ impl State {
     }
 
     /// What a service has to be told, alone, and has to answer before it gets what follows: that was promised in its name.
-    pub fn promised(&self) -> Option<(&'static [u8], &'static [u8])> {
-        (self.stage == Stage::Hello).then_some((&postgres::TLS_REQUEST, b"S"))
+    pub fn promised(&self) -> Option<(&'static [u8], u8)> {
+        (self.stage == Stage::Hello).then_some((&postgres::TLS_REQUEST, b'S'))
     }
 }
 

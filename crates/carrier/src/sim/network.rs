@@ -471,6 +471,22 @@ impl World<'_> {
         self.tell(host, Event::Peeked { conn, buf }, cores)
     }
 
+    /// Take shown bytes off the stream.
+    pub(super) fn discard(&mut self, (link, end): Place, bytes: usize) -> Rule {
+        let this = &mut self.links[link].ends[end];
+        if this.broken || this.phase != Phase::Open {
+            return Ok(());
+        }
+        if bytes == 0 || bytes > this.shown {
+            return Err(format!("{:?} is to lose {bytes} bytes, and was shown {}", this.conn, this.shown));
+        }
+        this.inbox.drain(..bytes);
+        this.shown -= bytes;
+        // The window opens.
+        self.soon(Happening::Push((link, 1 - end)));
+        Ok(())
+    }
+
     /// FIN behind the last byte sent.
     pub(super) fn shutdown(&mut self, (link, end): Place) -> Rule {
         let this = &mut self.links[link].ends[end];

@@ -395,6 +395,11 @@ impl<'a> World<'a> {
                     self.soon(Happening::Read((link, end)));
                 }
             }
+            Command::Discard { conn, bytes } => {
+                if let Some(place) = self.place(host, conn)? {
+                    return self.discard(place, bytes as usize);
+                }
+            }
             Command::Take { conn } => {
                 if let Some((link, end)) = self.place(host, conn)? {
                     let this = &mut self.links[link].ends[end];

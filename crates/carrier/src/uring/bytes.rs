@@ -7,7 +7,10 @@ use io_uring::types::Fixed;
 use io_uring::{cqueue, opcode};
 
 use super::ring::{Completion, Operation, user_data};
-use super::{AGAIN, CLOSING, DATAGRAM, ENDED, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY};
+use super::{
+    AGAIN, CLOSING, DATAGRAM, DISCARDING, ENDED, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING,
+    THIRSTY,
+};
 
 /// Receives under way at once, and so buffers taken before the core has seen them.
 const READS: u32 = 256;
@@ -111,7 +114,7 @@ impl Machine {
             return Ok(());
         }
         entry.flags |= AGAIN;
-        if entry.flags & (RECEIVING | PAUSED | THIRSTY) != 0 {
+        if entry.flags & (RECEIVING | PAUSED | THIRSTY | DISCARDING) != 0 {
             return Ok(());
         }
         let peeking = entry.flags & PEEKING != 0;
@@ -137,6 +140,43 @@ impl Machine {
         self.reads += 1;
         let place = self.transfers.put(Transfer { buf, conn, way });
         self.rings[ring].push(&entry.user_data(user_data(Operation::Receive, slot, place)))
+    }
+
+    /// Take bytes off the stream. MSG_TRUNC copies none (tcp_recvmsg_locked()), and as they are there, this completes while it
+    /// is submitted: before a descriptor that is asked for later, and before a later receive.
+    pub(super) fn discard(&mut self, ring: usize, slot: u16, bytes: u32) -> Result<(), CarrierError> {
+        *self.flags_mut(ring, slot) |= DISCARDING;
+        let entry = opcode::Recv::new(Fixed(u32::from(slot)), std::ptr::null_mut(), bytes)
+            .flags(libc::MSG_DONTWAIT | libc::MSG_TRUNC)
+            .build();
+        self.rings[ring].push(&entry.user_data(user_data(Operation::Discard, slot, bytes)))
+    }
+
+    pub(super) fn discarded(
+        &mut self,
+        ring: usize,
+        completion: &Completion,
+        core: &mut dyn Core,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Result<(), CarrierError> {
+        let slot = completion.slot;
+        let flags = self.flags_mut(ring, slot);
+        *flags &= !DISCARDING;
+        let flags = *flags;
+        if flags & CLOSING != 0 {
+            return Ok(());
+        }
+        match completion.outcome() {
+            Ok(count) if count == completion.detail && flags & AGAIN != 0 => self.receive(ring, slot, outbox),
+            Ok(count) if count == completion.detail => Ok(()),
+            outcome => {
+                let index = self.place(ring, slot);
+                let conn = ConnId { index, generation: self.rings[ring].conns[usize::from(slot)].generation };
+                self.fail(conn, Step::Receive, outcome.err().unwrap_or(Errno::EAGAIN), core, now, outbox);
+                Ok(())
+            }
+        }
     }
 
     pub(super) fn received(

@@ -81,7 +81,9 @@ const DATAGRAM: u16 = 1 << 12;
 const PEEKING: u16 = 1 << 13;
 /// A descriptor is on its way (`borrow`), perhaps several: `borrowing` counts them.
 const BORROWING: u16 = 1 << 14;
-const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | BORROWING;
+/// Shown bytes are being taken off the stream.
+const DISCARDING: u16 = 1 << 15;
+const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | BORROWING | DISCARDING;
 
 /// Connections on direct descriptors.
 pub struct Uring {
@@ -344,6 +346,11 @@ impl Machine {
                 }
                 Command::Peek { conn } => self.set_peeking(conn, true, outbox)?,
                 Command::Take { conn } => self.set_peeking(conn, false, outbox)?,
+                Command::Discard { conn, bytes } => {
+                    if let Some((ring, slot)) = self.open(conn) {
+                        self.discard(ring, slot, bytes)?;
+                    }
+                }
                 Command::Name { conn } => {
                     if let Some((ring, slot)) = self.open(conn) {
                         self.borrow(ring, slot, Purpose::Name)?;
@@ -442,6 +449,7 @@ impl Machine {
             Operation::Send => self.sent(ring, completion, core, now, outbox)?,
             Operation::Close => *self.flags_mut(ring, slot) &= !UNSLOTTING,
             Operation::Borrow => self.borrowed(ring, completion, core, now, outbox)?,
+            Operation::Discard => self.discarded(ring, completion, core, now, outbox)?,
         }
         let entry = &mut self.rings[ring].conns[usize::from(slot)];
         if entry.flags & (CLOSING | UNDER_WAY) == CLOSING {

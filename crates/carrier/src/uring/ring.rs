@@ -35,6 +35,8 @@ pub(super) enum Operation {
     Unlisten,
     /// A descriptor for a moment, to do what has no operation of its own; the detail says what.
     Borrow,
+    /// Shown bytes taken off the stream; the detail is how many.
+    Discard,
 }
 
 /// The name of an operation under way: what, on which slot, and 32 bits more (a ticket, a listener, a place among sends).
@@ -65,6 +67,7 @@ impl Completion {
             6 => Operation::Close,
             7 => Operation::Unlisten,
             8 => Operation::Borrow,
+            9 => Operation::Discard,
             _ => Operation::Unheard,
         };
         Completion {
@@ -318,6 +321,7 @@ mod tests {
             Operation::Close,
             Operation::Unlisten,
             Operation::Borrow,
+            Operation::Discard,
         ] {
             let name = user_data(operation, 0xabcd, 0x1234_5678);
             assert_eq!(name >> 48, operation as u64);

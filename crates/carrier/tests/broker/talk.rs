@@ -3,6 +3,10 @@
 //! A talker names a service in its first line and how many bytes it will say and wants to hear; a replier checks every byte
 //! and says as many. In half of the talks the replier waits for the talker's end of stream, which so must come through
 //! while the other direction is still open.
+//!
+//! Before its line a talker may ask `?`, which the broker answers with `!` in the service's name and then has to ask the
+//! service, too, as with PostgreSQL's TLS; or name its service in a line of its own and wait for `+`, as with tcpmux. Where
+//! the broker trusts, all of it stands behind a line that says who it is.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,30 +33,79 @@ pub(crate) struct Service {
     pub(crate) tcp: bool,
 }
 
-/// Reads "s<number> ", up to the end of the line.
+/// Reads "s<number> ", up to the end of the line, and what may stand in front of it.
 pub(crate) struct FirstLine {
     pub(crate) services: Vec<Service>,
     /// Of the silent.
     pub(crate) default: Option<usize>,
+    /// The listener whose peers say for whom they speak, if there is one.
+    pub(crate) trusting: Option<ListenerId>,
+}
+
+/// What a guide has read of a talk.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Read {
+    /// Where the line begins, or what is asked.
+    start: usize,
+    source: Option<SocketAddr>,
+    asked: bool,
+}
+
+/// Whoever is source `number` of a proxy.
+fn source(number: u8) -> SocketAddr {
+    SocketAddr::new([10, 9, 0, number].into(), 1)
 }
 
 impl Guide for FirstLine {
-    type Memory = ();
+    type Memory = Read;
 
-    fn guide(&mut self, shown: &Shown<'_>, _: &mut (), chosen: &mut Chosen) -> Guidance {
-        let name = match shown.bytes {
-            [] if shown.last => match self.default {
+    fn trusts(&self, listener: ListenerId, _: SocketAddr) -> bool {
+        self.trusting == Some(listener)
+    }
+
+    fn guide(&mut self, shown: &Shown<'_>, read: &mut Read, chosen: &mut Chosen) -> Guidance {
+        if self.trusting == Some(shown.listener) && read.source.is_none() {
+            return match shown.bytes {
+                [b'p', number, b'\n', ..] => {
+                    (read.start, read.source) = (3, Some(source(*number)));
+                    Guidance::Speaks(Some((source(*number), source(0))))
+                }
+                [] | [b'p'] | [b'p', _] if !shown.last => Guidance::More,
+                _ => Guidance::Unproxied,
+            };
+        }
+        assert!(read.source.is_none_or(|it| shown.names == Some((it, source(0)))), "{shown:?} is another's");
+        let mut skip = read.start;
+        let name = match &shown.bytes[read.start..] {
+            [] if shown.last && !read.asked => match self.default {
                 Some(default) => default,
+                None if read.source.is_some() => return Guidance::More,
                 None => return Guidance::NoRoute,
             },
             [] => return Guidance::More,
+            [b'?'] if !read.asked => {
+                (read.asked, read.start) = (true, read.start + 1);
+                return Guidance::Answer(b"!");
+            }
             [b's', rest @ ..] => match rest.iter().position(|&byte| byte == b' ') {
                 Some(end) => std::str::from_utf8(&rest[..end]).unwrap().parse().unwrap(),
+                None => return Guidance::More,
+            },
+            [b'@', rest @ ..] if !read.asked => match rest.iter().position(|&byte| byte == b'\n') {
+                Some(end) => {
+                    skip += end + 2;
+                    chosen.reply = b"+";
+                    std::str::from_utf8(&rest[..end]).unwrap().parse().unwrap()
+                }
                 None => return Guidance::More,
             },
             _ => return Guidance::Garbage,
         };
         let Some(service) = self.services.get(name) else { return Guidance::NoRoute };
+        chosen.skip = skip as u32;
+        if read.asked && service.delivery == Delivery::Relay {
+            chosen.promise = Some((b"?", b'!'));
+        }
         chosen.service = format!("s{name}");
         chosen.matched = format!("line of s{name}");
         chosen.delivery = service.delivery;
@@ -92,9 +145,23 @@ pub(crate) enum Manner {
     Long,
 }
 
+/// What a talker does before it says its line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Opening {
+    /// Nothing.
+    None,
+    /// Asks, and waits for the answer.
+    Asks,
+    /// Names its service, and waits until it is there.
+    Names,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Talk {
     pub(crate) manner: Manner,
+    pub(crate) opening: Opening,
+    /// The number of the source that is put in front.
+    pub(crate) proxied: Option<u8>,
     pub(crate) service: usize,
     pub(crate) say: u64,
     pub(crate) hear: u64,
@@ -119,8 +186,38 @@ struct Speaking {
     heard: u64,
     line: Vec<u8>,
     line_said: usize,
+    /// What is waited for when the line is said, and the line after that.
+    then: Option<(u8, Vec<u8>)>,
+    sending: bool,
     shut: bool,
     closing: bool,
+}
+
+impl Talk {
+    fn line(&self) -> String {
+        let mode = if self.early { 'e' } else { 'l' };
+        let asked = if self.opening == Opening::Asks { " ?" } else { "" };
+        match self.manner {
+            Manner::Whole | Manner::Slow => {
+                format!("s{} {mode} {} {}{asked}\n", self.service, self.say, self.hear)
+            }
+            Manner::Silent => String::new(),
+            Manner::Garbage => "GARBAGE".to_owned(),
+            Manner::Stuck => "s".to_owned(),
+            Manner::Long => format!("s{}", "9".repeat(10_000)),
+        }
+    }
+
+    fn begin(&self) -> Speaking {
+        let line = self.line().into_bytes();
+        let (first, then) = match self.opening {
+            Opening::None => (line, None),
+            Opening::Asks => (b"?".to_vec(), Some((b'!', line))),
+            Opening::Names => (format!("@{}\n", self.service).into_bytes(), Some((b'+', line))),
+        };
+        let header = self.proxied.map_or_else(Vec::new, |number| vec![b'p', number, b'\n']);
+        Speaking { line: [header, first].concat(), then, ..Speaking::default() }
+    }
 }
 
 pub(crate) struct Talker {
@@ -178,13 +275,15 @@ impl Talker {
     fn speak(&mut self, conn: ConnId, outbox: &mut Outbox) {
         let Some((_, it)) = self.speaking.get_mut(&conn.index) else { return };
         let talk = &self.talks[it.talk];
-        if it.shut || it.closing {
+        if it.shut || it.closing || it.sending {
             return;
         }
         let most = outbox.buffers.buffer_bytes();
         let bytes: Vec<u8> = if it.line_said < it.line.len() {
             let most = if talk.manner == Manner::Slow { 1 } else { most };
             it.line[it.line_said..].iter().take(most).copied().collect()
+        } else if it.then.is_some() {
+            return;
         } else if !matches!(talk.manner, Manner::Whole | Manner::Slow) {
             Vec::new()
         } else {
@@ -205,6 +304,7 @@ impl Talker {
             true => it.line_said += bytes.len(),
             false => it.said += bytes.len() as u64,
         }
+        it.sending = true;
         outbox.push(Command::Send { conn, buf });
     }
 
@@ -231,15 +331,7 @@ impl Core for Talker {
                 self.report.add(Counter::Connected, 1);
                 self.report.opened();
                 let talk = &self.talks[ticket as usize];
-                let mode = if talk.early { 'e' } else { 'l' };
-                let line = match talk.manner {
-                    Manner::Whole | Manner::Slow => format!("s{} {mode} {} {}\n", talk.service, talk.say, talk.hear),
-                    Manner::Silent => String::new(),
-                    Manner::Garbage => "GARBAGE".to_owned(),
-                    Manner::Stuck => "s".to_owned(),
-                    Manner::Long => format!("s{}", "9".repeat(10_000)),
-                };
-                let it = Speaking { talk: ticket as usize, line: line.into_bytes(), ..Speaking::default() };
+                let it = Speaking { talk: ticket as usize, ..talk.begin() };
                 self.speaking.insert(conn.index, (conn, it));
                 match self.closed {
                     true => self.close(conn, Outcome::Broken, now, outbox),
@@ -252,8 +344,25 @@ impl Core for Talker {
                 self.outcomes.insert(ticket as usize, (Outcome::Broken, took));
                 self.under_way -= 1;
             }
-            Event::Sent { conn } => self.speak(conn, outbox),
+            Event::Sent { conn } => {
+                if let Some((_, it)) = self.speaking.get_mut(&conn.index) {
+                    it.sending = false;
+                }
+                self.speak(conn, outbox);
+            }
             Event::Received { conn, buf } => {
+                if let Some((_, it)) = self.speaking.get_mut(&conn.index)
+                    && it.line_said == it.line.len()
+                    && let Some((answer, line)) = it.then.take()
+                {
+                    (it.line, it.line_said) = (line, 0);
+                    if outbox.buffers.bytes(&buf) != [answer] {
+                        self.wrong = Some(format!("talk {} heard no answer to what it asked", it.talk));
+                    }
+                    outbox.buffers.release(buf);
+                    self.speak(conn, outbox);
+                    return self.go_on(now, outbox);
+                }
                 if let Some((_, it)) = self.speaking.get_mut(&conn.index) {
                     let right =
                         outbox.buffers.bytes(&buf).iter().zip(it.heard..).all(|(&byte, at)| byte == pattern(at));
@@ -321,6 +430,9 @@ impl Core for Talker {
 
 #[derive(Default)]
 struct Hearing {
+    /// Was asked, and what it answers then.
+    question: bool,
+    answer: Option<u8>,
     line: Vec<u8>,
     asked: Option<(bool, u64, u64)>,
     heard: u64,
@@ -334,6 +446,12 @@ pub(crate) struct Replier {
     at: SocketAddr,
     backlog: u32,
     accept: bool,
+    /// What it answers who asks: `!`, unless it does not do that.
+    answer: u8,
+    /// Connections that ask are to have asked it.
+    relayed: bool,
+    /// Also gets those that open too late to be understood by others.
+    default: bool,
     /// Not before this.
     listen_from: Instant,
     asked_to_listen: bool,
@@ -348,11 +466,14 @@ pub(crate) struct Replier {
 }
 
 impl Replier {
-    pub(crate) fn new(at: SocketAddr, backlog: u32, accept: bool, listen_from: Instant, until: Instant) -> Replier {
+    pub(crate) fn new(service: &Service, backlog: u32, accept: bool, listen_from: Instant, until: Instant) -> Replier {
         Replier {
-            at,
+            at: service.at,
             backlog,
             accept,
+            answer: b'!',
+            relayed: service.delivery == Delivery::Relay,
+            default: false,
             listen_from,
             asked_to_listen: false,
             until,
@@ -366,11 +487,37 @@ impl Replier {
         }
     }
 
-    fn heard(it: &mut Hearing, bytes: &[u8]) -> Result<(), String> {
+    /// One that does not do what it is asked for.
+    pub(crate) fn declining(self) -> Replier {
+        Replier { answer: b'N', ..self }
+    }
+
+    /// The default.
+    pub(crate) fn for_the_silent(self) -> Replier {
+        Replier { default: true, ..self }
+    }
+
+    fn heard(&self, it: &mut Hearing, bytes: &[u8]) -> Result<(), String> {
+        let Replier { answer, relayed, default, .. } = *self;
+        if it.answer.is_some() || it.question && answer != b'!' {
+            return Err("said more than the question before its answer, or after a no".to_owned());
+        }
+        if bytes.first() == Some(&b'?') && !it.question && it.line.is_empty() {
+            (it.question, it.answer) = (true, Some(answer));
+            return if bytes.len() == 1 { Ok(()) } else { Err("said more than the question".to_owned()) };
+        }
         for &byte in bytes {
             match it.asked {
                 None if byte == b'\n' => {
                     let line = String::from_utf8_lossy(&it.line).into_owned();
+                    if default && line.starts_with('@') {
+                        it.answer = Some(b'+');
+                        it.line.clear();
+                        continue;
+                    }
+                    if it.question != (relayed && line.ends_with('?')) && !default {
+                        return Err(format!("{line:?} was asked for: {}", it.question));
+                    }
                     let mut words = line.split(' ').skip(1);
                     let early = words.next() == Some("e");
                     let mut number = || words.next().and_then(|word| word.parse().ok()).ok_or(line.clone());
@@ -391,6 +538,16 @@ impl Replier {
     fn answer(&mut self, conn: ConnId, outbox: &mut Outbox) {
         let Some((_, it)) = self.hearing.get_mut(&conn.index) else { return };
         if it.sending || it.closing {
+            return;
+        }
+        if let Some(answer) = it.answer {
+            match outbox.buffers.write(&[answer]) {
+                Some(buf) => {
+                    (it.answer, it.sending) = (None, true);
+                    outbox.push(Command::Send { conn, buf });
+                }
+                None => self.retry.push(conn),
+            }
             return;
         }
         let ready = it.asked.filter(|(early, ..)| *early || it.finished);
@@ -452,10 +609,10 @@ impl Core for Replier {
                 }
             }
             Event::Received { conn, buf } => {
-                if let Some((_, it)) = self.hearing.get_mut(&conn.index)
-                    && let Err(why) = Replier::heard(it, outbox.buffers.bytes(&buf))
-                {
-                    self.wrong = Some(why);
+                if let Some((conn, mut it)) = self.hearing.remove(&conn.index) {
+                    let outcome = self.heard(&mut it, outbox.buffers.bytes(&buf));
+                    self.wrong = outcome.err().or(self.wrong.take());
+                    self.hearing.insert(conn.index, (conn, it));
                 }
                 outbox.buffers.release(buf);
                 self.answer(conn, outbox);

@@ -27,12 +27,19 @@ pub struct Shown<'a> {
 pub enum Guidance {
     /// Show more.
     More,
+    /// Send the client these bytes, once, and show what it says then. What has come stays in front of it.
+    Answer(&'static [u8]),
+    /// What a peer says whom `Guide::trusts` trusts: it speaks for another, of these endpoints, or for itself. Said once;
+    /// the guide is asked again at once.
+    Speaks(Option<(SocketAddr, SocketAddr)>),
     /// `Chosen` says where to.
     Found,
     /// It names nothing that there is.
     NoRoute,
     /// It breaks the protocol that it began.
     Garbage,
+    /// It should say for whom it speaks, and says nothing that can be read, or not in time.
+    Unproxied,
 }
 
 /// How a connection is brought to its service.
@@ -71,6 +78,13 @@ pub struct Chosen {
     pub most_connections: Option<u32>,
     /// What a relayed connection begins with, before the client's own bytes.
     pub preface: Vec<u8>,
+    /// What a relayed connection's service is asked then, alone, and the byte that it has to answer, because the client has
+    /// been told so in its name. Neither reaches the client.
+    pub promise: Option<(&'static [u8], u8)>,
+    /// So many of the client's first bytes are not for the service.
+    pub skip: u32,
+    /// What the client is told once its service is reached, or right before its socket is handed off.
+    pub reply: &'static [u8],
 }
 
 impl Default for Chosen {
@@ -84,6 +98,9 @@ impl Default for Chosen {
             patience: None,
             most_connections: None,
             preface: Vec::new(),
+            promise: None,
+            skip: 0,
+            reply: b"",
         }
     }
 }
@@ -92,6 +109,12 @@ impl Default for Chosen {
 pub trait Guide: Send {
     /// Where it stands with a connection between two looks; zeros before the first.
     type Memory: Copy + Default + Debug + Send;
+
+    /// Whether this peer is believed when it says for whom it speaks, and is asked to. If so, it counts as that one, and
+    /// `guide` says `Speaks` before it finds anything.
+    fn trusts(&self, _listener: ListenerId, _peer: SocketAddr) -> bool {
+        false
+    }
 
     /// Look at it; on `Found`, `chosen` is what the guide made of an empty one.
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Self::Memory, chosen: &mut Chosen) -> Guidance;

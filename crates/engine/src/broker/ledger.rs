@@ -27,8 +27,8 @@ macro_rules! reasons {
 }
 
 reasons! {
-    HandedOff, Relayed, ClientBroke, ServiceBroke, ClientLeft, NoRoute, SniffDeadline, SniffTooLong, Garbage,
-    ServiceAbsent, ServiceFull, ServiceUnreachable, OverTotal, OverSource, OverService, Stopped,
+    HandedOff, Relayed, ClientBroke, ServiceBroke, ClientLeft, NoRoute, SniffDeadline, SniffTooLong, Garbage, Unproxied,
+    ServiceAbsent, ServiceFull, ServiceUnreachable, ServiceDeclined, OverTotal, OverSource, OverService, Stopped,
 }
 
 impl Reason {

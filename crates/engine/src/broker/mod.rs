@@ -182,7 +182,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             return self.end(id, Reason::OverTotal, true, outbox);
         }
         let due = now.after(self.config.listen[listener.0 as usize].sniff_timeout);
-        self.waits.set_due(self.sessions[id as usize].extra, Some(due));
+        let place = self.sessions[id as usize].extra;
+        self.waits.at(place).deadline = due;
+        self.waits.set_due(place, Some(due));
         outbox.push(Command::Name { conn });
         outbox.push(Command::Peek { conn });
     }
@@ -205,26 +207,33 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let session = &mut self.sessions[id as usize];
         if let Some((peer, _)) = names {
             session.peer = Some(peer);
-            let row = self.sources.add(&Prefix::of(peer.ip()));
-            session.source = row + 1;
-            let most = self.config.most_per_source;
-            if most != 0 && self.sources.count(row) > most {
+            // A proxy counts as whom it speaks for.
+            if !self.guide.trusts(session.listener, peer) && !self.count_source(id, peer) {
                 return self.end(id, Reason::OverSource, true, outbox);
             }
         }
-        let wait = self.waits.at(session.extra);
+        let wait = self.waits.at(self.sessions[id as usize].extra);
         (wait.names, wait.named) = (names, true);
-        if wait.missed {
+        if std::mem::take(&mut wait.missed) {
             outbox.push(Command::Peek { conn });
         }
+    }
+
+    /// Count the connection to its source, once; false if that has too many then.
+    fn count_source(&mut self, id: u32, peer: SocketAddr) -> bool {
+        let row = self.sources.add(&Prefix::of(peer.ip()));
+        self.sessions[id as usize].source = row + 1;
+        let most = self.config.most_per_source;
+        most == 0 || self.sources.count(row) <= most
     }
 
     // ---- looking ----------------------------------------------------------------------------------------------------
 
     fn peeked(&mut self, conn: ConnId, buf: Buf, now: Instant, outbox: &mut Outbox) {
         if let Some((id, CLIENT)) = self.find(conn, State::Sniffing) {
-            let wait = self.waits.at(self.sessions[id as usize].extra);
-            if !wait.named {
+            let session = &self.sessions[id as usize];
+            let wait = self.waits.at(session.extra);
+            if !wait.named || session.sides[CLIENT] & SENDING != 0 {
                 wait.missed = true;
                 return outbox.peeks.release(buf);
             }
@@ -242,28 +251,66 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let is_long = shown >= self.config.sniff_bytes.min(PEEK_BYTES as u32) || wait.looked_at >= LOOKED_AT_MOST;
         let bytes = buf.map_or(&[][..], |buf| outbox.peeks.bytes(buf));
         let last = is_long || wait.last_look || buf.is_none();
-        let shown = Shown { listener: session.listener, names: wait.names, bytes, last };
-        match self.guide.guide(&shown, &mut wait.memory, &mut wait.chosen) {
+        let mut shown = Shown { listener: session.listener, names: wait.names, bytes, last };
+        let mut before = wait.memory;
+        let mut guidance = self.guide.guide(&shown, &mut wait.memory, &mut wait.chosen);
+        if let Guidance::Speaks(names) = guidance {
+            wait.names = names.or(wait.names);
+            if let Some((peer, _)) = wait.names {
+                self.sessions[id as usize].peer = Some(peer);
+                if !self.count_source(id, peer) {
+                    return self.end(id, Reason::OverSource, true, outbox);
+                }
+            }
+            let wait = self.waits.at(session.extra);
+            (shown.names, before) = (wait.names, wait.memory);
+            guidance = self.guide.guide(&shown, &mut wait.memory, &mut wait.chosen);
+        }
+        match guidance {
             Guidance::Found => self.found(id, now, outbox),
             Guidance::More if !last => {}
-            Guidance::More if is_long => self.end(id, Reason::SniffTooLong, true, outbox),
-            Guidance::More | Guidance::NoRoute if session.sides[CLIENT] & FINISHED != 0 => {
+            Guidance::Answer(answer) if !last => self.answer(id, answer, before, now, outbox),
+            // Who is to be answered at last cannot go on in time.
+            Guidance::More | Guidance::Answer(_) if is_long => self.end(id, Reason::SniffTooLong, true, outbox),
+            Guidance::More | Guidance::NoRoute | Guidance::Unproxied if session.sides[CLIENT] & FINISHED != 0 => {
                 self.end(id, Reason::ClientLeft, false, outbox);
             }
-            Guidance::More => self.end(id, Reason::SniffDeadline, true, outbox),
+            Guidance::More | Guidance::Answer(_) => self.end(id, Reason::SniffDeadline, true, outbox),
             Guidance::NoRoute if last && !is_long && buf.is_none() => {
                 self.end(id, Reason::SniffDeadline, true, outbox);
             }
             Guidance::NoRoute => self.end(id, Reason::NoRoute, true, outbox),
-            Guidance::Garbage => self.end(id, Reason::Garbage, true, outbox),
+            Guidance::Garbage | Guidance::Speaks(_) => self.end(id, Reason::Garbage, true, outbox),
+            Guidance::Unproxied => self.end(id, Reason::Unproxied, true, outbox),
         }
     }
 
-    /// The time for looking is over.
+    /// Tell the client what it waits for. What it says is looked at only when that is with the kernel.
+    fn answer(&mut self, id: u32, answer: &[u8], before: G::Memory, now: Instant, outbox: &mut Outbox) {
+        let session = &mut self.sessions[id as usize];
+        if let Some(buf) = outbox.buffers.write(answer) {
+            session.sides[CLIENT] |= SENDING;
+            return outbox.push(Command::Send { conn: session.conns[CLIENT], buf });
+        }
+        // The guide is to say it once more.
+        self.report.add(Counter::BufferWaits, 1);
+        let wait = self.waits.at(session.extra);
+        wait.memory = before;
+        let again = now.after(Duration::from_millis(BACKOFF_MS.0.into())).min(wait.deadline);
+        self.waits.set_due(session.extra, Some(again));
+    }
+
+    /// The time for looking is over, unless it was only for a buffer to answer with.
     fn last_look(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
         let session = self.sessions[id as usize];
         let wait = self.waits.at(session.extra);
-        if wait.shown == 0 {
+        if now < wait.deadline {
+            let deadline = wait.deadline;
+            self.waits.set_due(session.extra, Some(deadline));
+            outbox.push(Command::Peek { conn: session.conns[CLIENT] });
+        } else if session.sides[CLIENT] & SENDING != 0 {
+            self.end(id, Reason::SniffDeadline, true, outbox);
+        } else if wait.shown == 0 {
             self.look(id, 0, None, now, outbox);
         } else {
             // The bytes were not kept: they are asked for once more.
@@ -289,14 +336,35 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         wait.deadline = now.after(wait.chosen.patience.unwrap_or(self.config.delivery_timeout));
         wait.backoff_ms = BACKOFF_MS.0;
         // What comes meanwhile waits in the kernel and is not looked at.
-        outbox.push(Command::Pause { conn: session.conns[CLIENT] });
+        let conn = session.conns[CLIENT];
+        outbox.push(Command::Pause { conn });
+        let bytes = wait.chosen.skip.min(wait.shown);
+        if bytes > 0 {
+            wait.shown -= bytes;
+            outbox.push(Command::Discard { conn, bytes });
+        }
         self.deliver(id, now, outbox);
     }
 
     fn deliver(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
         let session = &self.sessions[id as usize];
         let (place, conn) = (session.extra, session.conns[CLIENT]);
+        if session.sides[CLIENT] & SENDING != 0 {
+            return self.end(id, Reason::ClientLeft, true, outbox);
+        }
         let wait = self.waits.at(place);
+        let reply = wait.chosen.reply;
+        if wait.chosen.delivery == Delivery::HandOff && !reply.is_empty() && !wait.replied {
+            let Some(buf) = outbox.buffers.write(reply) else {
+                self.report.add(Counter::BufferWaits, 1);
+                return self.undelivered(id, Errno::ENOBUFS, now, outbox);
+            };
+            wait.replied = true;
+            let deadline = wait.deadline;
+            self.waits.set_due(place, Some(deadline));
+            self.sessions[id as usize].sides[CLIENT] |= SENDING;
+            return outbox.push(Command::Send { conn, buf });
+        }
         let path = match &wait.chosen.address {
             Address::Tcp(address) => Ok(*address),
             Address::Unix(path) => Err(path.as_slice()),
@@ -374,26 +442,75 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             outbox.push(Command::Close { conn, abort: true });
             return;
         }
-        let preface = std::mem::take(&mut wait.chosen.preface);
+        let mut first = std::mem::take(&mut wait.chosen.preface);
+        let (promise, deadline) = (wait.chosen.promise, wait.deadline);
+        first.extend_from_slice(promise.map_or(b"", |(request, _)| request));
+        if !self.begin_with(id, SERVICE, &first, outbox) {
+            // Without it the service would take the proxy for the client.
+            return self.end(id, Reason::ServiceUnreachable, true, outbox);
+        }
+        if promise.is_none() {
+            return self.relay(id, outbox);
+        }
+        // Nothing goes behind the request before its answer: the service would have to refuse it (CVE-2021-23214).
+        self.sessions[id as usize].state = State::Asking;
+        self.waits.set_due(ticket, Some(deadline));
+    }
+
+    /// Send a side the first bytes that it gets, if there are any; false if no buffer is free.
+    fn begin_with(&mut self, id: u32, side: usize, bytes: &[u8], outbox: &mut Outbox) -> bool {
+        if bytes.is_empty() {
+            return true;
+        }
+        let Some(buf) = outbox.buffers.write(bytes) else { return false };
+        let session = &mut self.sessions[id as usize];
+        session.sides[side] |= SENDING;
+        outbox.push(Command::Send { conn: session.conns[side], buf });
+        true
+    }
+
+    /// The service has answered what it was asked.
+    pub(super) fn service_answered(&mut self, id: u32, buf: Buf, outbox: &mut Outbox) {
+        let promise = self.waits.at(self.sessions[id as usize].extra).chosen.promise;
+        let is_kept = promise.is_some_and(|(_, answer)| outbox.buffers.bytes(&buf) == [answer]);
+        outbox.buffers.release(buf);
+        match is_kept {
+            true => self.relay(id, outbox),
+            false => self.end(id, Reason::ServiceDeclined, true, outbox),
+        }
+    }
+
+    /// Bytes go both ways from here on.
+    fn relay(&mut self, id: u32, outbox: &mut Outbox) {
+        let session = &mut self.sessions[id as usize];
+        let place = std::mem::take(&mut session.extra);
         session.state = State::Relaying;
-        session.extra = 0;
-        self.waits.end(ticket);
+        let client = session.conns[CLIENT];
+        let reply = self.waits.at(place).chosen.reply;
+        self.waits.end(place);
         self.report.less(Counter::Delivering);
         self.report.add(Counter::Relaying, 1);
-        let client = session.conns[CLIENT];
-        if !preface.is_empty() {
-            match outbox.buffers.write(&preface) {
-                Some(buf) => {
-                    session.sides[SERVICE] |= SENDING;
-                    outbox.push(Command::Send { conn, buf });
-                }
-                // Without it the service would take the proxy for the client.
-                None => return self.end(id, Reason::ServiceUnreachable, true, outbox),
-            }
+        if !self.begin_with(id, CLIENT, reply, outbox) {
+            return self.end(id, Reason::ServiceUnreachable, true, outbox);
         }
         outbox.push(Command::Take { conn: client });
         outbox.push(Command::Resume { conn: client });
         self.pass_on_end(id, CLIENT, outbox);
+    }
+
+    /// What the client, or the service before relaying, was told is with the kernel.
+    pub(super) fn told(&mut self, id: u32, side: usize, now: Instant, outbox: &mut Outbox) {
+        let session = &mut self.sessions[id as usize];
+        session.sides[side] &= !SENDING;
+        match session.state {
+            State::Sniffing => {
+                if std::mem::take(&mut self.waits.at(session.extra).missed) {
+                    outbox.push(Command::Peek { conn: session.conns[CLIENT] });
+                }
+            }
+            State::Delivering => self.deliver(id, now, outbox),
+            State::Asking | State::Relaying | State::Ending | State::Free => {}
+        }
     }
 
     fn connect_failed(&mut self, ticket: u32, step: Step, error: Errno, now: Instant, outbox: &mut Outbox) {
@@ -428,7 +545,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let session = &mut self.sessions[id as usize];
         let gauge = match session.state {
             State::Sniffing => Counter::Sniffing,
-            State::Delivering => Counter::Delivering,
+            State::Delivering | State::Asking => Counter::Delivering,
             State::Relaying => Counter::Relaying,
             State::Ending | State::Free => return,
         };
@@ -470,7 +587,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             // It said nothing and will say nothing: only a service that speaks first can want it.
             State::Sniffing => self.look(id, 0, None, now, outbox),
             State::Relaying => self.pass_on_end(id, side, outbox),
-            State::Delivering | State::Ending | State::Free => {}
+            State::Asking if side == SERVICE => self.end(id, Reason::ServiceDeclined, true, outbox),
+            State::Delivering | State::Asking | State::Ending | State::Free => {}
         }
     }
 
@@ -484,6 +602,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let reason = match (session.state, side) {
             (State::Relaying, SERVICE) => Reason::ServiceBroke,
             (State::Relaying, _) => Reason::ClientBroke,
+            (State::Asking, SERVICE) => Reason::ServiceDeclined,
             _ => Reason::ClientLeft,
         };
         self.end(id, reason, true, outbox);
@@ -596,7 +715,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::HandedOff { conn } => self.handed_off(conn, outbox),
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
             Event::Received { conn, buf } => self.received(conn, buf, outbox),
-            Event::Sent { conn } => self.sent(conn, outbox),
+            Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn } => self.finished(conn, now, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn, now),
@@ -621,6 +740,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                 State::Sniffing => self.last_look(id, now, outbox),
                 State::Delivering if reaching => outbox.push(Command::CancelConnect { ticket: place }),
                 State::Delivering => self.deliver(id, now, outbox),
+                State::Asking => self.end(id, Reason::ServiceDeclined, true, outbox),
                 State::Relaying | State::Ending | State::Free => {}
             }
         }
@@ -656,7 +776,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Some(wait) => wait.is_due() || wait.handing || wait.reaching || wait.last_look,
             None => false,
         };
-        let on_the_way = |session: &&&Session| matches!(session.state, State::Sniffing | State::Delivering);
+        let on_the_way = |session: &&&Session| !matches!(session.state, State::Free | State::Relaying | State::Ending);
         let rules = [
             (
                 "each accepted connection is held or has one reason",
@@ -666,7 +786,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             ("each open side has its line", lines == open),
             ("closes under way are counted", closing as u32 == self.closes_under_way),
             ("sniffing_now", count(Counter::Sniffing) == in_state(State::Sniffing)),
-            ("delivering_now", count(Counter::Delivering) == in_state(State::Delivering)),
+            ("delivering_now", count(Counter::Delivering) == in_state(State::Delivering) + in_state(State::Asking)),
             ("relaying_now", count(Counter::Relaying) == in_state(State::Relaying)),
             ("a wait belongs to one session or is free", waiting.count() == self.waits.in_use()),
             ("services are counted", self.services.total() == of_service),

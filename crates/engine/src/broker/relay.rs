@@ -10,7 +10,7 @@ use super::guide::Guide;
 use super::ledger::{Ledger, Reason};
 use super::session::{CLIENT, CLOSING, FINISHED, PAUSED, SENDING, SERVICE, SHUT, Session, State};
 use crate::buffers::{Buf, Buffers};
-use crate::contract::{Command, ConnId, Outbox};
+use crate::contract::{Command, ConnId, Instant, Outbox};
 use crate::report::Counter;
 
 /// Buffers that wait behind the one under way, for sessions that have such; by the side that they are for.
@@ -60,6 +60,9 @@ impl Queues {
 
 impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     pub(super) fn received(&mut self, conn: ConnId, buf: Buf, outbox: &mut Outbox) {
+        if let Some((id, SERVICE)) = self.find(conn, State::Asking) {
+            return self.service_answered(id, buf, outbox);
+        }
         let Some((id, from)) = self.find(conn, State::Relaying).filter(|_| !buf.is_empty()) else {
             return outbox.buffers.release(buf);
         };
@@ -81,8 +84,11 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
     }
 
-    pub(super) fn sent(&mut self, conn: ConnId, outbox: &mut Outbox) {
-        let Some((id, to)) = self.find(conn, State::Relaying) else { return };
+    pub(super) fn sent(&mut self, conn: ConnId, now: Instant, outbox: &mut Outbox) {
+        let Some((id, to)) = self.whose(conn) else { return };
+        if self.sessions[id as usize].state != State::Relaying {
+            return self.told(id, to, now, outbox);
+        }
         let from = 1 - to;
         let session = &mut self.sessions[id as usize];
         if let Some(buf) = self.queues.pop(&mut session.extra, to) {

@@ -33,6 +33,8 @@ pub(super) enum State {
     Sniffing,
     /// Its service is known and not reached.
     Delivering,
+    /// Its service is reached, and asked for what the client was told in its name.
+    Asking,
     /// Bytes go both ways.
     Relaying,
     /// It has its reason; what is open is being closed.
@@ -77,7 +79,7 @@ impl Session {
     /// Whether it has a place among the waits.
     pub(super) fn waits(&self) -> bool {
         match self.state {
-            State::Sniffing | State::Delivering => true,
+            State::Sniffing | State::Delivering | State::Asking => true,
             State::Ending => self.has_wait,
             State::Relaying | State::Free => false,
         }

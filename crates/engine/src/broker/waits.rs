@@ -17,14 +17,14 @@ pub(super) struct Wait<M> {
     pub(super) names: Option<(SocketAddr, SocketAddr)>,
     /// `Named` has come.
     pub(super) named: bool,
-    /// Bytes were shown before that.
+    /// Bytes were shown before that, or before the client could hear an answer.
     pub(super) missed: bool,
     pub(super) chosen: Chosen,
     /// The guide's.
     pub(super) memory: M,
     /// When the next thing is to be done for it.
     due: Option<Instant>,
-    /// When delivery is given up.
+    /// When looking, then when delivery is given up.
     pub(super) deadline: Instant,
     pub(super) backoff_ms: u32,
     /// Bytes looked at so far, each time counted.
@@ -37,6 +37,8 @@ pub(super) struct Wait<M> {
     pub(super) reaching: bool,
     /// A `HandOff` that is not answered.
     pub(super) handing: bool,
+    /// The client was told that its service is reached.
+    pub(super) replied: bool,
     /// Why the last try failed.
     pub(super) error: Option<Errno>,
 }
