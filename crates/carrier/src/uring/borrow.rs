@@ -32,10 +32,25 @@ const HAND_OFF: u32 = Purpose::HandOff as u32;
 impl Machine {
     /// Ask for a descriptor.
     pub(super) fn borrow(&mut self, ring: usize, slot: u16, purpose: Purpose) -> Result<(), CarrierError> {
-        *self.flags_mut(ring, slot) |= BORROWING;
-        *self.borrowing.entry(self.place(ring, slot)).or_default() += 1;
+        self.hold(ring, slot);
         let entry = opcode::FixedFdInstall::new(Fixed(u32::from(slot)), 0).build();
         self.rings[ring].push(&entry.user_data(user_data(Operation::Borrow, slot, purpose as u32)))
+    }
+
+    /// The slot is not free before as many `let_go` as `hold`.
+    pub(super) fn hold(&mut self, ring: usize, slot: u16) {
+        *self.flags_mut(ring, slot) |= BORROWING;
+        *self.borrowing.entry(self.place(ring, slot)).or_default() += 1;
+    }
+
+    pub(super) fn let_go(&mut self, ring: usize, slot: u16) {
+        if let Entry::Occupied(mut count) = self.borrowing.entry(self.place(ring, slot)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+                *self.flags_mut(ring, slot) &= !BORROWING;
+            }
+        }
     }
 
     pub(super) fn borrowed(
@@ -48,14 +63,8 @@ impl Machine {
     ) -> Result<(), CarrierError> {
         let slot = completion.slot;
         let index = self.place(ring, slot);
-        let entry = &mut self.rings[ring].conns[usize::from(slot)];
-        if let Entry::Occupied(mut count) = self.borrowing.entry(index) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-                entry.flags &= !BORROWING;
-            }
-        }
+        self.let_go(ring, slot);
+        let entry = &self.rings[ring].conns[usize::from(slot)];
         let conn = ConnId { index, generation: entry.generation };
         let is_closing = entry.flags & CLOSING != 0;
         // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.

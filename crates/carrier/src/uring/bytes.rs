@@ -8,8 +8,7 @@ use io_uring::{cqueue, opcode};
 
 use super::ring::{Completion, Operation, user_data};
 use super::{
-    AGAIN, CLOSING, DATAGRAM, DISCARDING, ENDED, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING,
-    THIRSTY,
+    AGAIN, CLOSING, DATAGRAM, ENDED, GONE, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY,
 };
 
 /// Receives under way at once, and so buffers taken before the core has seen them.
@@ -93,6 +92,9 @@ impl Machine {
         if completion.outcome().map_or(true, |events| events & hung_up != 0) {
             *flags |= HUNG_UP;
         }
+        if completion.outcome().is_ok_and(|events| events & libc::POLLHUP as u32 != 0) {
+            *flags |= GONE;
+        }
         self.receive(ring, slot, outbox)
     }
 
@@ -114,7 +116,7 @@ impl Machine {
             return Ok(());
         }
         entry.flags |= AGAIN;
-        if entry.flags & (RECEIVING | PAUSED | THIRSTY | DISCARDING) != 0 {
+        if entry.flags & (RECEIVING | PAUSED | THIRSTY) != 0 {
             return Ok(());
         }
         let peeking = entry.flags & PEEKING != 0;
@@ -145,7 +147,7 @@ impl Machine {
     /// Take bytes off the stream. MSG_TRUNC copies none (tcp_recvmsg_locked()), and as they are there, this completes while it
     /// is submitted: before a descriptor that is asked for later, and before a later receive.
     pub(super) fn discard(&mut self, ring: usize, slot: u16, bytes: u32) -> Result<(), CarrierError> {
-        *self.flags_mut(ring, slot) |= DISCARDING;
+        self.hold(ring, slot);
         let entry = opcode::Recv::new(Fixed(u32::from(slot)), std::ptr::null_mut(), bytes)
             .flags(libc::MSG_DONTWAIT | libc::MSG_TRUNC)
             .build();
@@ -159,23 +161,16 @@ impl Machine {
         core: &mut dyn Core,
         now: Instant,
         outbox: &mut Outbox,
-    ) -> Result<(), CarrierError> {
+    ) {
         let slot = completion.slot;
-        let flags = self.flags_mut(ring, slot);
-        *flags &= !DISCARDING;
-        let flags = *flags;
-        if flags & CLOSING != 0 {
-            return Ok(());
-        }
-        match completion.outcome() {
-            Ok(count) if count == completion.detail && flags & AGAIN != 0 => self.receive(ring, slot, outbox),
-            Ok(count) if count == completion.detail => Ok(()),
-            outcome => {
-                let index = self.place(ring, slot);
-                let conn = ConnId { index, generation: self.rings[ring].conns[usize::from(slot)].generation };
-                self.fail(conn, Step::Receive, outcome.err().unwrap_or(Errno::EAGAIN), core, now, outbox);
-                Ok(())
-            }
+        self.let_go(ring, slot);
+        if self.flags(ring, slot) & CLOSING == 0 && completion.outcome() != Ok(completion.detail) {
+            let conn = ConnId {
+                index: self.place(ring, slot),
+                generation: self.rings[ring].conns[usize::from(slot)].generation,
+            };
+            let error = completion.outcome().err().unwrap_or(Errno::EAGAIN);
+            self.fail(conn, Step::Receive, error, core, now, outbox);
         }
     }
 
@@ -241,8 +236,10 @@ impl Machine {
         }
         match outcome {
             Ok(_) => {
-                *self.flags_mut(ring, slot) |= ENDED;
-                core.handle(Event::Finished { conn }, now, outbox);
+                let flags = self.flags_mut(ring, slot);
+                *flags |= ENDED;
+                let gone = *flags & GONE != 0;
+                core.handle(Event::Finished { conn, gone }, now, outbox);
             }
             Err(Errno::EAGAIN | Errno::EINTR) if flags & AGAIN == 0 => self.rest(ring, slot)?,
             Err(Errno::EAGAIN | Errno::EINTR) => self.receive(ring, slot, outbox)?,

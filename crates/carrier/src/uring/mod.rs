@@ -79,11 +79,11 @@ const THIRSTY: u16 = 1 << 11;
 const DATAGRAM: u16 = 1 << 12;
 /// Bytes are shown, not taken.
 const PEEKING: u16 = 1 << 13;
-/// A descriptor is on its way (`borrow`), perhaps several: `borrowing` counts them.
+/// A descriptor is on its way (`borrow`), or shown bytes are being discarded; `borrowing` counts them.
 const BORROWING: u16 = 1 << 14;
-/// Shown bytes are being taken off the stream.
-const DISCARDING: u16 = 1 << 15;
-const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | BORROWING | DISCARDING;
+/// The poll said that the peer receives no more.
+const GONE: u16 = 1 << 15;
+const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | BORROWING;
 
 /// Connections on direct descriptors.
 pub struct Uring {
@@ -449,7 +449,7 @@ impl Machine {
             Operation::Send => self.sent(ring, completion, core, now, outbox)?,
             Operation::Close => *self.flags_mut(ring, slot) &= !UNSLOTTING,
             Operation::Borrow => self.borrowed(ring, completion, core, now, outbox)?,
-            Operation::Discard => self.discarded(ring, completion, core, now, outbox)?,
+            Operation::Discard => self.discarded(ring, completion, core, now, outbox),
         }
         let entry = &mut self.rings[ring].conns[usize::from(slot)];
         if entry.flags & (CLOSING | UNDER_WAY) == CLOSING {
