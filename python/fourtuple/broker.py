@@ -15,7 +15,15 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from fourtuple.brokerfile import BrokerFile, ListenTable
-from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, CarrierSettings, Engine, Snapshot
+from fourtuple.engine import (
+    BrokerConfig,
+    BrokerListener,
+    CarrierName,
+    CarrierSettings,
+    Engine,
+    PostgresTls,
+    Snapshot,
+)
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
 from fourtuple.registry import Registry
@@ -98,8 +106,13 @@ def _filled(store: Path, file: BrokerFile) -> Iterator[Registry]:
 
 
 def _listener(table: ListenTable) -> BrokerListener:
-    if table.proxy_from:
-        raise BadConfig("listen.proxy_from", "PROXY headers are not read by serve: they would be passed to the service")
     host, _, port = table.address.rpartition(":")
     endpoint = Endpoint(ip_address(host.strip("[]")), int(port))
-    return BrokerListener(endpoint=endpoint, sniff_timeout_s=table.sniff_ms / 1000, default=table.default)
+    return BrokerListener(
+        endpoint=endpoint,
+        sniff_timeout_s=table.sniff_ms / 1000,
+        default=table.default,
+        proxy_from=table.proxy_from,
+        proxy_optional=table.proxy_optional,
+        postgres_tls=PostgresTls(table.postgres_tls),
+    )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -84,7 +84,11 @@ class ListenTable(_Table):
     sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3_000
     """How long a connection may take to show what it wants."""
     proxy_from: tuple[str, ...] = Field(default=(), strict=False)
-    """Prefixes whose PROXY headers are believed."""
+    """Prefixes whose PROXY headers are believed, and demanded."""
+    proxy_optional: bool = False
+    """From there, a connection may come without."""
+    postgres_tls: Literal["offered", "declined", "left"] = "offered"
+    """What a PostgreSQL client is told that asks for TLS; `left` to the service, it is routed by its protocol alone."""
 
     @pydantic.field_validator("address")
     @classmethod
@@ -103,6 +107,12 @@ class ListenTable(_Table):
         for text in texts:
             ip_network(text)
         return texts
+
+    @pydantic.model_validator(mode="after")
+    def _for_somebody(self) -> Self:
+        if self.proxy_optional and not self.proxy_from:
+            raise ValueError("proxy_optional: there is no proxy_from whose connections may come without a header")
+        return self
 
 
 class BrokerFile(_Table):

@@ -197,6 +197,18 @@ PROTOCOLS = ("tls", "http2", "connect", "websocket", "http", "ssh", "postgres", 
 """What a broker looks for if nobody says. `tcpmux` is left out: any line of text is one."""
 
 
+class PostgresTls(Enum):
+    """What becomes of a PostgreSQL client's request for TLS (or for GSSAPI, which is declined unless it is left)."""
+
+    OFFERED = "offered"
+    """The client is told to begin: its server name (SNI) is known. A service that is relayed is then asked as well; one
+    that is handed the socket gets a connection that begins with the hello."""
+    DECLINED = "declined"
+    """The client is told that there is none: user and database are known, if it goes on without."""
+    LEFT = "left"
+    """The service answers; only the protocol is known."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerListener:
     """Where a broker takes connections."""
@@ -206,9 +218,15 @@ class BrokerListener:
     """How long a connection may take to show what it wants."""
     default: str | None = None
     """Who gets the silent and the unknown: `service:NAME` or a target."""
+    proxy_from: tuple[str, ...] = ()
+    """Prefixes whose PROXY headers are believed; from there each connection has to begin with one."""
+    proxy_optional: bool = False
+    """Connections from there may do without."""
+    postgres_tls: PostgresTls = PostgresTls.OFFERED
 
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
+        _instance("postgres_tls", self.postgres_tls, PostgresTls)
         _seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
 
 
@@ -364,9 +382,11 @@ class Snapshot:
     ended_sniff_deadline: int
     ended_sniff_too_long: int
     ended_garbage: int
+    ended_unproxied: int
     ended_service_absent: int
     ended_service_full: int
     ended_service_unreachable: int
+    ended_service_declined: int
     ended_over_total: int
     ended_over_source: int
     ended_over_service: int

@@ -79,6 +79,11 @@ COUNTERS = (
         "ended: the client showed more than may be looked at without naming a service",
     ),
     Counter("ended_garbage", "connections", "ended: what the client showed breaks its own protocol"),
+    Counter(
+        "ended_unproxied",
+        "connections",
+        "ended: a trusted proxy sent no PROXY header, a broken one, or none by the deadline",
+    ),
     Counter("ended_service_absent", "connections", "ended: the service was absent until the deadline"),
     Counter(
         "ended_service_full",
@@ -86,6 +91,11 @@ COUNTERS = (
         "ended: the service's queue was full, or its connect did not come about, until the deadline",
     ),
     Counter("ended_service_unreachable", "connections", "ended: the service could not be reached for another reason"),
+    Counter(
+        "ended_service_declined",
+        "connections",
+        "ended: the service did not do what the client was told in its name (PostgreSQL: TLS), or not in time",
+    ),
     Counter("ended_over_total", "connections", "ended: more connections than may be open at once"),
     Counter("ended_over_source", "connections", "ended: more connections than one source prefix may have"),
     Counter("ended_over_service", "connections", "ended: more connections than the service may have"),

@@ -3,14 +3,18 @@
 //! Decides what of a sniffer's find a route can be matched with, and who gets a listener's default: whoever says nothing,
 //! and whoever says what no enabled protocol knows. Never who begins a protocol and does not finish it, or breaks it: that
 //! is how a split hello gets past a rule elsewhere.
+//!
+//! Decides, too, which bytes are for the broker and not for the service: a PROXY header from a source that the listener
+//! trusts, a PostgreSQL client's wish for encryption, a tcpmux line that a route understands.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fourtuple_engine::ListenerId;
 use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
-use fourtuple_registry::{Name, Options, Outcome, Resolved, Seen, Store, Target};
-use fourtuple_sniff::{Protocol, Scratch, Sniffer, State, Verdict, proxy};
+use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
+use fourtuple_sniff::{Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
 
 /// Where a connection goes that nothing else matches.
 #[derive(Clone)]
@@ -21,6 +25,39 @@ pub enum Fallback {
     Target(Target),
 }
 
+/// What holds for the connections of one listener.
+#[derive(Clone, Default)]
+pub struct Rules {
+    /// Where a connection goes that nothing else matches.
+    pub fallback: Option<Fallback>,
+    /// The sources whose PROXY headers are believed.
+    pub proxies: Vec<Prefix>,
+    /// Whether these may do without; all others never have one.
+    pub may_be_direct: bool,
+    /// What a PostgreSQL client is told that asks for TLS.
+    pub postgres_tls: PostgresTls,
+}
+
+/// What becomes of a PostgreSQL client's request for TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum PostgresTls {
+    /// The client is told to begin, which shows its server name; a relayed service is then asked, too.
+    #[default]
+    Offered,
+    /// The client is told that there is none, which shows user and database.
+    Declined,
+    /// The service answers, so that only the protocol is known.
+    Left,
+}
+
+/// How far a connection is read.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Reading {
+    state: State,
+    /// It is told for whom the peer speaks.
+    spoke: bool,
+}
+
 /// Sniffers and registry of one worker.
 pub struct BrokerGuide {
     store: Arc<Store>,
@@ -28,33 +65,30 @@ pub struct BrokerGuide {
     scratch: Box<Scratch>,
     alpn: Vec<u8>,
     /// By listener.
-    fallbacks: Vec<Option<Fallback>>,
+    rules: Vec<Rules>,
 }
 
 impl BrokerGuide {
-    /// A guide that enables these protocols; `fallbacks` by listener.
-    pub fn new(
-        store: Arc<Store>,
-        protocols: impl IntoIterator<Item = Protocol>,
-        fallbacks: Vec<Option<Fallback>>,
-    ) -> BrokerGuide {
+    /// A guide that enables these protocols; `rules` by listener.
+    pub fn new(store: Arc<Store>, protocols: impl IntoIterator<Item = Protocol>, rules: Vec<Rules>) -> BrokerGuide {
         let sniffer = Sniffer::new(protocols);
-        BrokerGuide { store, sniffer, scratch: Box::new(Scratch::new()), alpn: Vec::new(), fallbacks }
+        BrokerGuide { store, sniffer, scratch: Box::new(Scratch::new()), alpn: Vec::new(), rules }
     }
 
     /// Bytes that it may ask for.
     pub fn bound(&self) -> usize {
-        self.sniffer.bound()
+        let trusts = self.rules.iter().any(|rules| !rules.proxies.is_empty());
+        self.sniffer.with_prelude(if trusts { Prelude::Required } else { Prelude::None }).bound()
     }
 
     fn fall_back(&self, listener: ListenerId, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
-        match self.fallbacks.get(listener.0 as usize) {
-            Some(Some(Fallback::Target(target))) => {
+        match self.rules[listener.0 as usize].fallback.as_ref() {
+            Some(Fallback::Target(target)) => {
                 let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options::default());
                 choose(Resolved { service: None, target: target.clone(), delivery, options }, shown, chosen);
                 Guidance::Found
             }
-            Some(Some(Fallback::Service(name))) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
+            Some(Fallback::Service(name)) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
                 Ok(Some(found)) => {
                     let fourtuple_registry::Service { name, target, delivery, options, .. } = found;
                     choose(Resolved { service: Some(name), target, delivery, options }, shown, chosen);
@@ -62,27 +96,70 @@ impl BrokerGuide {
                 }
                 Ok(None) | Err(_) => Guidance::NoRoute,
             },
-            _ => Guidance::NoRoute,
+            None => Guidance::NoRoute,
         }
+    }
+
+    /// Whether it stands in a prefix whose headers the listener believes.
+    fn is_proxy(&self, listener: ListenerId, peer: SocketAddr) -> bool {
+        self.rules[listener.0 as usize].proxies.iter().any(|prefix| prefix.contains(peer.ip()))
     }
 }
 
 impl Guide for BrokerGuide {
-    type Memory = State;
+    type Memory = Reading;
 
-    fn guide(&mut self, shown: &Shown<'_>, memory: &mut State, chosen: &mut Chosen) -> Guidance {
+    fn trusts(&self, listener: ListenerId, peer: SocketAddr) -> bool {
+        self.is_proxy(listener, peer)
+    }
+
+    fn guide(&mut self, shown: &Shown<'_>, memory: &mut Reading, chosen: &mut Chosen) -> Guidance {
+        let rules = &self.rules[shown.listener.0 as usize];
+        let (may_be_direct, postgres_tls) = (rules.may_be_direct, rules.postgres_tls);
+        // Once it has spoken for another, the names are that one's.
+        let is_proxy = memory.spoke || shown.names.is_some_and(|(peer, _)| self.is_proxy(shown.listener, peer));
+        let prelude = match (is_proxy, may_be_direct) {
+            (false, _) => Prelude::None,
+            (true, false) => Prelude::Required,
+            (true, true) => Prelude::Allowed,
+        };
+        let sniffer = self.sniffer.with_prelude(prelude).with_postgres_tls(postgres_tls != PostgresTls::Declined);
         let (source, destination) = shown.names.unzip();
         let mut seen = Seen { source, destination, ..Seen::default() };
         self.alpn.clear();
-        match self.sniffer.sniff(memory, shown.bytes, &mut self.scratch) {
+        let before = memory.state;
+        let verdict = sniffer.sniff(&mut memory.state, shown.bytes, &mut self.scratch);
+        let (header, mut skip) = (memory.state.header(), memory.state.start());
+        let is_silent = shown.last && shown.bytes.len() == header;
+        if is_proxy && !memory.spoke {
+            let is_over = shown.last || matches!(verdict, Verdict::Refused(..));
+            let is_known = memory.state.knows_source() || is_silent && prelude == Prelude::Allowed;
+            if is_known {
+                let endpoints = memory.state.proxied(shown.bytes).and_then(|header| header.endpoints);
+                // The same look once more: an answer that is due is given then.
+                (memory.state, memory.spoke) = (before, true);
+                return Guidance::Speaks(endpoints);
+            }
+            // A broken header, or none where one has to be, or too late.
+            return if is_over { Guidance::Unproxied } else { Guidance::More };
+        }
+        let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
+        let (mut reply, mut line) = (&b""[..], 0);
+        match verdict {
             // Silence: whoever waits for the other side to speak first.
-            Verdict::More(_) if shown.last && shown.bytes.is_empty() => seen.protocol = Some("unknown"),
+            Verdict::More(_) if is_silent => seen.protocol = Some("unknown"),
             Verdict::More(_) => return Guidance::More,
             Verdict::No => seen.protocol = Some("unknown"),
             Verdict::Refused(..) => return Guidance::Garbage,
-            // What is to be answered first is answered by the service: it is matched by its protocol alone.
-            Verdict::Answer(_) => seen.protocol = Some("postgres"),
+            Verdict::Answer(_) if postgres_tls == PostgresTls::Left => {
+                (seen.protocol, skip) = (Some("postgres"), header);
+            }
+            Verdict::Answer(answer) => return Guidance::Answer(answer),
             Verdict::Match(found) => {
+                if found.protocol == Protocol::Tcpmux {
+                    // RFC 1078: what begins with "+" is a yes. The line is the broker's if a route understands it.
+                    (reply, line) = (b"+\r\n", found.end);
+                }
                 if found.path.is_some() && !found.path_is_plain() {
                     // A path that may mean another one matches no route on paths.
                     seen.path = None;
@@ -110,12 +187,19 @@ impl Guide for BrokerGuide {
                     chosen.matched = String::from_utf8_lossy(name).into_owned();
                 }
                 choose(resolved, shown, chosen);
+                (chosen.skip, chosen.promise, chosen.reply) = (skip.max(line) as u32, promise, reply);
                 Guidance::Found
             }
             Ok(Outcome::Refused(_)) => Guidance::Garbage,
             // Who names something that there is not is not sent to somebody else.
             Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
-            Ok(Outcome::NoRoute) => self.fall_back(shown.listener, shown, chosen),
+            Ok(Outcome::NoRoute) => {
+                (chosen.skip, chosen.promise) = (skip as u32, promise);
+                match self.fall_back(shown.listener, shown, chosen) {
+                    Guidance::NoRoute if is_silent => Guidance::More,
+                    guidance => guidance,
+                }
+            }
         }
     }
 }
@@ -152,6 +236,9 @@ fn preface(version: u8, shown: &Shown<'_>) -> Vec<u8> {
 }
 
 #[cfg(test)]
+mod conversations;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use fourtuple_registry::{Batch, Conditions, Mode, Route, Service};
@@ -174,12 +261,16 @@ mod tests {
         let to = "tcp:127.0.0.1:22".to_owned();
         store.add_routes(&[Route { conditions, to, delivery, options }], true).unwrap();
         let fallback = Some(Fallback::Service(Box::new(Name::parse(b"other").unwrap())));
-        BrokerGuide::new(store, [Protocol::Tls, Protocol::Http, Protocol::Ssh], vec![fallback, None])
+        BrokerGuide::new(
+            store,
+            [Protocol::Tls, Protocol::Http, Protocol::Ssh],
+            vec![Rules { fallback, ..Rules::default() }, Rules::default()],
+        )
     }
 
     fn asked(guide: &mut BrokerGuide, listener: u32, bytes: &[u8], last: bool) -> (Guidance, Chosen) {
         let names = Some(("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap()));
-        let (mut memory, mut chosen) = (State::default(), Chosen::default());
+        let (mut memory, mut chosen) = (Reading::default(), Chosen::default());
         let shown = Shown { listener: ListenerId(listener), names, bytes, last };
         (guide.guide(&shown, &mut memory, &mut chosen), chosen)
     }
@@ -203,7 +294,8 @@ mod tests {
         for bytes in [&b""[..], b"\x01\x02\x03\x04\x05\x06\x07\x08"] {
             let (guidance, chosen) = asked(&mut guide, 0, bytes, true);
             assert_eq!((guidance, chosen.address), (Guidance::Found, Address::Unix(b"\0other".to_vec())), "{bytes:?}");
-            assert_eq!(asked(&mut guide, 1, bytes, true).0, Guidance::NoRoute);
+            let nobody = if bytes.is_empty() { Guidance::More } else { Guidance::NoRoute };
+            assert_eq!(asked(&mut guide, 1, bytes, true).0, nobody);
         }
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
@@ -121,6 +121,10 @@ struct ListenerRequest {
     #[pyo3(from_py_with = seconds)]
     sniff_timeout_s: Duration,
     default: Option<String>,
+    proxy_from: Vec<String>,
+    proxy_optional: bool,
+    #[pyo3(from_py_with = postgres_tls)]
+    postgres_tls: PostgresTls,
 }
 
 /// `fourtuple.tuples.TupleSpace`, a product of four sets.
@@ -289,9 +293,9 @@ impl BrokerRequest {
     fn core(&self, worker: u32, workers: u32) -> PyResult<Box<dyn Core>> {
         let refused = |error: fourtuple_registry::Error| unregistered(&error);
         let store = Store::open(&self.store, false, None).map_err(refused)?;
-        let fallbacks = self.listeners.iter().map(|listener| listener.fallback().map_err(refused));
+        let rules = self.listeners.iter().map(|listener| listener.rules().map_err(refused));
         let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
-        let guide = BrokerGuide::new(store, protocols, fallbacks.collect::<PyResult<_>>()?);
+        let guide = BrokerGuide::new(store, protocols, rules.collect::<PyResult<_>>()?);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
@@ -316,6 +320,17 @@ impl BrokerRequest {
 }
 
 impl ListenerRequest {
+    fn rules(&self) -> Result<Rules, fourtuple_registry::Error> {
+        let proxies =
+            self.proxy_from.iter().map(|text| Prefix::checked("proxy_from", text)).collect::<Result<_, _>>()?;
+        Ok(Rules {
+            fallback: self.fallback()?,
+            proxies,
+            may_be_direct: self.proxy_optional,
+            postgres_tls: self.postgres_tls,
+        })
+    }
+
     fn fallback(&self) -> Result<Option<Fallback>, fourtuple_registry::Error> {
         let Some(text) = &self.default else { return Ok(None) };
         Ok(Some(match text.strip_prefix("service:") {
@@ -444,6 +459,15 @@ fn script(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<Script>>> {
 
 fn boxed(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<TlsRequest>>> {
     Ok(value.extract::<Option<TlsRequest>>()?.map(Box::new))
+}
+
+fn postgres_tls(value: &Bound<'_, PyAny>) -> PyResult<PostgresTls> {
+    match value.getattr("value")?.extract::<&str>()? {
+        "offered" => Ok(PostgresTls::Offered),
+        "declined" => Ok(PostgresTls::Declined),
+        "left" => Ok(PostgresTls::Left),
+        other => Err(BadConfig::new_err(("postgres_tls", format!("{other:?} is not one of offered, declined, left")))),
+    }
 }
 
 fn seconds(value: &Bound<'_, PyAny>) -> PyResult<Duration> {

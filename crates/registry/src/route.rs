@@ -92,7 +92,8 @@ impl Prefix {
         Ok(prefix)
     }
 
-    fn contains(&self, address: IpAddr) -> bool {
+    /// Whether the address is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
         // A dual-stack listener shows IPv4 clients as ::ffff:a.b.c.d (RFC 4291 2.5.5.2).
         let address = address.to_canonical();
         address.is_ipv4() == self.address.is_ipv4() && number(address) & self.mask() == number(self.address)

@@ -243,13 +243,18 @@ impl State {
 
     /// The PROXY header in front of the bytes, once it is whole.
     pub fn proxied<'a>(&self, bytes: &'a [u8]) -> Option<proxy::Header<'a>> {
-        if self.header == 0 { None } else { proxy::read(bytes, usize::from(self.header)).ok() }
+        if self.header == 0 { None } else { proxy::read(bytes, self.header()).ok() }
+    }
+
+    /// Where it ends; 0 if there is none, or not yet.
+    pub fn header(&self) -> usize {
+        usize::from(self.header)
     }
 
     /// Where the probes begin to look: what is in front, a PROXY header and requests that have been answered, the service
     /// must not see again.
     pub fn start(&self) -> usize {
-        usize::from(self.header) + usize::from(self.answered)
+        self.header() + usize::from(self.answered)
     }
 
     /// What a service has to be told, alone, and has to answer before it gets what follows: that was promised in its name.

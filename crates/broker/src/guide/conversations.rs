@@ -1,0 +1,201 @@
+//! Whole conversations with a guide, the bytes at once or a few at a time: what is answered, for whom a proxy speaks, and
+//! what of it the service is not to get.
+
+use fourtuple_registry::{Batch, Conditions, Mode, Route, Service};
+
+use super::*;
+
+fn service(name: &str, target: &str) -> Service {
+    let target = Target::checked("target", target).unwrap();
+    let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options::default());
+    Service { name: name.to_owned(), target, delivery, wide_port: None, options }
+}
+
+const DATABASE: &str = "db.example.com";
+const TLS: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
+const GSS: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 48];
+const LOGIN: &[u8] = b"\0\0\0\x14\0\x03\0\0user\0alice\0\0";
+const HEADER: &[u8] = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 5432\r\n";
+
+/// A ClientHello that names a host and nothing else, in records of so many bytes.
+fn hello(host: &str, record: usize) -> Vec<u8> {
+    let short = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes(), bytes].concat();
+    let name = short(&[&[0][..], &short(host.as_bytes())].concat());
+    let extensions = short(&[&[0, 0][..], &short(&name)].concat());
+    let body = [&[3, 3][..], &[7; 32], &[0], &short(&[0x13, 1]), &[1, 0], &extensions].concat();
+    let message = [&[1, 0][..], &short(&body)].concat();
+    message.chunks(record).flat_map(|part| [&[22, 3, 1][..], &short(part)].concat()).collect()
+}
+
+fn open_guide(folder: &crate::Folder, rules: Rules) -> BrokerGuide {
+    let store = Store::open(folder.path(), true, Some(1 << 24)).unwrap();
+    let mut batch = Batch::default();
+    batch.push(&Service { wide_port: Some(70_000), ..service(DATABASE, "unix:/run/db") });
+    batch.push(&service("behind.example.com", "unix:/run/behind"));
+    batch.push(&service("all", "unix:/run/all"));
+    batch.commit(&store, Mode::Set).unwrap();
+    let route = |conditions: &[(&'static str, &str)], to: &str| {
+        let conditions = Conditions::checked(conditions.iter().copied()).unwrap();
+        let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options::default());
+        Route { conditions, to: format!("service:{to}"), delivery, options }
+    };
+    let routes = [
+        route(&[("user", "alice")], DATABASE),
+        route(&[("protocol", "postgres")], "all"),
+        route(&[("protocol", "ssh"), ("source", "192.0.2.0/24")], "behind.example.com"),
+    ];
+    store.add_routes(&routes, true).unwrap();
+    let protocols = [Protocol::Tls, Protocol::Ssh, Protocol::Postgres, Protocol::Tcpmux];
+    BrokerGuide::new(store, protocols, vec![rules])
+}
+
+/// What a client of 10.0.0.5 sees and gets that says these parts, each after an answer, so many bytes at a time; then
+/// nothing more.
+fn conversation(guide: &mut BrokerGuide, parts: &[&[u8]], step: usize) -> String {
+    let peer: SocketAddr = "10.0.0.5:1000".parse().unwrap();
+    let mut names = Some((peer, "10.0.0.1:5432".parse().unwrap()));
+    let (mut memory, mut chosen, mut told) = (Reading::default(), Chosen::default(), String::new());
+    let mut bytes = Vec::new();
+    for (number, part) in parts.iter().enumerate() {
+        let answers = told.matches("answer").count();
+        for piece in part.chunks(step) {
+            bytes.extend_from_slice(piece);
+            let listener = ListenerId(0);
+            let mut look =
+                |names| guide.guide(&Shown { listener, names, bytes: &bytes, last: false }, &mut memory, &mut chosen);
+            let mut guidance = look(names);
+            if let Guidance::Speaks(endpoints) = guidance {
+                names = endpoints.or(names);
+                told += &format!("for {} ", names.unwrap().0.ip());
+                guidance = look(names);
+            }
+            match guidance {
+                Guidance::More => {}
+                Guidance::Answer(answer) => told += &format!("answer {} ", answer.escape_ascii()),
+                guidance => return told + &end(guidance, &chosen),
+            }
+        }
+        assert!(number + 1 == parts.len() || told.matches("answer").count() == answers + 1, "{told}");
+    }
+    let shown = Shown { listener: ListenerId(0), names, bytes: &bytes, last: true };
+    let mut guidance = guide.guide(&shown, &mut memory, &mut chosen);
+    if let Guidance::Speaks(_) = guidance {
+        told += "for itself ";
+        guidance = guide.guide(&shown, &mut memory, &mut chosen);
+    }
+    told + "last " + &end(guidance, &chosen)
+}
+
+fn end(guidance: Guidance, chosen: &Chosen) -> String {
+    let Chosen { service, skip, promise, reply, .. } = chosen;
+    match guidance {
+        Guidance::Found => {
+            let promise = promise.map_or_else(String::new, |(_, answer)| format!(" promise {}", answer as char));
+            let reply = if reply.is_empty() { String::new() } else { format!(" reply {}", reply.escape_ascii()) };
+            format!("{service} without {skip}{promise}{reply}")
+        }
+        guidance => format!("{guidance:?}"),
+    }
+}
+
+/// However the bytes come.
+fn conversations(rules: &Rules, cases: &[(&[&[u8]], &str)]) {
+    for (parts, expected) in cases {
+        for step in [1, 2, 7, 1000] {
+            let folder = crate::Folder::new();
+            let mut guide = open_guide(&folder, rules.clone());
+            assert_eq!(conversation(&mut guide, parts, step), *expected, "{parts:02x?} by {step}");
+        }
+    }
+}
+
+#[test]
+fn a_postgres_client_is_told_what_its_listener_says() {
+    let (hello, other) = (hello(DATABASE, 30), hello("nobody.example.com", 1000));
+    conversations(
+        &Rules::default(),
+        &[
+            (&[TLS, &hello], "answer S db.example.com without 8 promise S"),
+            (&[GSS, TLS, &hello], "answer N answer S db.example.com without 16 promise S"),
+            (&[GSS, LOGIN], "answer N db.example.com without 8"),
+            (&[LOGIN], "db.example.com without 0"),
+            (&[TLS, &other], "answer S all without 8 promise S"),
+            // Neither who goes on otherwise nor who goes on no more gets anything.
+            (&[TLS, LOGIN], "answer S Garbage"),
+            (&[GSS, GSS], "answer N Garbage"),
+            (&[TLS], "answer S last More"),
+            (&[GSS], "answer N last More"),
+        ],
+    );
+    conversations(
+        &Rules { postgres_tls: PostgresTls::Declined, ..Rules::default() },
+        &[(&[TLS, LOGIN], "answer N db.example.com without 8"), (&[TLS, &hello], "answer N Garbage")],
+    );
+    conversations(
+        &Rules { postgres_tls: PostgresTls::Left, ..Rules::default() },
+        &[(&[TLS], "all without 0"), (&[GSS], "all without 0"), (&[LOGIN], "db.example.com without 0")],
+    );
+}
+
+#[test]
+fn a_tcpmux_line_that_leads_somewhere_is_answered_and_kept() {
+    conversations(
+        &Rules::default(),
+        &[
+            (&[b"DB.example.com\r\n"], "db.example.com without 16 reply +\\r\\n"),
+            (&[b"70000\r\n"], "db.example.com without 7 reply +\\r\\n"),
+            (&[b"nobody\r\n"], "NoRoute"),
+        ],
+    );
+    let fallback = Some(Fallback::Target(Target::checked("default", "unix:/run/default").unwrap()));
+    conversations(
+        &Rules { fallback, ..Rules::default() },
+        &[(&[b"nobody\r\n"], "unix:/run/default without 0"), (&[], "last unix:/run/default without 0")],
+    );
+}
+
+#[test]
+fn a_trusted_proxy_says_who_comes_and_nobody_else_does() {
+    let proxied = |parts: &[u8]| [HEADER, parts].concat();
+    let (ssh, silent) = (proxied(b"SSH-2.0-x\r\n"), proxied(b""));
+    let unknown = b"PROXY UNKNOWN\r\nSSH-2.0-x\r\n";
+    let trusting =
+        |from: &str| Rules { proxies: vec![Prefix::checked("proxy_from", from).unwrap()], ..Rules::default() };
+    let fallback = Some(Fallback::Target(Target::checked("default", "unix:/run/default").unwrap()));
+    let required = trusting("10.0.0.0/8");
+    conversations(
+        &required,
+        &[
+            (&[&ssh], "for 192.0.2.7 behind.example.com without 46"),
+            (&[&proxied(TLS), &hello(DATABASE, 50)], "for 192.0.2.7 answer S db.example.com without 54 promise S"),
+            (&[&proxied(b"70000\r\n")], "for 192.0.2.7 db.example.com without 53 reply +\\r\\n"),
+            // A connection of the proxy's own.
+            (&[unknown], "for 10.0.0.5 NoRoute"),
+            (&[&silent], "for 192.0.2.7 last More"),
+            (&[b"SSH-2.0-x\r\n"], "Unproxied"),
+            (&[b"PROXY TCP4 192.0.2.7 nonsense\r\n"], "Unproxied"),
+            (&[&HEADER[..20]], "last Unproxied"),
+            (&[], "last Unproxied"),
+        ],
+    );
+    conversations(
+        &Rules { fallback: fallback.clone(), ..required.clone() },
+        &[(&[&silent], "for 192.0.2.7 last unix:/run/default without 46")],
+    );
+    conversations(
+        &Rules { postgres_tls: PostgresTls::Left, ..required.clone() },
+        &[(&[&proxied(TLS)], "for 192.0.2.7 all without 46")],
+    );
+    conversations(
+        &Rules { fallback, may_be_direct: true, ..required },
+        &[
+            (&[&ssh], "for 192.0.2.7 behind.example.com without 46"),
+            (&[LOGIN], "for 10.0.0.5 db.example.com without 0"),
+            (&[], "for itself last unix:/run/default without 0"),
+            (&[b"PROXY TCP4 192.0.2.7 nonsense\r\n"], "Unproxied"),
+            (&[&HEADER[..20]], "last Unproxied"),
+        ],
+    );
+    // From elsewhere a header is only bytes, here of no protocol that is enabled.
+    conversations(&trusting("192.0.2.0/24"), &[(&[&ssh], "NoRoute"), (&[unknown], "NoRoute")]);
+}
