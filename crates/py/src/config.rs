@@ -16,7 +16,7 @@ use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
 use fourtuple_engine::speech::Tokens;
 use fourtuple_engine::{Core, Order, SourceChoice, Transport};
-use fourtuple_registry::{Name, Store, Target};
+use fourtuple_registry::{Name, Prefix, Store, Target};
 use fourtuple_sniff::{PROBES, Protocol};
 use fourtuple_tls::{Client, Secured, Settings};
 use pyo3::prelude::*;
