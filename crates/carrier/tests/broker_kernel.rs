@@ -8,18 +8,18 @@ use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant as Moment};
 
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Published, Worker};
-use fourtuple_engine::Order;
 use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
 use fourtuple_engine::broker::ledger::{REASONS, Reason, Unwritten};
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt, note};
 use fourtuple_engine::report::{Counter, Phase};
+use fourtuple_engine::{ListenerId, Order};
 
 const KERNELS: [CarrierKind; 2] = [CarrierKind::Epoll, CarrierKind::Uring];
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,6 +40,49 @@ impl Guide for Names {
         (chosen.service, chosen.matched) = (name.clone(), name);
         (chosen.delivery, chosen.address) = (*delivery, address.clone());
         Guidance::Found
+    }
+}
+
+/// Names, behind what is not for the service: "^" and the peer speaks for another; "?" is answered "!" in the service's name;
+/// a name behind "@" is the broker's alone, and answered "+".
+struct Openings(Names);
+
+const ANOTHER: &str = "192.0.2.9:9";
+
+impl Guide for Openings {
+    /// Spoke for another, was answered.
+    type Memory = (bool, bool);
+
+    fn trusts(&self, _: ListenerId, _: SocketAddr) -> bool {
+        true
+    }
+
+    fn guide(&mut self, shown: &Shown<'_>, (spoke, asked): &mut (bool, bool), chosen: &mut Chosen) -> Guidance {
+        let (start, rest) = match shown.bytes {
+            [] => return if shown.last { Guidance::Unproxied } else { Guidance::More },
+            [b'^', rest @ ..] => (1_usize, rest),
+            rest => (0, rest),
+        };
+        if !std::mem::replace(spoke, true) {
+            let another: SocketAddr = ANOTHER.parse().unwrap();
+            return Guidance::Speaks((start == 1).then_some((another, another)));
+        }
+        let (start, rest) = match rest {
+            [] => return Guidance::More,
+            [b'?'] if !std::mem::replace(asked, true) => return Guidance::Answer(b"!"),
+            [b'?', rest @ ..] => (start + 1, rest),
+            [b'@', rest @ ..] => (start + 1, rest),
+            rest => (start, rest),
+        };
+        let is_line = shown.bytes.get(start.wrapping_sub(1)) == Some(&b'@');
+        let guidance = self.0.guide(&Shown { bytes: rest, ..*shown }, &mut (), chosen);
+        if guidance == Guidance::Found {
+            let line = rest.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+            chosen.skip = if is_line { start + line } else { start } as u32;
+            chosen.reply = if is_line { b"+" } else { b"" };
+            chosen.promise = asked.then_some((b"?", b'!'));
+        }
+        guidance
     }
 }
 
@@ -67,9 +110,9 @@ struct Running {
 }
 
 impl Running {
-    fn start(kind: CarrierKind, config: BrokerConfig, names: Names) -> Running {
+    fn start<G: Guide + 'static>(kind: CarrierKind, config: BrokerConfig, guide: G) -> Running {
         let settings = CarrierSettings { most_connections: 4096, slots_per_ring: 1024, ..CarrierSettings::default() };
-        let worker = Worker::start(kind, settings, Box::new(BrokerCore::new(config, names, Unwritten))).unwrap();
+        let worker = Worker::start(kind, settings, Box::new(BrokerCore::new(config, guide, Unwritten))).unwrap();
         let at = wait(|| worker.published().report.listening_at);
         Running { worker, at }
     }
@@ -468,5 +511,150 @@ fn draining_lets_what_stands_end_by_itself() {
         wait(|| (!broker.worker.is_running()).then_some(()));
         let last = broker.worker.join().unwrap();
         assert_eq!(last.report.count(Counter::Relayed), 1, "{kind:?}");
+    }
+}
+
+#[test]
+fn what_is_in_front_is_gone_before_a_socket_is_handed_over() {
+    for kind in KERNELS {
+        let path = path();
+        let door = UnixDatagram::bind(&path).unwrap();
+        let broker = Running::start(kind, config(), Openings(Names(vec![("shop", Delivery::HandOff, unix(&path))])));
+        // Said, heard, and what is left for the service.
+        let cases = [
+            (&[&b"^shop\nhello"[..]][..], &b""[..], &b"shop\nhello"[..]),
+            (&[b"shop\nhello"], b"", b"shop\nhello"),
+            (&[b"^?", b"shop\nhello"], b"!", b"shop\nhello"),
+            (&[b"@shop\n"], b"+", b""),
+            (&[b"^@shop\nhello"], b"+", b"hello"),
+        ];
+        for (said, answer, left) in cases {
+            let mut client = broker.client();
+            let mut heard = vec![0; answer.len()];
+            for part in said {
+                client.write_all(part).unwrap();
+                if part.len() == 2 || said.len() == 1 {
+                    client.read_exact(&mut heard).unwrap();
+                }
+            }
+            assert_eq!(heard, answer, "{kind:?} {said:?}");
+            let (note, mut socket) = take_over(&door);
+            let mut expected_note = [0; note::MOST_BYTES];
+            let another: SocketAddr = ANOTHER.parse().unwrap();
+            let names = match said[0][0] == b'^' {
+                true => (another, another),
+                false => (client.local_addr().unwrap(), client.peer_addr().unwrap()),
+            };
+            let length = note::write(&mut expected_note, Some(names), left.len() as u32, "shop", "shop");
+            assert_eq!(note, &expected_note[..length], "{kind:?} {said:?}");
+            client.write_all(b" more").unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            socket.set_nonblocking(false).unwrap();
+            let mut unread = Vec::new();
+            socket.read_to_end(&mut unread).unwrap();
+            assert_eq!(unread, [left, b" more"].concat(), "{kind:?} {said:?}");
+        }
+        assert_eq!(broker.end().report.count(Counter::HandedOff), cases.len() as u64, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_service_is_asked_for_what_was_promised_before_it_hears_more() {
+    for kind in KERNELS {
+        let path = path();
+        let listener = UnixListener::bind(&path).unwrap();
+        let broker = Running::start(kind, config(), Openings(Names(vec![("db", Delivery::Relay, unix(&path))])));
+        let mut client = broker.client();
+        client.write_all(b"^?").unwrap();
+        let mut answer = [0; 1];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"!", "{kind:?}");
+        client.write_all(b"db\nand more").unwrap();
+        let (mut service, _) = listener.accept().unwrap();
+        let mut heard = [0; 64];
+        assert_eq!((service.read(&mut heard).unwrap(), heard[0]), (1, b'?'), "{kind:?}");
+        // Nothing follows by itself.
+        service.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let nothing = service.read(&mut heard).unwrap_err();
+        assert_eq!(nothing.kind(), ErrorKind::WouldBlock, "{kind:?}");
+        service.set_read_timeout(Some(PATIENCE)).unwrap();
+        service.write_all(b"!").unwrap();
+        service.read_exact(&mut heard[..11]).unwrap();
+        assert_eq!(&heard[..11], b"db\nand more", "{kind:?}");
+        service.write_all(b"hello").unwrap();
+        client.read_exact(&mut heard[..5]).unwrap();
+        assert_eq!(&heard[..5], b"hello", "{kind:?}");
+        drop(service);
+        drop(client);
+        broker.wait_for(Reason::Relayed, 1);
+        broker.end();
+    }
+}
+
+#[test]
+fn a_service_that_does_not_keep_the_promise_ends_the_connection() {
+    type Answer = fn(&mut UnixStream);
+    let answers: [Answer; 5] = [
+        |service| service.write_all(b"N").unwrap(),
+        |service| service.write_all(b"!!").unwrap(),
+        |service| service.write_all(b"Esorry").unwrap(),
+        |service| service.shutdown(Shutdown::Both).unwrap(),
+        |_| {},
+    ];
+    for kind in KERNELS {
+        let path = path();
+        let listener = UnixListener::bind(&path).unwrap();
+        let config = BrokerConfig { delivery_timeout: Duration::from_millis(400), ..config() };
+        let broker = Running::start(kind, config, Openings(Names(vec![("db", Delivery::Relay, unix(&path))])));
+        for (number, answer) in (1..).zip(&answers) {
+            let mut client = broker.client();
+            client.write_all(b"?").unwrap();
+            client.read_exact(&mut [0; 1]).unwrap();
+            client.write_all(b"db\n").unwrap();
+            let (mut service, _) = listener.accept().unwrap();
+            service.read_exact(&mut [0; 1]).unwrap();
+            answer(&mut service);
+            broker.wait_for(Reason::ServiceDeclined, number);
+            let end = client.read(&mut [0; 16]);
+            assert!(end.is_err_and(|end| end.kind() == ErrorKind::ConnectionReset), "{kind:?} {number}");
+            // Not a byte of the client's has come through.
+            let mut heard = Vec::new();
+            let _ = service.read_to_end(&mut heard);
+            assert!(heard.is_empty(), "{kind:?} {number}: {heard:?}");
+        }
+        assert_eq!(broker.end().report.count(Counter::Relayed), 0, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_client_is_told_before_its_service_speaks() {
+    for kind in KERNELS {
+        let path = path();
+        let listener = UnixListener::bind(&path).unwrap();
+        let greeter = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"220 hello").unwrap());
+        let broker = Running::start(kind, config(), Openings(Names(vec![("mux", Delivery::Relay, unix(&path))])));
+        let mut client = broker.client();
+        client.write_all(b"@mux\n").unwrap();
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "+220 hello", "{kind:?}");
+        greeter.join().unwrap();
+        drop(client);
+        broker.end();
+    }
+}
+
+#[test]
+fn who_should_say_for_whom_it_speaks_and_does_not_is_counted() {
+    for kind in KERNELS {
+        let config = BrokerConfig { listen: listen(Duration::from_millis(50)), ..config() };
+        let broker = Running::start(kind, config, Openings(Names(Vec::new())));
+        let silent = broker.client();
+        broker.wait_for(Reason::Unproxied, 1);
+        drop(silent);
+        // A check whether the port listens is no offence.
+        drop(broker.client());
+        broker.wait_for(Reason::ClientLeft, 1);
+        broker.end();
     }
 }
