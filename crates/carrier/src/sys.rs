@@ -160,7 +160,7 @@ impl RawAddress {
         std::ptr::from_ref(self).cast()
     }
 
-    fn socket_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn socket_addr(&self) -> Option<SocketAddr> {
         // SAFETY: every member begins with the family, and the kernel wrote the member that it names; all are integers.
         unsafe {
             match libc::c_int::from(self.family) {
