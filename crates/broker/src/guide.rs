@@ -25,11 +25,9 @@ pub enum Fallback {
     Target(Target),
 }
 
-/// What holds for the connections of one listener.
-#[derive(Clone, Default)]
+/// Who is believed at one listener, and what is answered there in a service's name.
+#[derive(Clone, Default, Debug)]
 pub struct Rules {
-    /// Where a connection goes that nothing else matches.
-    pub fallback: Option<Fallback>,
     /// The sources whose PROXY headers are believed.
     pub proxies: Vec<Prefix>,
     /// Whether these may do without; all others never have one.
@@ -65,14 +63,27 @@ pub struct BrokerGuide {
     scratch: Box<Scratch>,
     alpn: Vec<u8>,
     /// By listener.
+    fallbacks: Vec<Option<Fallback>>,
+    /// By listener.
     rules: Vec<Rules>,
 }
 
 impl BrokerGuide {
-    /// A guide that enables these protocols; `rules` by listener.
-    pub fn new(store: Arc<Store>, protocols: impl IntoIterator<Item = Protocol>, rules: Vec<Rules>) -> BrokerGuide {
+    /// A guide that enables these protocols; `fallbacks` by listener.
+    pub fn new(
+        store: Arc<Store>,
+        protocols: impl IntoIterator<Item = Protocol>,
+        fallbacks: Vec<Option<Fallback>>,
+    ) -> BrokerGuide {
         let sniffer = Sniffer::new(protocols);
-        BrokerGuide { store, sniffer, scratch: Box::new(Scratch::new()), alpn: Vec::new(), rules }
+        let rules = vec![Rules::default(); fallbacks.len()];
+        BrokerGuide { store, sniffer, scratch: Box::new(Scratch::new()), alpn: Vec::new(), fallbacks, rules }
+    }
+
+    /// Under other rules than the usual ones, by listener.
+    #[must_use]
+    pub fn with_rules(self, rules: Vec<Rules>) -> BrokerGuide {
+        BrokerGuide { rules, ..self }
     }
 
     /// Bytes that it may ask for.
@@ -82,13 +93,13 @@ impl BrokerGuide {
     }
 
     fn fall_back(&self, listener: ListenerId, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
-        match self.rules[listener.0 as usize].fallback.as_ref() {
-            Some(Fallback::Target(target)) => {
+        match self.fallbacks.get(listener.0 as usize) {
+            Some(Some(Fallback::Target(target))) => {
                 let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options::default());
                 choose(Resolved { service: None, target: target.clone(), delivery, options }, shown, chosen);
                 Guidance::Found
             }
-            Some(Fallback::Service(name)) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
+            Some(Some(Fallback::Service(name))) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
                 Ok(Some(found)) => {
                     let fourtuple_registry::Service { name, target, delivery, options, .. } = found;
                     choose(Resolved { service: Some(name), target, delivery, options }, shown, chosen);
@@ -96,7 +107,7 @@ impl BrokerGuide {
                 }
                 Ok(None) | Err(_) => Guidance::NoRoute,
             },
-            None => Guidance::NoRoute,
+            _ => Guidance::NoRoute,
         }
     }
 
@@ -261,11 +272,7 @@ mod tests {
         let to = "tcp:127.0.0.1:22".to_owned();
         store.add_routes(&[Route { conditions, to, delivery, options }], true).unwrap();
         let fallback = Some(Fallback::Service(Box::new(Name::parse(b"other").unwrap())));
-        BrokerGuide::new(
-            store,
-            [Protocol::Tls, Protocol::Http, Protocol::Ssh],
-            vec![Rules { fallback, ..Rules::default() }, Rules::default()],
-        )
+        BrokerGuide::new(store, [Protocol::Tls, Protocol::Http, Protocol::Ssh], vec![fallback, None])
     }
 
     fn asked(guide: &mut BrokerGuide, listener: u32, bytes: &[u8], last: bool) -> (Guidance, Chosen) {

@@ -293,9 +293,11 @@ impl BrokerRequest {
     fn core(&self, worker: u32, workers: u32) -> PyResult<Box<dyn Core>> {
         let refused = |error: fourtuple_registry::Error| unregistered(&error);
         let store = Store::open(&self.store, false, None).map_err(refused)?;
+        let fallbacks = self.listeners.iter().map(|listener| listener.fallback().map_err(refused));
         let rules = self.listeners.iter().map(|listener| listener.rules().map_err(refused));
         let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
-        let guide = BrokerGuide::new(store, protocols, rules.collect::<PyResult<_>>()?);
+        let guide = BrokerGuide::new(store, protocols, fallbacks.collect::<PyResult<_>>()?)
+            .with_rules(rules.collect::<PyResult<_>>()?);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
@@ -323,12 +325,7 @@ impl ListenerRequest {
     fn rules(&self) -> Result<Rules, fourtuple_registry::Error> {
         let proxies =
             self.proxy_from.iter().map(|text| Prefix::checked("proxy_from", text)).collect::<Result<_, _>>()?;
-        Ok(Rules {
-            fallback: self.fallback()?,
-            proxies,
-            may_be_direct: self.proxy_optional,
-            postgres_tls: self.postgres_tls,
-        })
+        Ok(Rules { proxies, may_be_direct: self.proxy_optional, postgres_tls: self.postgres_tls })
     }
 
     fn fallback(&self) -> Result<Option<Fallback>, fourtuple_registry::Error> {

@@ -27,7 +27,7 @@ fn hello(host: &str, record: usize) -> Vec<u8> {
     message.chunks(record).flat_map(|part| [&[22, 3, 1][..], &short(part)].concat()).collect()
 }
 
-fn open_guide(folder: &crate::Folder, rules: Rules) -> BrokerGuide {
+fn open_guide(folder: &crate::Folder, rules: Rules, fallback: Option<Fallback>) -> BrokerGuide {
     let store = Store::open(folder.path(), true, Some(1 << 24)).unwrap();
     let mut batch = Batch::default();
     batch.push(&Service { wide_port: Some(70_000), ..service(DATABASE, "unix:/run/db") });
@@ -46,7 +46,7 @@ fn open_guide(folder: &crate::Folder, rules: Rules) -> BrokerGuide {
     ];
     store.add_routes(&routes, true).unwrap();
     let protocols = [Protocol::Tls, Protocol::Ssh, Protocol::Postgres, Protocol::Tcpmux];
-    BrokerGuide::new(store, protocols, vec![rules])
+    BrokerGuide::new(store, protocols, vec![fallback]).with_rules(vec![rules])
 }
 
 /// What a client of 10.0.0.5 sees and gets that says these parts, each after an answer, so many bytes at a time; then
@@ -100,10 +100,15 @@ fn end(guidance: Guidance, chosen: &Chosen) -> String {
 
 /// However the bytes come.
 fn conversations(rules: &Rules, cases: &[(&[&[u8]], &str)]) {
+    conversations_or(None, rules, cases);
+}
+
+/// As `conversations`, with a default.
+fn conversations_or(fallback: Option<&Fallback>, rules: &Rules, cases: &[(&[&[u8]], &str)]) {
+    let folder = crate::Folder::new();
+    let mut guide = open_guide(&folder, rules.clone(), fallback.cloned());
     for (parts, expected) in cases {
         for step in [1, 2, 7, 1000] {
-            let folder = crate::Folder::new();
-            let mut guide = open_guide(&folder, rules.clone());
             assert_eq!(conversation(&mut guide, parts, step), *expected, "{parts:02x?} by {step}");
         }
     }
@@ -147,9 +152,10 @@ fn a_tcpmux_line_that_leads_somewhere_is_answered_and_kept() {
             (&[b"nobody\r\n"], "NoRoute"),
         ],
     );
-    let fallback = Some(Fallback::Target(Target::checked("default", "unix:/run/default").unwrap()));
-    conversations(
-        &Rules { fallback, ..Rules::default() },
+    let fallback = Fallback::Target(Target::checked("default", "unix:/run/default").unwrap());
+    conversations_or(
+        Some(&fallback),
+        &Rules::default(),
         &[(&[b"nobody\r\n"], "unix:/run/default without 0"), (&[], "last unix:/run/default without 0")],
     );
 }
@@ -161,7 +167,7 @@ fn a_trusted_proxy_says_who_comes_and_nobody_else_does() {
     let unknown = b"PROXY UNKNOWN\r\nSSH-2.0-x\r\n";
     let trusting =
         |from: &str| Rules { proxies: vec![Prefix::checked("proxy_from", from).unwrap()], ..Rules::default() };
-    let fallback = Some(Fallback::Target(Target::checked("default", "unix:/run/default").unwrap()));
+    let fallback = Fallback::Target(Target::checked("default", "unix:/run/default").unwrap());
     let required = trusting("10.0.0.0/8");
     conversations(
         &required,
@@ -178,16 +184,14 @@ fn a_trusted_proxy_says_who_comes_and_nobody_else_does() {
             (&[], "last Unproxied"),
         ],
     );
-    conversations(
-        &Rules { fallback: fallback.clone(), ..required.clone() },
-        &[(&[&silent], "for 192.0.2.7 last unix:/run/default without 46")],
-    );
+    conversations_or(Some(&fallback), &required, &[(&[&silent], "for 192.0.2.7 last unix:/run/default without 46")]);
     conversations(
         &Rules { postgres_tls: PostgresTls::Left, ..required.clone() },
         &[(&[&proxied(TLS)], "for 192.0.2.7 all without 46")],
     );
-    conversations(
-        &Rules { fallback, may_be_direct: true, ..required },
+    conversations_or(
+        Some(&fallback),
+        &Rules { may_be_direct: true, ..required },
         &[
             (&[&ssh], "for 192.0.2.7 behind.example.com without 46"),
             (&[LOGIN], "for 10.0.0.5 db.example.com without 0"),
@@ -198,4 +202,81 @@ fn a_trusted_proxy_says_who_comes_and_nobody_else_does() {
     );
     // From elsewhere a header is only bytes, here of no protocol that is enabled.
     conversations(&trusting("192.0.2.0/24"), &[(&[&ssh], "NoRoute"), (&[unknown], "NoRoute")]);
+}
+
+/// Pieces of what clients say, and noise, in any order and cut anywhere: an answer is given at most twice and only a trusted
+/// peer speaks for others, once; what is kept from a service has come; and all of it ends.
+#[test]
+fn any_bytes_lead_to_an_end() {
+    let hello = hello(DATABASE, 40);
+    let pieces = [
+        TLS,
+        GSS,
+        LOGIN,
+        HEADER,
+        &hello,
+        b"DB.example.com\r\n",
+        b"SSH-2.0-x\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n",
+        b"\x16\x03",
+    ];
+    let mut seed = 7_u64;
+    let mut random = move |below: usize| {
+        // xorshift64 (Marsaglia 2003).
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % below as u64) as usize
+    };
+    let proxies = vec![Prefix::checked("proxy_from", "10.0.0.0/8").unwrap()];
+    let folder = crate::Folder::new();
+    let mut guide = open_guide(&folder, Rules::default(), None);
+    let mut ends = [0; 4];
+    for round in 0..20_000 {
+        let postgres_tls = [PostgresTls::Offered, PostgresTls::Declined, PostgresTls::Left][round % 3];
+        let trusts = round % 2 == 0;
+        let proxies = if trusts { proxies.clone() } else { Vec::new() };
+        guide = guide.with_rules(vec![Rules { proxies, may_be_direct: round % 4 == 0, postgres_tls }]);
+        let mut bytes: Vec<u8> = Vec::new();
+        for _ in 0..random(5) {
+            match random(4) {
+                0 => (0..random(12)).for_each(|_| bytes.push(random(256) as u8)),
+                _ => bytes.extend_from_slice(pieces[random(pieces.len())]),
+            }
+        }
+        if random(4) == 0 && !bytes.is_empty() {
+            let at = random(bytes.len());
+            bytes[at] = random(256) as u8;
+        }
+        let (mut memory, mut chosen) = (Reading::default(), Chosen::default());
+        let (mut answers, mut speaks, mut shown_bytes) = (0, 0, 0);
+        let names = Some(("10.0.0.5:1000".parse().unwrap(), "10.0.0.1:5432".parse().unwrap()));
+        let end = loop {
+            let last = shown_bytes == bytes.len();
+            let shown = Shown { listener: ListenerId(0), names, bytes: &bytes[..shown_bytes], last };
+            match guide.guide(&shown, &mut memory, &mut chosen) {
+                Guidance::Speaks(_) => speaks += 1,
+                Guidance::Answer(answer) => {
+                    assert!(matches!(answer, b"S" | b"N"));
+                    answers += 1;
+                }
+                Guidance::More if !last => shown_bytes = (shown_bytes + 1 + random(40)).min(bytes.len()),
+                end => break end,
+            }
+            assert!(answers <= 2 && speaks <= usize::from(trusts), "{}", bytes.escape_ascii());
+        };
+        match end {
+            Guidance::Found => {
+                assert!(chosen.skip as usize <= shown_bytes, "{}", bytes.escape_ascii());
+                assert!(chosen.promise.is_none() || answers > 0);
+                ends[0] += 1;
+            }
+            Guidance::Garbage => ends[1] += 1,
+            Guidance::NoRoute | Guidance::More => ends[2] += 1,
+            Guidance::Unproxied => ends[3] += 1,
+            Guidance::Answer(_) | Guidance::Speaks(_) => unreachable!("those are not ends"),
+        }
+        assert!(end != Guidance::Unproxied || trusts);
+    }
+    assert!(ends.iter().all(|&count| count > 500), "{ends:?}");
 }
