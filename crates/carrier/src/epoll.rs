@@ -121,6 +121,7 @@ const GONE: u16 = 1 << 13;
 const KIND_CONN: u64 = 0;
 const KIND_LISTENER: u64 = 1 << 48;
 const KIND_WAKE: u64 = 2 << 48;
+const KIND_SENDER: u64 = 4 << 48;
 
 impl Epoll {
     /// A carrier with nothing in it; `report` is where it counts.
@@ -167,11 +168,11 @@ impl Epoll {
             if !until.turn(core, now, outbox) || core.is_done() {
                 return Ok(());
             }
-            if core.poll_timeout().is_some_and(|at| at <= now) {
-                core.handle_timeout(now, outbox);
-            }
             self.accept(core, outbox);
             for _ in 0..ROUNDS {
+                if core.poll_timeout().is_some_and(|at| at <= now) {
+                    core.handle_timeout(now, outbox);
+                }
                 self.obey(outbox);
                 // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
                 for _ in 0..self.happened.len() {
@@ -306,7 +307,8 @@ impl Epoll {
                         let fd = self.conns[conn.index as usize].fd;
                         let (buffers, now) = (&outbox.buffers, self.clock.now());
                         let (path, note) = (buffers.bytes(&path), buffers.bytes(&note));
-                        let event = match self.messenger.hand_off(fd, path, note, now) {
+                        let room = (&self.poller, KIND_SENDER);
+                        let event = match self.messenger.hand_off(conn, fd, (path, note), now, room) {
                             Ok(()) => {
                                 let entry = &mut self.conns[conn.index as usize];
                                 if entry.flags & WATCHED != 0 {
@@ -459,6 +461,12 @@ impl Epoll {
     fn edge(&mut self, core: &mut dyn Core, data: u64, edges: i32, outbox: &mut Outbox) {
         if data == KIND_WAKE {
             return self.wake.silence();
+        }
+        if data & KIND_SENDER != 0 {
+            if let Some(conn) = self.messenger.roomy(data as u32) {
+                self.happened.push_back(Event::Roomy { conn });
+            }
+            return;
         }
         if data & KIND_LISTENER != 0 {
             return self.acceptable.push_back(ListenerId(data as u32));

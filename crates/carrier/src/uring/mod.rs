@@ -152,8 +152,9 @@ impl Carrier for Uring {
     }
 }
 
-/// What the wake's epoll item stands for; the rings' items are their numbers.
+/// What the wake's epoll item stands for; a sender's is its number with this bit, and a ring's its number.
 const WAKE: u64 = u64::MAX;
+const SENDER: u64 = 1 << 48;
 
 struct Machine {
     /// Slots over all rings, at most.
@@ -223,8 +224,15 @@ impl Machine {
                     .poller
                     .wait(&mut events, self.nap(core))
                     .map_err(|error| CarrierError { what: "epoll_wait", error })?;
-                if events[..woken].iter().any(|event| event.u64 == WAKE) {
-                    self.wake.silence();
+                for &libc::epoll_event { u64: data, .. } in &events[..woken] {
+                    match data {
+                        WAKE => self.wake.silence(),
+                        _ if data & SENDER != 0 => {
+                            let roomy = self.messenger.roomy(data as u32);
+                            self.happened.extend(roomy.map(|conn| Event::Roomy { conn }));
+                        }
+                        _ => {}
+                    }
                 }
             }
         }
