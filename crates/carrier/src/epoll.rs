@@ -47,6 +47,8 @@ const EDGES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 pub struct Epoll {
     capacity: u32,
     clock: Clock,
+    /// What cores are told; looked up once per connection read and per round, not per event.
+    now: Instant,
     poller: Poller,
     wake: Wake,
     messenger: Messenger,
@@ -138,6 +140,7 @@ impl Epoll {
         Ok(Epoll {
             capacity: settings.most_connections,
             clock: Clock::start(),
+            now: Instant(0),
             poller,
             wake: wake.clone(),
             messenger: Messenger::new(),
@@ -163,15 +166,15 @@ impl Epoll {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 256];
         core.start(self.clock.now(), outbox);
         loop {
-            let now = self.clock.now();
+            self.now = self.clock.now();
             self.count(outbox);
-            if !until.turn(core, now, outbox) || core.is_done() {
+            if !until.turn(core, self.now, outbox) || core.is_done() {
                 return Ok(());
             }
             self.accept(core, outbox);
             for _ in 0..ROUNDS {
-                if core.poll_timeout().is_some_and(|at| at <= now) {
-                    core.handle_timeout(now, outbox);
+                if core.poll_timeout().is_some_and(|at| at <= self.now) {
+                    core.handle_timeout(self.now, outbox);
                 }
                 self.obey(outbox);
                 // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
@@ -190,6 +193,7 @@ impl Epoll {
             self.counts.enters += 1;
             let count =
                 self.poller.wait(&mut events, nap).map_err(|error| CarrierError { what: "epoll_wait", error })?;
+            self.now = self.clock.now();
             for event in &events[..count] {
                 self.edge(core, event.u64, event.events as i32, outbox);
             }
@@ -305,7 +309,7 @@ impl Epoll {
                 Command::HandOff { conn, path, note } => {
                     if self.is_open(conn) {
                         let fd = self.conns[conn.index as usize].fd;
-                        let (buffers, now) = (&outbox.buffers, self.clock.now());
+                        let (buffers, now) = (&outbox.buffers, self.now);
                         let (path, note) = (buffers.bytes(&path), buffers.bytes(&note));
                         let room = (&self.poller, KIND_SENDER);
                         let event = match self.messenger.hand_off(conn, fd, (path, note), now, room) {
@@ -563,6 +567,7 @@ impl Epoll {
             if entry.flags & (OPEN | PAUSED | ENDED | CLOSING) != OPEN {
                 continue;
             }
+            self.now = self.clock.now();
             if !self.read_one(core, place, outbox) {
                 // No buffer: the rest waits as well.
                 self.dry = true;
@@ -686,7 +691,7 @@ impl Epoll {
     }
 
     fn accept(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
-        if !self.resting.is_empty() && self.clock.now() >= self.accept_at {
+        if !self.resting.is_empty() && self.now >= self.accept_at {
             for listener in std::mem::take(&mut self.resting) {
                 let Some(entry) = self.listeners.get(&listener.0) else { continue };
                 if self.watch_listener(listener, &entry.socket).is_err() {
@@ -707,7 +712,7 @@ impl Epoll {
 
     fn rest_listener(&mut self, listener: ListenerId) {
         self.resting.push(listener);
-        self.accept_at = self.clock.now().after(ACCEPT_PAUSE);
+        self.accept_at = self.now.after(ACCEPT_PAUSE);
     }
 
     /// Accept this turn's share.
@@ -744,7 +749,7 @@ impl Epoll {
             Event::Closed { conn } => Some(conn.index),
             _ => None,
         };
-        core.handle(event, self.clock.now(), outbox);
+        core.handle(event, self.now, outbox);
         if let Some(place) = closed {
             self.retire(place);
         }
