@@ -439,7 +439,8 @@ impl Machine {
                 self.attempts.remove(&ticket);
                 match completion.outcome() {
                     Ok(_) => {
-                        let conn = self.begin(ring, slot)?;
+                        let conn = self.begin(ring, slot);
+                        self.watch(ring, slot)?;
                         core.handle(Event::Connected { ticket, conn }, now, outbox);
                     }
                     Err(error) => {
@@ -471,12 +472,11 @@ impl Machine {
         Ok(())
     }
 
-    /// The socket in the slot is a connection from now on.
-    fn begin(&mut self, ring: usize, slot: u16) -> Result<ConnId, CarrierError> {
+    /// The socket in the slot is a connection from now on; nobody watches it yet.
+    fn begin(&mut self, ring: usize, slot: u16) -> ConnId {
         let flags = self.flags_mut(ring, slot);
         *flags = *flags & DATAGRAM | OPEN;
-        self.watch(ring, slot)?;
-        Ok(ConnId { index: self.place(ring, slot), generation: self.rings[ring].conns[usize::from(slot)].generation })
+        ConnId { index: self.place(ring, slot), generation: self.rings[ring].conns[usize::from(slot)].generation }
     }
 
     /// The connection is broken; or, if it carries datagrams, disturbed.
