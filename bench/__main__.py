@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from bench import broker, cliff, load, rates, registry, sources
+from bench import broker, brokers, cliff, load, rates, registry, sources
 from fourtuple.errors import FourtupleError
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 60_000
 """Inside the range 1024-65535 of one source address, which is what the peers have."""
 WIDTH = 132
 """Of a table in a file or a pipe."""
-Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, load.Client, registry.Store, broker.Broker)
+Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, load.Client, registry.Store, brokers.Broker)
 
 
 def main(arguments: list[str]) -> int:
@@ -194,13 +194,19 @@ def _broker_table(measured: dict[str, dict[str, Any]], options: argparse.Namespa
     table = Table(
         title=f"{options.connections:,} connections by server name to a unix socket; medians of {options.runs}"
     )
-    for heading in ("broker", "CPU us/connection", "connections/s", "CPU vs HAProxy"):
+    for heading in ("broker", "CPU us/connection", "CPU vs HAProxy", "connections/s", "first byte p50 us", "p99 us"):
         table.add_column(heading, justify="left" if heading == "broker" else "right")
-    base = measured.get(broker.BROKERS[0].name, {}).get("cpu_us_per_connection")
+    base = measured.get(brokers.HAPROXY.name, {}).get("cpu_us_per_connection")
     for name, row in measured.items():
         cost = row["cpu_us_per_connection"]
-        ratio = f"{cost / base:.2f} x" if base else ""
-        table.add_row(name, f"{cost:,.1f}", f"{row['connections_per_s']:,.0f}", ratio)
+        table.add_row(
+            name,
+            f"{cost:,.1f}",
+            f"{cost / base:.2f} x" if base else "",
+            f"{row['connections_per_s']:,.0f}",
+            f"{row['first_byte_p50_us']:,.0f}",
+            f"{row['first_byte_p99_us']:,.0f}",
+        )
     return table
 
 
