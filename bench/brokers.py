@@ -48,7 +48,7 @@ class Broker:
 
 HAPROXY = Broker(name="HAProxy, relay", program="haproxy")
 NGINX = Broker(name="nginx stream, relay", program="nginx")
-SSLH = Broker(name="sslh-select, relay", program="sslh-select")
+SSLH = Broker(name="sslh-select, relay, TCP", program="sslh-select")
 URING = Broker(name="fourtuple uring, relay", program="uring")
 EPOLL = Broker(name="fourtuple epoll, relay", program="epoll")
 URING_HANDOFF = Broker(name="fourtuple uring, handoff", program="uring", delivery="handoff")
