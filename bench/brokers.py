@@ -75,6 +75,8 @@ class Running:
 
     pid: int
     port: int
+    started_s: float
+    """When its process was started, by the monotonic clock."""
 
     @property
     def processes(self) -> list[int]:
@@ -82,7 +84,7 @@ class Running:
         return [self.pid, *_children(self.pid)]
 
     def cpu_ns(self) -> int:
-        """What all threads of all of its processes have run; schedstat counts nanoseconds, stat hundredths of a second."""
+        """What all threads of all of its processes have run, in nanoseconds; stat has only hundredths of a second."""
         tasks = (task for pid in self.processes for task in _tasks(pid))
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
@@ -97,17 +99,18 @@ class Running:
 def running(
     broker: Broker, target: str, names: Sequence[str] = (), *, store: Path | None = None, patience_s: float = PATIENCE_S
 ) -> Iterator[Running]:
-    """The broker in front of the service at `target`, for hellos with one of `names`; ours may have a registry instead."""
+    """The broker in front of the service at `target`, for hellos with one of `names`; ours may have a registry."""
     with tempfile.TemporaryDirectory(prefix="fourtuple-bench-") as folder:
         port = free_port()
         command, words = _command(broker, Path(folder), port, target, names, store), Path(folder) / "words"
+        started_s = time.monotonic()
         with (
             words.open("wb") as file,
             subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file) as process,
         ):
             try:
                 _await_port(port, process, words, patience_s)
-                yield Running(pid=process.pid, port=port)
+                yield Running(pid=process.pid, port=port, started_s=started_s)
             finally:
                 process.terminate()
                 try:
@@ -159,6 +162,7 @@ def _haproxy(broker: Broker, folder: Path, port: int, target: str, names: Sequen
         global
             nbthread {_processors()}
             maxconn {DESCRIPTORS // 2 - 200}
+            maxpipes 64
         defaults
             mode tcp
             timeout connect 5s
@@ -180,8 +184,8 @@ def _nginx(folder: Path, port: int, target: str, names: Sequence[str]) -> str:
     # Its workers would be nobody's otherwise, who may not reach into the folder.
     user = f"user {'root' if os.geteuid() == 0 else 'nobody'};"
     return textwrap.dedent(f"""
-        {f'load_module {module};' if module else ''}
-        {user if os.geteuid() == 0 else ''}
+        {f"load_module {module};" if module else ""}
+        {user if os.geteuid() == 0 else ""}
         daemon off;
         pid {folder}/pid;
         worker_processes {_processors()};
@@ -257,5 +261,5 @@ def _await_port(port: int, process: subprocess.Popen[bytes], words: Path, patien
         if process.poll() is not None:
             said = words.read_text(errors="replace").strip()
             raise RuntimeError(said[:500] or f"the broker ended with status {process.returncode}")
-        time.sleep(0.002)
+        time.sleep(0.001)
     raise RuntimeError(f"the broker does not listen within {patience_s:g} s")

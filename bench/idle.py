@@ -3,8 +3,8 @@ load and echo engines, three network namespaces, every echo compared.
 
 Decides how many there are of what, and what has to be true: each connection is opened by a client that says a token of
 its own at once and hears it back through the broker; all rest; each says its token again; all end. Anything wrong,
-missing, refused or ended before its time is an error, and counted. There is no peer: with a descriptor for each side of a
-connection none can hold so many where RLIMIT_NOFILE is 20,000.
+missing, refused or ended before its time is an error, and counted. There is no peer: with a descriptor for each side of
+a connection none can hold so many where RLIMIT_NOFILE is 20,000.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from pathlib import Path
 from typing import Any
 
 from bench.arena import entering
-from fourtuple.engine import CarrierName, EchoConfig, LoadConfig, Phase, SourceChoice
+from fourtuple.engine import CarrierName, EchoConfig, LoadConfig, Phase, SourceChoice, uring_abilities
+from fourtuple.errors import FourtupleError
 from fourtuple.lab import Lab, kernel_memory_bytes
 from fourtuple.lab.readings import descriptors_open, rss_bytes
 from fourtuple.lab.remote import RemoteEngine
 from fourtuple.tuples import AddressSet, Endpoint, PortSet, TupleSpace
 
 GROUP = 10_000
-"""Connections of one load engine: one group after the other is opened and used, so that few are on their way at once."""
+"""Connections of one load engine: group after group is opened and used, so that few are on their way at once."""
 PATHS = 8
 """Listeners, each with a service of its own: from one address to one service there are at most 64,512 connections."""
 REST_S = 10.0
 WAIT_S = 120.0
 PORT, SERVICE_PORT = 700, 701
 TOKEN_BYTES = 64
+FATES = ("right", "wrong", "missing")
 FIRST_CLIENT = ip_address("10.81.0.1")
 FIRST_LISTENER, FIRST_SERVICE = ip_address("10.82.0.1"), ip_address("10.83.0.1")
 _NO_PROTOCOL = 0x80
@@ -52,6 +54,17 @@ class Resting:
 
 
 ROWS = (Resting(name="fourtuple uring, relay", carrier=CarrierName.URING),)
+
+
+def absent(row: Resting) -> str:
+    """Why the row cannot run here; empty if it can."""
+    try:
+        can = uring_abilities()
+    except FourtupleError as problem:
+        return str(problem)
+    if not can["lent_descriptors"]:
+        return "io_uring here cannot lend a descriptor (IORING_OP_FIXED_FD_INSTALL, Linux 6.8)"
+    return ""
 
 
 def run(row: Resting, connections: int, rest_s: float = REST_S) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def _played(lab: Lab, broker: _Broker, service: RemoteEngine, connections: int, 
         client.wait_for(_answered(2), WAIT_S)
     used_s = time.monotonic() - using_s
     ends = [client.snapshot() for client in clients]
-    right, wrong, missing = (sum(getattr(end, f"pings_{what}") for end in ends) for what in ("right", "wrong", "missing"))
+    right, wrong, missing = (sum(getattr(end, f"pings_{fate}") for end in ends) for fate in FATES)
     served = service.snapshot().open_now
     for client in clients:
         client.close()

@@ -19,7 +19,7 @@ from typing import Any
 
 PATIENCE_S = 60.0
 _SOURCE = Path(__file__).parent / "peers/traffic.c"
-_STANDS_FOR = "x" * 20 + ".example.com"
+_STANDS_FOR = "xxxxxxxx.example.com"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Traffic:
 
     @contextmanager
     def service(self, target: str, work: str, *, handoff: bool = False) -> Iterator[None]:
-        """A service at `unix:PATH` or `tcp:127.0.0.1:PORT` that does `work`: one, echo, sink, source=BYTES."""
+        """A service at `unix:PATH` or `tcp:127.0.0.1:PORT` that does `work`: one=LETTER, echo, sink=BYTES, source=BYTES."""
         where = target.replace("tcp:127.0.0.1:", "tcp:")
         command = [str(self.program), "serve", where, "datagram" if handoff else "stream", work]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -128,8 +128,9 @@ def write_hellos(path: Path, names: Iterable[str]) -> Path:
 def hello(name: str) -> bytes:
     """What OpenSSL says first to a server of that name."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
+        context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
     except ssl.SSLWantReadError:
         return outgoing.read()
     raise AssertionError("a handshake without a peer")

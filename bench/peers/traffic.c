@@ -3,7 +3,7 @@
  * Decides what is said and how long it took; the same for every broker, which knows of none of this. Compiled when the
  * bench runs (`bench.traffic`). A client reports one line of JSON; a service says "ready" and works until it is killed.
  *
- *   traffic serve  WHERE stream|datagram WORK          WORK: one, echo, sink, source=BYTES
+ *   traffic serve  WHERE stream|datagram WORK          WORK: one=LETTER, echo, sink=BYTES, source=BYTES
  *   traffic visit  ADDRESS PORT OPENINGS THREADS COUNT  connect, say an opening, read one byte and the end
  *   traffic ping   ADDRESS PORT OPENINGS CONNECTIONS ROUNDS   64 bytes there and back, on established connections
  *   traffic hold   ADDRESS PORT OPENINGS CONNECTIONS    establish, say so, and echo on each again at each line of stdin
@@ -78,7 +78,8 @@ static int say(int socket, const char *bytes, size_t length) {
 
 enum work { ONE, ECHO, SINK, SOURCE };
 static enum work work;
-static uint64_t source_bytes;
+static uint64_t bulk_bytes;
+static char letter;
 static int listener;
 
 /* One piece of work on a client that has said something; 0 when it is over. */
@@ -88,20 +89,22 @@ static int answer(int client) {
     if (count < 0 && errno == EAGAIN) return 1;
     if (count <= 0) return 0;
     if (work == ECHO) return say(client, bytes, (size_t)count);
-    say(client, "x", 1);
+    say(client, &letter, 1);
     return 0;
 }
 
-/* Bulk, a thread each: the opening, then as much as there is. */
+/* Bulk, a thread each: a sink says that it has them when it has so many, the opening included (not every broker carries a
+ * FIN in one direction alone); a source says so many after the opening. */
 static void *pour(void *with) {
     int client = (int)(intptr_t)with;
     char *piece = calloc(1, PIECE);
     ssize_t count = recv(client, piece, PIECE, 0);
     if (work == SINK) {
-        while (count > 0) count = recv(client, piece, PIECE, 0);
-        say(client, "x", 1);
+        uint64_t heard = 0;
+        while (count > 0 && (heard += (uint64_t)count) < bulk_bytes) count = recv(client, piece, PIECE, 0);
+        if (heard == bulk_bytes) say(client, "x", 1);
     }
-    for (uint64_t left = work == SOURCE ? source_bytes : 0; left > 0 && count > 0;) {
+    for (uint64_t left = work == SOURCE ? bulk_bytes : 0; left > 0 && count > 0;) {
         size_t length = left < PIECE ? (size_t)left : PIECE;
         if (!say(client, piece, length)) break;
         left -= length;
@@ -163,9 +166,10 @@ static void *serve_datagrams(void *unused) {
 
 static _Noreturn void serve(char **words) {
     int is_unix = strncmp(words[0], "unix:", 5) == 0, by_datagrams = strcmp(words[1], "datagram") == 0;
-    work = strcmp(words[2], "one") == 0 ? ONE : strcmp(words[2], "echo") == 0 ? ECHO
-         : strcmp(words[2], "sink") == 0 ? SINK : SOURCE;
-    if (work == SOURCE) source_bytes = strtoull(words[2] + strlen("source="), NULL, 10);
+    work = strncmp(words[2], "one=", 4) == 0 ? ONE : strcmp(words[2], "echo") == 0 ? ECHO
+         : strncmp(words[2], "sink=", 5) == 0 ? SINK : SOURCE;
+    if (work == ONE) letter = words[2][4];
+    if (work >= SINK) bulk_bytes = strtoull(strchr(words[2], '=') + 1, NULL, 10);
     union { struct sockaddr any; struct sockaddr_un path; struct sockaddr_in port; } at = {0};
     socklen_t length = is_unix ? sizeof at.path : sizeof at.port;
     if (is_unix) {
@@ -394,7 +398,6 @@ static void *carry(void *with) {
     }
     errno = 0;
     if (is_sending) {
-        shutdown(client, SHUT_WR);
         if (recv(client, piece, 1, 0) != 1) fail("the sink's word");
     } else {
         for (ssize_t count; (count = recv(client, piece, PIECE, 0)) > 0;) left -= (uint64_t)count;
