@@ -63,7 +63,7 @@ def _broker_tables(measured: Measured, options: argparse.Namespace) -> list[Tabl
 def _relay_tables(measured: Measured, options: argparse.Namespace) -> list[Table]:
     figures = {
         **{
-            f"{what}, {count} connection{'s' if count > 1 else ''}": (f"{key}_at_{count}", shape)
+            f"{what} ({count})": (f"{key}_at_{count}", shape)
             for count in relay.CONNECTIONS
             for what, key, shape in (
                 ("direct p50 us", "direct_p50_us", "{:,.1f}"),
@@ -74,20 +74,20 @@ def _relay_tables(measured: Measured, options: argparse.Namespace) -> list[Table
             )
         },
         **{
-            f"{what}, {count} connection{'s' if count > 1 else ''}": (f"{key}_at_{count}", shape)
+            f"{what} ({count})": (f"{key}_at_{count}", shape)
             for count in relay.BULK_CONNECTIONS
             for what, key, shape in (
-                ("to the service GB/s", "send_gb_per_s", "{:,.2f}"),
-                ("CPU ms/GB", "send_cpu_ms_per_gb", "{:,.0f}"),
-                ("from the service GB/s", "take_gb_per_s", "{:,.2f}"),
-                ("CPU ms/GB back", "take_cpu_ms_per_gb", "{:,.0f}"),
+                ("to service GB/s", "send_gb_per_s", "{:,.2f}"),
+                ("CPU ms/GB to", "send_cpu_ms_per_gb", "{:,.0f}"),
+                ("from service GB/s", "take_gb_per_s", "{:,.2f}"),
+                ("CPU ms/GB from", "take_cpu_ms_per_gb", "{:,.0f}"),
             )
         },
         "connections at rest": ("at_rest", "{:,.0f}"),
         "user B each at rest": ("idle_bytes_each", "{:,.0f}"),
     }
-    title = f"relay over TCP, 64 bytes there and back, and bulk; with the ratio to HAProxy; medians of {options.runs}"
-    return [_by_figure(title, measured, figures)]
+    title = f"relay over TCP: 64 bytes there and back, and bulk, on (so many) connections; medians of {options.runs}"
+    return [_by_figure(title, measured, figures, brokers.HAPROXY.name)]
 
 
 def _many_tables(measured: Measured, options: argparse.Namespace) -> list[Table]:
@@ -108,7 +108,7 @@ def _many_tables(measured: Measured, options: argparse.Namespace) -> list[Table]
         "  most": ("change_seen_most_ms", "{:,.1f}"),
     }
     title = f"first byte by how many services there are, one client at a time; medians of {options.runs}"
-    return [_by_figure(title, measured, figures, base=None)]
+    return [_by_figure(title, measured, figures)]
 
 
 def _idle_tables(measured: Measured, _options: argparse.Namespace) -> list[Table]:
@@ -168,15 +168,17 @@ def _table(title: str, rows: str, headings: Sequence[str]) -> Table:
     return table
 
 
-def _by_figure(
-    title: str, measured: Measured, figures: dict[str, tuple[str, str]], base: str | None = brokers.HAPROXY.name
-) -> Table:
-    """A column for each broker, a row for each figure; beside each its ratio to that of `base`."""
-    table = _table(title, "", list(measured))
+def _by_figure(title: str, measured: Measured, figures: dict[str, tuple[str, str]], base: str | None = None) -> Table:
+    """A column for each broker, a row for each figure; beside what a broker causes its ratio to what `base` causes."""
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for name in measured:
+        table.add_column(name, justify="right")
     for heading, (key, shape) in figures.items():
         cells = []
-        for row in measured.values():
-            ratio = _ratio(row[key], measured[base].get(key)) if key in row and base in measured else ""
+        for name, row in measured.items():
+            compares = base in measured and name != base and not key.startswith(("direct", "at_rest"))
+            ratio = _ratio(row[key], measured[base][key]) if compares and base and key in row else ""
             cells.append(f"{shape.format(row[key])}  {ratio}".rstrip() if key in row else "")
         table.add_row(heading, *cells)
     return table

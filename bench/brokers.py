@@ -23,6 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fourtuple.engine import uring_abilities
+from fourtuple.errors import FourtupleError
+
 PATIENCE_S = 60.0
 DESCRIPTORS = 19_000
 """For each process of a peer that is to hold many connections; the machines of the figures allow 20,000."""
@@ -66,6 +69,8 @@ def absent(broker: Broker) -> str:
             return "" if _stream_module() is not None else "nginx has no stream module (libnginx-mod-stream)"
         case "sslh-select":
             return "" if _program("sslh-select") else "sslh-select is not installed (sslh)"
+        case "uring":
+            return _no_uring()
     return ""
 
 
@@ -88,10 +93,17 @@ class Running:
         tasks = (task for pid in self.processes for task in _tasks(pid))
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
-    def memory_bytes(self) -> int:
-        """User memory of all of its processes that is no file's, pages that several of them map counted once."""
+    def resident_bytes(self) -> int:
+        """User memory of all of its processes, files that they map included: for what it grows by."""
+        return self._rollup("Rss")
+
+    def own_bytes(self) -> int:
+        """User memory that is no file's, pages that several processes map counted once: for what it is."""
+        return self._rollup("Pss_Anon")
+
+    def _rollup(self, field: str) -> int:
         texts = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.processes)
-        found = (re.search(r"^Pss_Anon:\s+(\d+) kB$", text, re.MULTILINE) for text in texts)
+        found = (re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE) for text in texts)
         return sum(int(one[1]) for one in found if one is not None) * 1024
 
 
@@ -232,6 +244,15 @@ def _stream_module() -> str | None:
         return ""
     files = (Path(folder) / "ngx_stream_module.so" for folder in _MODULES)
     return next((str(file) for file in files if file.exists()), None)
+
+
+@functools.cache
+def _no_uring() -> str:
+    try:
+        can_lend = uring_abilities()["lent_descriptors"]
+    except FourtupleError as problem:
+        return str(problem)
+    return "" if can_lend else "io_uring here cannot lend a descriptor (IORING_OP_FIXED_FD_INSTALL, Linux 6.8)"
 
 
 def _processors() -> int:

@@ -22,9 +22,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from bench import brokers
 from bench.arena import entering
-from fourtuple.engine import CarrierName, EchoConfig, LoadConfig, Phase, SourceChoice, uring_abilities
-from fourtuple.errors import FourtupleError
+from bench.brokers import Broker
+from fourtuple.engine import CarrierName, EchoConfig, LoadConfig, Phase, SourceChoice
 from fourtuple.lab import Lab, kernel_memory_bytes
 from fourtuple.lab.readings import descriptors_open, rss_bytes
 from fourtuple.lab.remote import RemoteEngine
@@ -49,22 +50,20 @@ _NO_PROTOCOL = 0x80
 class Resting:
     """One row."""
 
-    name: str
-    carrier: CarrierName
+    broker: Broker
+
+    @property
+    def name(self) -> str:
+        """The broker's."""
+        return self.broker.name
 
 
-ROWS = (Resting(name="fourtuple uring, relay", carrier=CarrierName.URING),)
+ROWS = (Resting(broker=brokers.URING),)
 
 
 def absent(row: Resting) -> str:
     """Why the row cannot run here; empty if it can."""
-    try:
-        can = uring_abilities()
-    except FourtupleError as problem:
-        return str(problem)
-    if not can["lent_descriptors"]:
-        return "io_uring here cannot lend a descriptor (IORING_OP_FIXED_FD_INSTALL, Linux 6.8)"
-    return ""
+    return brokers.absent(row.broker)
 
 
 def run(row: Resting, connections: int, rest_s: float = REST_S) -> dict[str, Any]:
@@ -75,7 +74,7 @@ def run(row: Resting, connections: int, rest_s: float = REST_S) -> dict[str, Any
             lab[host].set_sysctl("net.core.somaxconn", 65_535)
             lab[host].set_sysctl("net.ipv4.ip_local_port_range", "1024 65535")
         echo = EchoConfig(listen=tuple(Endpoint(FIRST_SERVICE + place, SERVICE_PORT) for place in range(PATHS)))
-        service = lab["service"].start_engine(echo, row.carrier)
+        service = lab["service"].start_engine(echo, CarrierName.URING)
         service.wait_for(lambda now: now.listening_now == PATHS * service.workers, WAIT_S)
         with _broker(lab, row, Path(folder)) as broker:
             broker.wait_for(lambda now: now["accepted"] == 0)
@@ -208,7 +207,7 @@ def _broker(lab: Lab, row: Resting, folder: Path) -> Iterator[_Broker]:
             for place in range(PATHS)
         )
     )
-    command = [sys.executable, "-m", "fourtuple", "serve", "-c", str(file), "--carrier", row.carrier.value]
+    command = [sys.executable, "-m", "fourtuple", "serve", "-c", str(file), "--carrier", row.broker.program]
     command = [*entering(lab, lab["broker"]), *command, "--json", "--every", "0.25", "--grace", "0"]
     with lines.open("wb") as written, subprocess.Popen(command, stdout=written) as process:
         try:

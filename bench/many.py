@@ -1,10 +1,10 @@
 """The first byte through a broker that has very many services, beside the same broker with a thousand.
 
-Decides which names are asked, and that client and service do the same work whatever the broker holds: one client after the
-other, all services one process. A broker with few services and one with many run side by side and are asked in turn. Asked
-are a thousand names of the few, a thousand of the many (drawn from all of them), and names drawn anew each time from all of
-the many, which no processor's cache can hold. Beside it: how soon a broker answers after its start, and how soon ours is
-seen to obey a change of its registry.
+Decides which names are asked, and that client and service do the same work whatever the broker holds: one client after
+the other, all services one process. A broker with few services and one with many run side by side and are asked in
+turn: a thousand names of the few, a thousand of the many (drawn from all of them), and names drawn anew each time from
+all of the many, which no processor's cache can hold. Beside it: how soon a broker answers after its start, and how soon
+ours is seen to obey a change of its registry.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def run(crowd: Crowd, slices: int = SLICES) -> dict[str, Any]:
             for quantile in ("p50_us", "p99_us")
         }
         figures |= {f"{case}_to_few": figures[f"{case}_p50_us"] / figures["few_p50_us"] for case in ("many", "all")}
-        grown_bytes = many.memory_bytes() - few.memory_bytes()
+        grown_bytes = many.own_bytes() - few.own_bytes()
         figures |= {
             "few_ready_ms": few_ready_ms,
             "many_ready_ms": many_ready_ms,

@@ -74,11 +74,11 @@ def _slice(
 
 
 def _at_rest(program: Traffic, running: Running, hello: Path, connections: int) -> dict[str, float]:
-    before_bytes = running.memory_bytes()
+    before_bytes = running.resident_bytes()
     with program.held(running.port, hello, connections) as clients:
-        held_bytes = running.memory_bytes()
+        held_bytes = running.resident_bytes()
         program.use_again(clients)
-        used_bytes = running.memory_bytes()
+        used_bytes = running.resident_bytes()
     return {
         "at_rest": connections,
         "idle_bytes_each": (held_bytes - before_bytes) / connections,

@@ -42,7 +42,7 @@ class Traffic:
 
     @contextmanager
     def service(self, target: str, work: str, *, handoff: bool = False) -> Iterator[None]:
-        """A service at `unix:PATH` or `tcp:127.0.0.1:PORT` that does `work`: one=LETTER, echo, sink=BYTES, source=BYTES."""
+        """A service at `unix:PATH` or `tcp:127.0.0.1:PORT`; what may be `work` is told in `peers/traffic.c`."""
         where = target.replace("tcp:127.0.0.1:", "tcp:")
         command = [str(self.program), "serve", where, "datagram" if handoff else "stream", work]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
