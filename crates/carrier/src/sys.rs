@@ -86,6 +86,13 @@ impl Poller {
         checked(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) }).map(drop)
     }
 
+    /// Watch it for something else; what is there already is told by the next wait (ep_modify()).
+    pub(crate) fn change(&self, fd: RawFd, events: i32, data: u64) -> Result<(), Errno> {
+        let mut event = libc::epoll_event { events: events as u32, u64: data };
+        // SAFETY: `event` lives through the call.
+        checked(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_MOD, fd, &raw mut event) }).map(drop)
+    }
+
     /// Watch it no more. Closing does that by itself only if nobody else holds the socket.
     pub(crate) fn remove(&self, fd: RawFd) {
         // SAFETY: EPOLL_CTL_DEL reads no event. It cannot fail for a descriptor that was added.
@@ -241,6 +248,8 @@ pub(crate) fn listening(
     nonblocking: libc::c_int,
 ) -> Result<(OwnedFd, SocketAddr), (Step, Errno)> {
     let socket = stream_socket(local, nonblocking).map_err(|error| (Step::Socket, error))?;
+    // What is accepted inherits it (tcp_create_openreq_child()).
+    send_at_once(&socket);
     let bound = || {
         set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         if reuse_port {
@@ -263,17 +272,20 @@ pub(crate) fn connect(socket: &OwnedFd, destination: SocketAddr) -> Result<(), E
     checked(unsafe { libc::connect(socket.as_raw_fd(), raw.as_ptr(), len) }).map(drop)
 }
 
-/// A connection from the accept queue, non-blocking.
-pub(crate) fn accept(listener: &OwnedFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: null says that the peer's address is not wanted; the result is checked before it is owned.
-    owned(unsafe {
-        libc::accept4(
-            listener.as_raw_fd(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-        )
-    })
+/// A connection from the accept queue, non-blocking, and its peer.
+pub(crate) fn accept(listener: &OwnedFd) -> Result<(OwnedFd, Option<SocketAddr>), Errno> {
+    let mut raw = RawAddress::unspecified();
+    let mut len = size_of::<RawAddress>() as libc::socklen_t;
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: `raw` is `len` writable bytes; the result is checked before it is owned.
+    let socket = owned(unsafe { libc::accept4(listener.as_raw_fd(), (&raw mut raw).cast(), &raw mut len, flags) })?;
+    Ok((socket, raw.socket_addr()))
+}
+
+/// TCP_NODELAY: bytes that are passed on wait for no acknowledgement of those before.
+pub(crate) fn send_at_once(socket: &OwnedFd) {
+    // It cannot fail on a TCP socket; if it did, small pieces would only be late.
+    let _ = set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
 }
 
 /// recv() of a datagram: how long it is, which may be more than `memory` took.
