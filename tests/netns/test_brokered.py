@@ -4,8 +4,10 @@ rest, of which the bench holds 200,000 and this a few thousand."""
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from bench import brokers, idle, traffic
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 HELD = 3_000
+NAME = "shop.example.com"
 
 
 @pytest.mark.slow
@@ -29,6 +32,24 @@ def test_connections_rest_and_are_all_used() -> None:
     assert figures["errors"] == 0
     # Direct descriptors: a fraction of one for each of the two sides.
     assert figures["broker_descriptors"] < HELD / 10
+
+
+def test_on_epoll_it_is_the_hard_limit_of_descriptors_that_bounds(tmp_path: Path) -> None:
+    if reason := traffic.absent():
+        pytest.skip(reason)
+    hello = traffic.write_hellos(tmp_path / "hello", [NAME])
+    target = f"tcp:127.0.0.1:{brokers.free_port()}"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        program = stack.enter_context(traffic.compiled())
+        stack.enter_context(program.service(target, "echo"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        try:
+            running = stack.enter_context(brokers.running(brokers.EPOLL, target, [NAME]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        clients = stack.enter_context(program.held(running.port, hello, 300))
+        program.use_again(clients)
 
 
 @pytest.mark.slow
@@ -68,7 +89,7 @@ def test_a_broker_that_is_not_here_is_a_row_with_the_reason(monkeypatch: pytest.
 def test_a_wrong_echo_and_a_client_without_a_service_are_errors(tmp_path: Path) -> None:
     if reason := traffic.absent():
         pytest.skip(reason)
-    hello = traffic.write_hellos(tmp_path / "hello", ["shop.example.com"])
+    hello = traffic.write_hellos(tmp_path / "hello", [NAME])
     with traffic.compiled() as program:
         port = brokers.free_port()
         with pytest.raises(RuntimeError, match="Connection refused"):
