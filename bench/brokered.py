@@ -46,18 +46,18 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _broker_tables(measured: Measured, options: argparse.Namespace) -> list[Table]:
-    base = measured.get(brokers.HAPROXY.name, {}).get("cpu_us_per_connection")
-    columns = {
-        "CPU us/connection": ("cpu_us_per_connection", "{:,.1f}"),
-        "connections/s": ("connections_per_s", "{:,.0f}"),
-        "first byte p50 us": ("first_byte_p50_us", "{:,.0f}"),
-        "p99 us": ("first_byte_p99_us", "{:,.0f}"),
+    figures = {
+        f"{what} ({count})": (f"{key}_at_{count}", shape)
+        for count in broker.CLIENTS
+        for what, key, shape in (
+            ("CPU us/connection", "cpu_us_per_connection", "{:,.1f}"),
+            ("connections/s", "connections_per_s", "{:,.0f}"),
+            ("first byte p50 us", "first_byte_p50_us", "{:,.0f}"),
+            ("first byte p99 us", "first_byte_p99_us", "{:,.0f}"),
+        )
     }
-    title = f"{options.connections:,} connections by server name to a unix socket, {broker.CLIENTS} clients at once"
-    table = _table(f"{title}; medians of {options.runs}", "broker", ["CPU vs HAProxy", *columns])
-    for name, row in measured.items():
-        table.add_row(name, _ratio(row["cpu_us_per_connection"], base), *_cells(row, columns))
-    return [table]
+    title = f"{options.connections:,} connections by server name to a unix socket, (so many) clients at once"
+    return [_by_figure(f"{title}; medians of {options.runs}", measured, figures, brokers.HAPROXY.name)]
 
 
 def _relay_tables(measured: Measured, options: argparse.Namespace) -> list[Table]:

@@ -56,7 +56,7 @@ def test_on_epoll_it_is_the_hard_limit_of_descriptors_that_bounds(tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "figures"),
     [
-        (("broker", "--connections", "100"), ("cpu_us_per_connection", "connections_per_s")),
+        (("broker", "--connections", "100"), ("cpu_us_per_connection_at_8", "connections_per_s_at_64")),
         (("relay", "--quick"), ("through_p50_us_at_64", "send_gb_per_s_at_8", "take_gb_per_s_at_1", "at_rest")),
         (("many", "--quick", "--services", "2000"), ("few_p50_us", "all_p50_us", "many_ready_ms")),
     ],
