@@ -19,8 +19,8 @@ from bench.traffic import Traffic
 
 NAME = "shop.example.com"
 CONNECTIONS = (1, 64)
-ROUNDS = {1: 4_000, 64: 20_000}
-SLICES = 3
+ROUNDS = {1: 2_000, 64: 10_000}
+SLICES = 6
 """Direct and through the broker, in turn, so that what else the machine does meanwhile falls on both."""
 BULK_CONNECTIONS = (1, 8)
 BULK_BYTES = 1 << 30
