@@ -8,8 +8,9 @@
 //! from before it is watched: one that is handed over or closed at once costs no epoll_ctl at all. Room to send is
 //! watched for only once a send has found none: a unix socket says so whenever its peer reads (unix_write_space()).
 //!
-//! Listeners are level-triggered: accept() that finds an empty queue costs more than one that succeeds in epoll_wait()
-//! (do_accept() makes the file first), so one is taken per wake-up, and twice as many each time that was too few.
+//! Listeners are level-triggered: accept() that finds an empty queue costs as much as one that does not (do_accept() makes
+//! the file first), and twenty times an epoll_wait() that says so. So one connection is taken per turn, and when there is
+//! another in the next turn, as many as the kernel then says that there are.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -30,7 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// When no buffer is free: those that come back do so with an edge, or because the core has thought again.
 const BUFFER_PAUSE: Duration = Duration::from_millis(1);
 /// Accepts per listener and turn, at most.
-const ACCEPT_BATCH: u16 = 64;
+const ACCEPT_BATCH: u32 = 64;
 /// How often, between two waits, what commands have led to is told and read: an accepted connection is handed over, or
 /// relayed and its first bytes with it, in one turn.
 const ROUNDS: usize = 4;
@@ -46,6 +47,8 @@ const EDGES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 pub struct Epoll {
     capacity: u32,
     clock: Clock,
+    /// What cores are told; looked up once per connection read and per round, not per event.
+    now: Instant,
     poller: Poller,
     wake: Wake,
     messenger: Messenger,
@@ -75,8 +78,8 @@ pub struct Epoll {
 
 struct Listening {
     socket: OwnedFd,
-    /// How many to accept at its next turn.
-    batch: u16,
+    /// The turn in which it last had a connection.
+    last_turn: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -120,6 +123,7 @@ const GONE: u16 = 1 << 13;
 const KIND_CONN: u64 = 0;
 const KIND_LISTENER: u64 = 1 << 48;
 const KIND_WAKE: u64 = 2 << 48;
+const KIND_SENDER: u64 = 4 << 48;
 
 impl Epoll {
     /// A carrier with nothing in it; `report` is where it counts.
@@ -136,6 +140,7 @@ impl Epoll {
         Ok(Epoll {
             capacity: settings.most_connections,
             clock: Clock::start(),
+            now: Instant(0),
             poller,
             wake: wake.clone(),
             messenger: Messenger::new(),
@@ -161,16 +166,16 @@ impl Epoll {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 256];
         core.start(self.clock.now(), outbox);
         loop {
-            let now = self.clock.now();
+            self.now = self.clock.now();
             self.count(outbox);
-            if !until.turn(core, now, outbox) || core.is_done() {
+            if !until.turn(core, self.now, outbox) || core.is_done() {
                 return Ok(());
-            }
-            if core.poll_timeout().is_some_and(|at| at <= now) {
-                core.handle_timeout(now, outbox);
             }
             self.accept(core, outbox);
             for _ in 0..ROUNDS {
+                if core.poll_timeout().is_some_and(|at| at <= self.now) {
+                    core.handle_timeout(self.now, outbox);
+                }
                 self.obey(outbox);
                 // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
                 for _ in 0..self.happened.len() {
@@ -188,6 +193,7 @@ impl Epoll {
             self.counts.enters += 1;
             let count =
                 self.poller.wait(&mut events, nap).map_err(|error| CarrierError { what: "epoll_wait", error })?;
+            self.now = self.clock.now();
             for event in &events[..count] {
                 self.edge(core, event.u64, event.events as i32, outbox);
             }
@@ -303,8 +309,10 @@ impl Epoll {
                 Command::HandOff { conn, path, note } => {
                     if self.is_open(conn) {
                         let fd = self.conns[conn.index as usize].fd;
-                        let buffers = &outbox.buffers;
-                        let event = match self.messenger.hand_off(fd, buffers.bytes(&path), buffers.bytes(&note)) {
+                        let (buffers, now) = (&outbox.buffers, self.now);
+                        let (path, note) = (buffers.bytes(&path), buffers.bytes(&note));
+                        let room = (&self.poller, KIND_SENDER);
+                        let event = match self.messenger.hand_off(conn, fd, (path, note), now, room) {
                             Ok(()) => {
                                 let entry = &mut self.conns[conn.index as usize];
                                 if entry.flags & WATCHED != 0 {
@@ -337,7 +345,7 @@ impl Epoll {
         if accept {
             self.watch_listener(listener, &socket).map_err(|error| (Step::Accept, error))?;
         }
-        self.listeners.insert(listener.0, Listening { socket, batch: 1 });
+        self.listeners.insert(listener.0, Listening { socket, last_turn: 0 });
         Ok(local)
     }
 
@@ -458,6 +466,12 @@ impl Epoll {
         if data == KIND_WAKE {
             return self.wake.silence();
         }
+        if data & KIND_SENDER != 0 {
+            if let Some(conn) = self.messenger.roomy(data as u32) {
+                self.happened.push_back(Event::Roomy { conn });
+            }
+            return;
+        }
         if data & KIND_LISTENER != 0 {
             return self.acceptable.push_back(ListenerId(data as u32));
         }
@@ -511,7 +525,7 @@ impl Epoll {
         let Conn { fd, generation, flags } = self.conns[place as usize];
         let conn = ConnId { index: place, generation };
         while taken < buf.len() {
-            match sys::send(fd, &buffers.bytes(&buf)[taken..]) {
+            match sys::send(fd, &buffers.bytes(&buf)[taken..], buf.is_last()) {
                 Ok(count) => taken += count,
                 Err(Errno::EAGAIN) => match self.watch(place, true) {
                     Ok(()) => {
@@ -553,6 +567,7 @@ impl Epoll {
             if entry.flags & (OPEN | PAUSED | ENDED | CLOSING) != OPEN {
                 continue;
             }
+            self.now = self.clock.now();
             if !self.read_one(core, place, outbox) {
                 // No buffer: the rest waits as well.
                 self.dry = true;
@@ -583,11 +598,14 @@ impl Epoll {
                     return true;
                 }
                 Ok(count) => {
-                    let is_all = count < outbox.buffers.buffer_bytes() && flags & HUNG_UP == 0;
-                    outbox.buffers.set_len(&mut buf, count);
-                    self.tell(core, Event::Received { conn, buf }, outbox);
                     // epoll(7): a short read has emptied the socket, and what comes after it has an edge of its own.
-                    if is_all {
+                    let is_all = count < outbox.buffers.buffer_bytes();
+                    outbox.buffers.set_len(&mut buf, count);
+                    if is_all && flags & HUNG_UP != 0 {
+                        buf.set_last();
+                    }
+                    self.tell(core, Event::Received { conn, buf }, outbox);
+                    if is_all && flags & HUNG_UP == 0 {
                         self.conns[place as usize].flags &= !READABLE;
                         self.rest(conn);
                         return true;
@@ -673,7 +691,7 @@ impl Epoll {
     }
 
     fn accept(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
-        if !self.resting.is_empty() && self.clock.now() >= self.accept_at {
+        if !self.resting.is_empty() && self.now >= self.accept_at {
             for listener in std::mem::take(&mut self.resting) {
                 let Some(entry) = self.listeners.get(&listener.0) else { continue };
                 if self.watch_listener(listener, &entry.socket).is_err() {
@@ -694,13 +712,15 @@ impl Epoll {
 
     fn rest_listener(&mut self, listener: ListenerId) {
         self.resting.push(listener);
-        self.accept_at = self.clock.now().after(ACCEPT_PAUSE);
+        self.accept_at = self.now.after(ACCEPT_PAUSE);
     }
 
     /// Accept this turn's share.
     fn accept_some(&mut self, core: &mut dyn Core, listener: ListenerId, outbox: &mut Outbox) -> Result<(), Errno> {
-        let Some(batch) = self.listeners.get(&listener.0).map(|entry| entry.batch) else { return Ok(()) };
-        let mut next_batch = (batch * 2).min(ACCEPT_BATCH);
+        let turn = self.counts.enters;
+        let Some(entry) = self.listeners.get_mut(&listener.0) else { return Ok(()) };
+        let is_next = std::mem::replace(&mut entry.last_turn, turn) + 1 == turn;
+        let batch = if is_next { sys::accept_queue(&entry.socket).clamp(1, ACCEPT_BATCH) } else { 1 };
         for _ in 0..batch {
             if self.free.is_empty() && self.conns.len() as u32 == self.capacity {
                 // As with a full descriptor table: the connection stays in the queue.
@@ -709,10 +729,7 @@ impl Epoll {
             let Some(entry) = self.listeners.get(&listener.0) else { return Ok(()) };
             let (socket, peer) = match sys::accept(&entry.socket) {
                 Ok(accepted) => accepted,
-                Err(Errno::EAGAIN) => {
-                    next_batch = 1;
-                    break;
-                }
+                Err(Errno::EAGAIN) => return Ok(()),
                 // accept(2): these belong to one connection that is no more; the next one may be well.
                 Err(Errno::EINTR | Errno(libc::ECONNABORTED) | Errno(libc::EPROTO)) => continue,
                 Err(error) => return Err(error),
@@ -721,9 +738,6 @@ impl Epoll {
             self.queue_read(place);
             let conn = ConnId { index: place, generation: self.conns[place as usize].generation };
             self.tell(core, Event::Accepted { listener, conn, peer }, outbox);
-        }
-        if let Some(entry) = self.listeners.get_mut(&listener.0) {
-            entry.batch = next_batch;
         }
         Ok(())
     }
@@ -735,7 +749,7 @@ impl Epoll {
             Event::Closed { conn } => Some(conn.index),
             _ => None,
         };
-        core.handle(event, self.clock.now(), outbox);
+        core.handle(event, self.now, outbox);
         if let Some(place) = closed {
             self.retire(place);
         }
