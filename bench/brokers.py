@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -27,8 +28,10 @@ from fourtuple.engine import uring_abilities
 from fourtuple.errors import FourtupleError
 
 PATIENCE_S = 60.0
-DESCRIPTORS = 19_000
+DESCRIPTORS = min(19_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] * 19 // 20)
 """For each process of a peer that is to hold many connections; the machines of the figures allow 20,000."""
+MOST_HELD = DESCRIPTORS // 2 - 200
+"""Connections of each process that takes two descriptors for one, and some for itself."""
 _MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
 
 
@@ -173,7 +176,7 @@ def _haproxy(broker: Broker, folder: Path, port: int, target: str, names: Sequen
     return textwrap.dedent(f"""
         global
             nbthread {_processors()}
-            maxconn {DESCRIPTORS // 2 - 200}
+            maxconn {MOST_HELD}
             maxpipes 64
         defaults
             mode tcp

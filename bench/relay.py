@@ -96,4 +96,4 @@ def _bulk(program: Traffic, running: Running, hello: Path, way: str, count: int,
 
 
 def _most_at_rest(broker: Broker, wanted: int) -> int:
-    return min(wanted, AT_REST_IN_SELECT) if broker.program == "sslh-select" else wanted
+    return min(wanted, AT_REST_IN_SELECT if broker.program == "sslh-select" else brokers.MOST_HELD - 100)

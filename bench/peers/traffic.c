@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -424,6 +425,10 @@ static int bulk(int connections, uint64_t bytes) {
 }
 
 int main(int count, char **words) {
+    struct rlimit descriptors;
+    getrlimit(RLIMIT_NOFILE, &descriptors);
+    descriptors.rlim_cur = descriptors.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &descriptors);
     const char *role = count > 1 ? words[1] : "";
     if (strcmp(role, "serve") == 0 && count == 5) serve(words + 2);
     if (count < 6) {
