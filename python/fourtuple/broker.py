@@ -15,7 +15,15 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from fourtuple.brokerfile import BrokerFile, ListenTable
-from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, CarrierSettings, Engine, Snapshot
+from fourtuple.engine import (
+    BrokerConfig,
+    BrokerListener,
+    CarrierName,
+    CarrierSettings,
+    Engine,
+    Snapshot,
+    raise_soft_descriptors,
+)
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
 from fourtuple.registry import Registry
@@ -68,6 +76,7 @@ def running(
             ledger_every=ledger_every,
         )
         settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
+        raise_soft_descriptors()
         with Engine.start(config, carrier, workers, settings) as engine:
             yield engine
 
