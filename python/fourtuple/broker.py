@@ -23,6 +23,7 @@ from fourtuple.engine import (
     Engine,
     PostgresTls,
     Snapshot,
+    raise_soft_descriptors,
 )
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
@@ -76,6 +77,7 @@ def running(
             ledger_every=ledger_every,
         )
         settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
+        raise_soft_descriptors()
         with Engine.start(config, carrier, workers, settings) as engine:
             yield engine
 

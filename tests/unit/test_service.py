@@ -203,9 +203,6 @@ def asked_or_reset(port: int) -> bytes:
 
 def test_files_that_cannot_be_served_say_why(tmp_path: Path) -> None:
     listen = f'[[listen]]\naddress = "127.0.0.1:{free_port()}"\n'
-    trusting = BrokerFile.parse((listen + 'proxy_from = ["10.0.0.0/8"]\n').encode(), "test")
-    with pytest.raises(BadConfig, match="proxy_from"), running(trusting):
-        pass
     both = BrokerFile.parse((listen + service("a", tmp_path / "a")).encode(), "test")
     with pytest.raises(BadConfig, match="--store"), running(both, store=tmp_path):
         pass

@@ -11,7 +11,7 @@ use io_uring::opcode;
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
 
 use super::ring::{Completion, Operation, Ring, user_data};
-use super::{DATAGRAM, Machine};
+use super::{DATAGRAM, Machine, PEEKING};
 use crate::sys::{self, RawAddress};
 
 /// Sockets made, installed by one call and connected together; so many descriptors are open for a moment.
@@ -162,7 +162,8 @@ impl Machine {
         });
         match placed {
             Ok((ring, slot)) => {
-                let conn = self.begin(ring, slot)?;
+                let conn = self.begin(ring, slot);
+                self.watch(ring, slot)?;
                 self.happened.push_back(Event::Connected { ticket, conn });
             }
             Err((step, error)) => self.connect_failed(ticket, step, error),
@@ -318,8 +319,15 @@ impl Machine {
         self.queue_accept(number);
         match completion.outcome() {
             Ok(_) => {
-                let conn = self.begin(ring, completion.slot)?;
+                let conn = self.begin(ring, completion.slot);
                 core.handle(Event::Accepted { listener: id, conn, peer }, now, outbox);
+                self.obey(outbox)?;
+                // One that is looked at first is watched only if nothing is there: most are handed over before.
+                if let Some((ring, slot)) = self.open(conn)
+                    && self.flags(ring, slot) & PEEKING == 0
+                {
+                    self.watch(ring, slot)?;
+                }
             }
             Err(error) => {
                 self.release_slot(ring, completion.slot);
