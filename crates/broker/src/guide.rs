@@ -128,7 +128,7 @@ impl Guide for BrokerGuide {
         let rules = &self.rules[shown.listener.0 as usize];
         let (may_be_direct, postgres_tls) = (rules.may_be_direct, rules.postgres_tls);
         // Once it has spoken for another, the names are that one's.
-        let is_proxy = memory.spoke || shown.names.is_some_and(|(peer, _)| self.is_proxy(shown.listener, peer));
+        let is_proxy = !memory.spoke && shown.names.is_some_and(|(peer, _)| self.is_proxy(shown.listener, peer));
         let prelude = match (is_proxy, may_be_direct) {
             (false, _) => Prelude::None,
             (true, false) => Prelude::Required,
@@ -138,32 +138,30 @@ impl Guide for BrokerGuide {
         let (source, destination) = shown.names.unzip();
         let mut seen = Seen { source, destination, ..Seen::default() };
         self.alpn.clear();
-        let before = memory.state;
         let verdict = sniffer.sniff(&mut memory.state, shown.bytes, &mut self.scratch);
-        let (header, mut skip) = (memory.state.header(), memory.state.start());
-        let is_silent = shown.last && shown.bytes.len() == header;
-        if is_proxy && !memory.spoke {
-            let is_over = shown.last || matches!(verdict, Verdict::Refused(..));
-            let is_known = memory.state.knows_source() || is_silent && prelude == Prelude::Allowed;
-            if is_known {
-                let endpoints = memory.state.proxied(shown.bytes).and_then(|header| header.endpoints);
-                // The same look once more: an answer that is due is given then.
-                (memory.state, memory.spoke) = (before, true);
-                return Guidance::Speaks(endpoints);
+        // Whoever waits for the other side to speak first.
+        let is_silent = shown.last && shown.bytes.is_empty();
+        if is_proxy {
+            if memory.state.knows_source() || is_silent && may_be_direct {
+                let names = memory.state.proxied(shown.bytes).and_then(|header| header.endpoints);
+                let header = memory.state.header() as u32;
+                *memory = Reading { state: State::default(), spoke: true };
+                return Guidance::Speaks { names, header };
             }
             // A broken header, or none where one has to be, or too late.
+            let is_over = shown.last || matches!(verdict, Verdict::Refused(..));
             return if is_over { Guidance::Unproxied } else { Guidance::More };
         }
+        let mut skip = memory.state.start();
         let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
         let (mut reply, mut line) = (&b""[..], 0);
         match verdict {
-            // Silence: whoever waits for the other side to speak first.
             Verdict::More(_) if is_silent => seen.protocol = Some("unknown"),
             Verdict::More(_) => return Guidance::More,
             Verdict::No => seen.protocol = Some("unknown"),
             Verdict::Refused(..) => return Guidance::Garbage,
             Verdict::Answer(_) if postgres_tls == PostgresTls::Left => {
-                (seen.protocol, skip) = (Some("postgres"), header);
+                (seen.protocol, skip) = (Some("postgres"), 0);
             }
             Verdict::Answer(answer) => return Guidance::Answer(answer),
             Verdict::Match(found) => {
@@ -206,10 +204,7 @@ impl Guide for BrokerGuide {
             Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
             Ok(Outcome::NoRoute) => {
                 (chosen.skip, chosen.promise) = (skip as u32, promise);
-                match self.fall_back(shown.listener, shown, chosen) {
-                    Guidance::NoRoute if is_silent => Guidance::More,
-                    guidance => guidance,
-                }
+                self.fall_back(shown.listener, shown, chosen)
             }
         }
     }
@@ -301,8 +296,7 @@ mod tests {
         for bytes in [&b""[..], b"\x01\x02\x03\x04\x05\x06\x07\x08"] {
             let (guidance, chosen) = asked(&mut guide, 0, bytes, true);
             assert_eq!((guidance, chosen.address), (Guidance::Found, Address::Unix(b"\0other".to_vec())), "{bytes:?}");
-            let nobody = if bytes.is_empty() { Guidance::More } else { Guidance::NoRoute };
-            assert_eq!(asked(&mut guide, 1, bytes, true).0, nobody);
+            assert_eq!(asked(&mut guide, 1, bytes, true).0, Guidance::NoRoute);
         }
     }
 

@@ -58,23 +58,24 @@ impl Guide for Openings {
     }
 
     fn guide(&mut self, shown: &Shown<'_>, (spoke, asked): &mut (bool, bool), chosen: &mut Chosen) -> Guidance {
-        let (start, rest) = match shown.bytes {
-            [] => return if shown.last { Guidance::Unproxied } else { Guidance::More },
-            [b'^', rest @ ..] => (1_usize, rest),
-            rest => (0, rest),
-        };
-        if !std::mem::replace(spoke, true) {
+        if !*spoke {
             let another: SocketAddr = ANOTHER.parse().unwrap();
-            return Guidance::Speaks((start == 1).then_some((another, another)));
+            let (names, header) = match shown.bytes {
+                [] if shown.last => return Guidance::Unproxied,
+                [] => return Guidance::More,
+                [b'^', ..] => (Some((another, another)), 1),
+                _ => (None, 0),
+            };
+            *spoke = true;
+            return Guidance::Speaks { names, header };
         }
-        let (start, rest) = match rest {
+        let (start, rest) = match shown.bytes {
             [] => return Guidance::More,
             [b'?'] if !std::mem::replace(asked, true) => return Guidance::Answer(b"!"),
-            [b'?', rest @ ..] => (start + 1, rest),
-            [b'@', rest @ ..] => (start + 1, rest),
-            rest => (start, rest),
+            [b'?', rest @ ..] | [b'@', rest @ ..] => (1_usize, rest),
+            rest => (0, rest),
         };
-        let is_line = shown.bytes.get(start.wrapping_sub(1)) == Some(&b'@');
+        let is_line = shown.bytes[0] == b'@';
         let guidance = self.0.guide(&Shown { bytes: rest, ..*shown }, &mut (), chosen);
         if guidance == Guidance::Found {
             let line = rest.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1);
@@ -678,9 +679,13 @@ fn who_should_say_for_whom_it_speaks_and_does_not_is_counted() {
         let silent = broker.client();
         broker.wait_for(Reason::Unproxied, 1);
         drop(silent);
-        // A check whether the port listens is no offence.
+        broker.end();
+        // A check whether the port listens is no offence, also of one that says so and leaves.
+        let broker = Running::start(kind, self::config(), Openings(Names(Vec::new())));
         drop(broker.client());
         broker.wait_for(Reason::ClientLeft, 1);
+        broker.client().write_all(b"^").unwrap();
+        broker.wait_for(Reason::ClientLeft, 2);
         broker.end();
     }
 }

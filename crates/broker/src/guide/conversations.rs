@@ -61,13 +61,14 @@ fn conversation(guide: &mut BrokerGuide, parts: &[&[u8]], step: usize) -> String
         for piece in part.chunks(step) {
             bytes.extend_from_slice(piece);
             let listener = ListenerId(0);
-            let mut look =
-                |names| guide.guide(&Shown { listener, names, bytes: &bytes, last: false }, &mut memory, &mut chosen);
-            let mut guidance = look(names);
-            if let Guidance::Speaks(endpoints) = guidance {
-                names = endpoints.or(names);
+            let shown = Shown { listener, names, bytes: &bytes, last: false };
+            let mut guidance = guide.guide(&shown, &mut memory, &mut chosen);
+            if let Guidance::Speaks { names: another, header } = guidance {
+                names = another.or(names);
                 told += &format!("for {} ", names.unwrap().0.ip());
-                guidance = look(names);
+                bytes.drain(..header as usize);
+                let shown = Shown { listener, names, bytes: &bytes, last: false };
+                guidance = guide.guide(&shown, &mut memory, &mut chosen);
             }
             match guidance {
                 Guidance::More => {}
@@ -79,7 +80,7 @@ fn conversation(guide: &mut BrokerGuide, parts: &[&[u8]], step: usize) -> String
     }
     let shown = Shown { listener: ListenerId(0), names, bytes: &bytes, last: true };
     let mut guidance = guide.guide(&shown, &mut memory, &mut chosen);
-    if let Guidance::Speaks(_) = guidance {
+    if let Guidance::Speaks { .. } = guidance {
         told += "for itself ";
         guidance = guide.guide(&shown, &mut memory, &mut chosen);
     }
@@ -172,28 +173,28 @@ fn a_trusted_proxy_says_who_comes_and_nobody_else_does() {
     conversations(
         &required,
         &[
-            (&[&ssh], "for 192.0.2.7 behind.example.com without 46"),
-            (&[&proxied(TLS), &hello(DATABASE, 50)], "for 192.0.2.7 answer S db.example.com without 54 promise S"),
-            (&[&proxied(b"70000\r\n")], "for 192.0.2.7 db.example.com without 53 reply +\\r\\n"),
+            (&[&ssh], "for 192.0.2.7 behind.example.com without 0"),
+            (&[&proxied(TLS), &hello(DATABASE, 50)], "for 192.0.2.7 answer S db.example.com without 8 promise S"),
+            (&[&proxied(b"70000\r\n")], "for 192.0.2.7 db.example.com without 7 reply +\\r\\n"),
             // A connection of the proxy's own.
             (&[unknown], "for 10.0.0.5 NoRoute"),
-            (&[&silent], "for 192.0.2.7 last More"),
+            (&[&silent], "for 192.0.2.7 last NoRoute"),
             (&[b"SSH-2.0-x\r\n"], "Unproxied"),
             (&[b"PROXY TCP4 192.0.2.7 nonsense\r\n"], "Unproxied"),
             (&[&HEADER[..20]], "last Unproxied"),
             (&[], "last Unproxied"),
         ],
     );
-    conversations_or(Some(&fallback), &required, &[(&[&silent], "for 192.0.2.7 last unix:/run/default without 46")]);
+    conversations_or(Some(&fallback), &required, &[(&[&silent], "for 192.0.2.7 last unix:/run/default without 0")]);
     conversations(
         &Rules { postgres_tls: PostgresTls::Left, ..required.clone() },
-        &[(&[&proxied(TLS)], "for 192.0.2.7 all without 46")],
+        &[(&[&proxied(TLS)], "for 192.0.2.7 all without 0")],
     );
     conversations_or(
         Some(&fallback),
         &Rules { may_be_direct: true, ..required },
         &[
-            (&[&ssh], "for 192.0.2.7 behind.example.com without 46"),
+            (&[&ssh], "for 192.0.2.7 behind.example.com without 0"),
             (&[LOGIN], "for 10.0.0.5 db.example.com without 0"),
             (&[], "for itself last unix:/run/default without 0"),
             (&[b"PROXY TCP4 192.0.2.7 nonsense\r\n"], "Unproxied"),
@@ -255,7 +256,11 @@ fn any_bytes_lead_to_an_end() {
             let last = shown_bytes == bytes.len();
             let shown = Shown { listener: ListenerId(0), names, bytes: &bytes[..shown_bytes], last };
             match guide.guide(&shown, &mut memory, &mut chosen) {
-                Guidance::Speaks(_) => speaks += 1,
+                Guidance::Speaks { header, .. } => {
+                    speaks += 1;
+                    bytes.drain(..header as usize);
+                    shown_bytes -= header as usize;
+                }
                 Guidance::Answer(answer) => {
                     assert!(matches!(answer, b"S" | b"N"));
                     answers += 1;
@@ -274,7 +279,7 @@ fn any_bytes_lead_to_an_end() {
             Guidance::Garbage => ends[1] += 1,
             Guidance::NoRoute | Guidance::More => ends[2] += 1,
             Guidance::Unproxied => ends[3] += 1,
-            Guidance::Answer(_) | Guidance::Speaks(_) => unreachable!("those are not ends"),
+            Guidance::Answer(_) | Guidance::Speaks { .. } => unreachable!("those are not ends"),
         }
         assert!(end != Guidance::Unproxied || trusts);
     }

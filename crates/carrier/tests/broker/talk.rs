@@ -67,8 +67,8 @@ impl Guide for FirstLine {
         if self.trusting == Some(shown.listener) && read.source.is_none() {
             return match shown.bytes {
                 [b'p', number, b'\n', ..] => {
-                    (read.start, read.source) = (3, Some(source(*number)));
-                    Guidance::Speaks(Some((source(*number), source(0))))
+                    read.source = Some(source(*number));
+                    Guidance::Speaks { names: Some((source(*number), source(0))), header: 3 }
                 }
                 [] | [b'p'] | [b'p', _] if !shown.last => Guidance::More,
                 _ => Guidance::Unproxied,
@@ -79,7 +79,6 @@ impl Guide for FirstLine {
         let name = match &shown.bytes[read.start..] {
             [] if shown.last && !read.asked => match self.default {
                 Some(default) => default,
-                None if read.source.is_some() => return Guidance::More,
                 None => return Guidance::NoRoute,
             },
             [] => return Guidance::More,

@@ -29,9 +29,13 @@ pub enum Guidance {
     More,
     /// Send the client these bytes, once, and show what it says then. What has come stays in front of it.
     Answer(&'static [u8]),
-    /// What a peer says whom `Guide::trusts` trusts: it speaks for another, of these endpoints, or for itself. Said once;
-    /// the guide is asked again at once.
-    Speaks(Option<(SocketAddr, SocketAddr)>),
+    /// What a peer says whom `Guide::trusts` trusts. Said once; the guide is asked again at once.
+    Speaks {
+        /// The endpoints of whom it speaks for; None is itself.
+        names: Option<(SocketAddr, SocketAddr)>,
+        /// So many bytes said it. They are gone then, and nobody gets them.
+        header: u32,
+    },
     /// `Chosen` says where to.
     Found,
     /// It names nothing that there is.

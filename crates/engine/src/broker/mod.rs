@@ -272,7 +272,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let mut shown = Shown { listener: session.listener, names: wait.names, bytes, last };
         let mut before = wait.memory;
         let mut guidance = self.guide.guide(&shown, &mut wait.memory, &mut wait.chosen);
-        if let Guidance::Speaks(names) = guidance {
+        if let Guidance::Speaks { names, header } = guidance {
             wait.names = names.or(wait.names);
             if let Some((peer, _)) = wait.names {
                 self.sessions[id as usize].peer = Some(peer);
@@ -281,7 +281,17 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 }
             }
             let wait = self.waits.at(session.extra);
-            (shown.names, before) = (wait.names, wait.memory);
+            shown = Shown { names: wait.names, bytes: &bytes[header as usize..], ..shown };
+            if header > 0 {
+                wait.shown -= header;
+                let conn = session.conns[CLIENT];
+                outbox.commands.push(Command::Discard { conn, bytes: header });
+                if shown.bytes.is_empty() && !last {
+                    // An end right behind it has been announced already, and not been told.
+                    outbox.commands.push(Command::Peek { conn });
+                }
+            }
+            before = wait.memory;
             guidance = self.guide.guide(&shown, &mut wait.memory, &mut wait.chosen);
         }
         match guidance {
@@ -294,11 +304,11 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 self.end(id, Reason::ClientLeft, false, outbox);
             }
             Guidance::More | Guidance::Answer(_) => self.end(id, Reason::SniffDeadline, true, outbox),
-            Guidance::NoRoute if last && !is_long && buf.is_none() => {
+            Guidance::NoRoute if last && !is_long && shown.bytes.is_empty() => {
                 self.end(id, Reason::SniffDeadline, true, outbox);
             }
             Guidance::NoRoute => self.end(id, Reason::NoRoute, true, outbox),
-            Guidance::Garbage | Guidance::Speaks(_) => self.end(id, Reason::Garbage, true, outbox),
+            Guidance::Garbage | Guidance::Speaks { .. } => self.end(id, Reason::Garbage, true, outbox),
             Guidance::Unproxied => self.end(id, Reason::Unproxied, true, outbox),
         }
     }
@@ -518,7 +528,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let place = std::mem::take(&mut session.extra);
         session.state = State::Relaying;
         let client = session.conns[CLIENT];
-        let reply = self.waits.at(place).chosen.reply;
+        let wait = self.waits.at(place);
+        let reply = if wait.replied { b"" } else { wait.chosen.reply };
         self.waits.end(place);
         self.report.less(Counter::Delivering);
         self.report.add(Counter::Relaying, 1);
