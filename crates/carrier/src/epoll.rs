@@ -176,14 +176,7 @@ impl Epoll {
                 if core.poll_timeout().is_some_and(|at| at <= self.now) {
                     core.handle_timeout(self.now, outbox);
                 }
-                self.obey(outbox);
-                // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
-                for _ in 0..self.happened.len() {
-                    if let Some(event) = self.happened.pop_front() {
-                        self.tell(core, event, outbox);
-                    }
-                }
-                self.obey(outbox);
+                self.go_on(core, outbox);
                 self.read(core, outbox);
                 if self.happened.is_empty() && (self.readable.is_empty() || self.dry) {
                     break;
@@ -198,6 +191,18 @@ impl Epoll {
                 self.edge(core, event.u64, event.events as i32, outbox);
             }
         }
+    }
+
+    /// Do what is wanted, and tell what has come of it.
+    fn go_on(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
+        self.obey(outbox);
+        // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
+        for _ in 0..self.happened.len() {
+            if let Some(event) = self.happened.pop_front() {
+                self.tell(core, event, outbox);
+            }
+        }
+        self.obey(outbox);
     }
 
     /// How long to sleep if no edge comes.
@@ -590,6 +595,9 @@ impl Epoll {
             return self.read_datagrams(core, conn, fd, outbox);
         }
         for _ in 0..READ_BATCH {
+            if !self.is_open(conn) || self.conns[place as usize].flags & (PAUSED | ENDED) != 0 {
+                return true;
+            }
             let Some(mut buf) = outbox.buffers.take() else { return false };
             match sys::receive(fd, outbox.buffers.memory(&buf)) {
                 Ok(0) => {
@@ -610,6 +618,8 @@ impl Epoll {
                         self.rest(conn);
                         return true;
                     }
+                    // What is passed on goes before more comes, from a warm cache and without a queue.
+                    self.go_on(core, outbox);
                 }
                 Err(error) => {
                     outbox.buffers.release(buf);
