@@ -30,9 +30,9 @@ from fourtuple.metrics import COUNTERS
 from fourtuple.registry import Registry
 from fourtuple.tuples import Endpoint
 
-BUFFER_BYTES = 16_384
+BUFFER_BYTES = 32_768
 """Bulk moves in pieces of this size; an idle connection has none."""
-BUFFER_CHUNKS = 4_096
+BUFFER_CHUNKS = 2_048
 """Made as needed. A service that reads nothing keeps a buffer or two per connection, and must not starve others."""
 _GLANCE_S = 0.2
 

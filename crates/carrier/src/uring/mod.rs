@@ -129,6 +129,7 @@ impl Uring {
             thirsty: VecDeque::new(),
             listeners: Vec::new(),
             accepts: Accepts::default(),
+            polls_first: true,
             acceptless: VecDeque::new(),
             accept_at: Instant(0),
             happened: VecDeque::new(),
@@ -186,6 +187,8 @@ struct Machine {
     listeners: Vec<Listening>,
     /// Dropped after the rings, which write to it.
     accepts: Accepts,
+    /// Whether the kernel knows accepts that wait before they try; taken back when it says that it does not.
+    polls_first: bool,
     /// Listeners that want to accept and could not: no slot, or a pause.
     acceptless: VecDeque<u32>,
     accept_at: Instant,
