@@ -1,4 +1,4 @@
-"""`fourtuple serve` between psql and real PostgreSQL clusters, with TLS and without: by server name, user and database."""
+"""`fourtuple serve` between psql and PostgreSQL clusters, with TLS and without: by server name, user and database."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,15 @@ def clusters() -> Iterator[Clusters]:
             options = [word for setting in settings for word in ("-c", setting)]
             stack.enter_context(process(*as_nobody, program("postgres"), "-D", str(data), *options))
         for name, port in ports.items():
-            wait_for(lambda port=port: run(*psql(port, "localhost", "disable"), "-c", "select 1").startswith("1"))
+            wait_for(partial(answers, port))
             setup = f"create role alice superuser login; create database d_{name}"
             for statement in setup.split("; "):
                 run(*psql(port, "localhost", "disable", user="postgres", database="postgres"), "-c", statement)
         yield Clusters(ports=ports, certificate=folder / "cert")
+
+
+def answers(port: int) -> bool:
+    return run(*psql(port, "localhost", "disable"), "-c", "select 1").startswith("1")
 
 
 def psql(port: int, host: str, sslmode: str, user: str = "postgres", database: str = "postgres") -> list[str]:
@@ -125,8 +130,8 @@ def broker(folder: Path, clusters: Clusters, carrier: str, listen: str = "") -> 
 
 
 def served(counted: dict[str, Any]) -> int:
-    """How many were relayed. An alert at the end may meet somebody who has closed, and is then answered with RST; whoever
-    only looked whether the port listens has left."""
+    """How many were relayed. An alert at the end may meet somebody who has closed, and is then answered with RST;
+    whoever only looked whether the port listens has left."""
     ended = counted["ended"]
     assert set(ended) <= {"relayed", "service_broke", "client_broke", "client_left"}
     return sum(int(ended.get(reason, 0)) for reason in ("relayed", "service_broke", "client_broke"))

@@ -1,4 +1,4 @@
-"""What a broker does with first bytes besides looking at them: PROXY headers in, answers in a service's name, tcpmux."""
+"""What a broker does with first bytes besides looking at them: reads PROXY headers, answers in a service's name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ TLS_REQUEST = bytes([0, 0, 0, 8, 4, 210, 22, 47])
 
 @contextmanager
 def broker(
-    listen: str, text: str, carrier: CarrierName = CarrierName.AUTO, limits: Limits | None = None, log: Path | None = None
+    listen: str,
+    text: str,
+    carrier: CarrierName = CarrierName.AUTO,
+    limits: Limits | None = None,
+    log: Path | None = None,
 ) -> Iterator[tuple[Engine, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -92,6 +96,7 @@ def test_a_trusted_header_says_who_comes_and_is_taken_away(tmp_path: Path, carri
             client.sendall(REQUEST)
             client.shutdown(socket.SHUT_WR)
             note, said = taken()
+        assert note.peer is not None
         assert (note.peer.address, said) == (ip_address("127.0.0.2"), REQUEST)
         for source, said in (
             ("127.0.0.2", BINARY + REQUEST),
