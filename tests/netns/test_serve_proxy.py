@@ -1,4 +1,4 @@
-"""`fourtuple serve` behind HAProxy and in front of nginx: PROXY headers in and out, the client's address all the way."""
+"""`fourtuple serve` behind HAProxy and in front of nginx: PROXY headers in and out, and whose address is told."""
 
 from __future__ import annotations
 

@@ -654,20 +654,23 @@ fn a_service_that_does_not_keep_the_promise_ends_the_connection() {
 }
 
 #[test]
-fn a_client_is_told_before_its_service_speaks() {
+fn a_client_is_told_once_before_its_service_speaks() {
     for kind in KERNELS {
-        let path = path();
-        let listener = UnixListener::bind(&path).unwrap();
-        let greeter = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"220 hello").unwrap());
-        let broker = Running::start(kind, config(), Openings(Names(vec![("mux", Delivery::Relay, unix(&path))])));
-        let mut client = broker.client();
-        client.write_all(b"@mux\n").unwrap();
-        let mut heard = String::new();
-        client.read_to_string(&mut heard).unwrap();
-        assert_eq!(heard, "+220 hello", "{kind:?}");
-        greeter.join().unwrap();
-        drop(client);
-        broker.end();
+        // Handed over to somebody who takes connections it is relayed, and has been told already.
+        for delivery in [Delivery::Relay, Delivery::HandOff] {
+            let path = path();
+            let listener = UnixListener::bind(&path).unwrap();
+            let greeter = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"220 hello").unwrap());
+            let broker = Running::start(kind, config(), Openings(Names(vec![("mux", delivery, unix(&path))])));
+            let mut client = broker.client();
+            client.write_all(b"@mux\n").unwrap();
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).unwrap();
+            assert_eq!(heard, "+220 hello", "{kind:?} {delivery:?}");
+            greeter.join().unwrap();
+            drop(client);
+            broker.end();
+        }
     }
 }
 
