@@ -10,7 +10,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
-EXTRAS := report,bench,clients,test,dev
+EXTRAS := report,bench,clients,asgi,test,dev
 PROVE_ARGS ?=
 BENCH_ARGS ?=
 TEST_ARGS ?=
