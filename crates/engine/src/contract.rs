@@ -186,6 +186,8 @@ pub enum Event {
         listener: ListenerId,
         /// Its name from now on.
         conn: ConnId,
+        /// The peer's endpoint, where the carrier learnt it along with the connection.
+        peer: Option<SocketAddr>,
     },
     /// accept() failed (EMFILE, ENFILE, ENOBUFS, ENOMEM ...). The carrier tries again by itself after a pause.
     AcceptFailed {
@@ -217,10 +219,12 @@ pub enum Event {
         /// The bytes: `outbox.buffers.bytes(&buf)`.
         buf: Buf,
     },
-    /// The peer will send no more (FIN). Sending is still possible.
+    /// The peer will send no more (FIN).
     Finished {
         /// Which connection.
         conn: ConnId,
+        /// It is known to receive no more, either: a unix socket whose other end is closed. Else sending is still possible.
+        gone: bool,
     },
     /// The outstanding `Send` is wholly with the kernel.
     Sent {
@@ -274,7 +278,7 @@ pub enum Event {
     HandOffFailed {
         /// Which connection.
         conn: ConnId,
-        /// Why; `EAGAIN` is a full backlog.
+        /// Why; `EAGAIN` is a full queue.
         error: Errno,
     },
     /// Somebody outside wants something.
@@ -389,7 +393,7 @@ pub enum Command {
         /// Which connection.
         conn: ConnId,
     },
-    /// Give the socket itself, with a note, to whoever listens at `path`; answered by `HandedOff` or `HandOffFailed`.
+    /// Give the socket itself, with a note, to whoever is bound to `path`; answered by `HandedOff` or `HandOffFailed`.
     HandOff {
         /// Which connection.
         conn: ConnId,

@@ -38,7 +38,7 @@ use self::bytes::{Transfer, Transfers, Way};
 use self::making::{CONNECT_BATCH, Listening, Request};
 pub use self::probe::{UringAbilities, probe_uring};
 use self::ring::{Completion, Operation, Ring, user_data};
-use crate::sys::{self, Clock, Poller, Wake};
+use crate::sys::{self, Clock, Messenger, Poller, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
 /// Most slots of one ring: what a slot's number has room for in an operation's name, with one bit to spare.
@@ -81,6 +81,8 @@ const DATAGRAM: u16 = 1 << 12;
 const PEEKING: u16 = 1 << 13;
 /// A descriptor is on its way (`borrow`), perhaps several: `borrowing` counts them.
 const BORROWING: u16 = 1 << 14;
+/// The poll said that the peer receives no more.
+const GONE: u16 = 1 << 15;
 const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | BORROWING;
 
 /// Connections on direct descriptors.
@@ -113,6 +115,7 @@ impl Uring {
             clock: Clock::start(),
             poller,
             wake: wake.clone(),
+            messenger: Messenger::new(),
             counts: CarrierReport::default(),
             report: Rc::clone(report),
             rings: Vec::new(),
@@ -158,6 +161,7 @@ struct Machine {
     clock: Clock,
     poller: Poller,
     wake: Wake,
+    messenger: Messenger,
     counts: CarrierReport,
     report: Rc<Cell<CarrierReport>>,
     rings: Vec<Ring>,
