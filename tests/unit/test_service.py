@@ -1,9 +1,16 @@
-"""The service's side of a handoff: notes, channels that bring nothing, and clients that come through a broker."""
+"""The service's side of a handoff: notes, datagrams that bring nothing, and clients that come through a broker."""
 
 from __future__ import annotations
 
+import array
 import asyncio
+import errno
+import os
+import resource
 import socket
+import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,48 +57,231 @@ def test_any_bytes_are_a_note_or_a_value_error(given_bytes: bytes | tuple[int, i
         assert len(Note.parse(given_bytes).service) < 256
 
 
-@pytest.mark.parametrize("count", [0, 2, 3])
-def test_another_number_of_descriptors_is_refused_and_they_are_closed(count: int) -> None:
-    here, there = socket.socketpair()
-    with here, there, socket.socket() as given_away:
-        before = open_descriptors()
-        socket.send_fds(here, [VECTOR], [given_away.fileno()] * count)
-        with pytest.raises(ValueError, match="one socket was wanted"):
-            receive(there)
-        assert open_descriptors() == before
+@contextmanager
+def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client's end and an accepted one."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            yield client, accepted
+
+
+def send(path: Path, data: bytes, *descriptors: int) -> None:
+    """As a broker does, or somebody who claims to be one; waits while the queue is full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        rights = array.array("i", descriptors)
+        sender.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else [], 0, str(path))
+
+
+def hand_over(path: Path, data: bytes = VECTOR) -> socket.socket:
+    """The end of a client whose other end is on its way."""
+    with connection() as (client, accepted):
+        send(path, data, accepted.fileno())
+        return client.dup()
 
 
 def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def test_what_is_no_handoff_is_passed_over(tmp_path: Path) -> None:
+def no_handoffs(path: Path) -> None:
+    """Nine datagrams that bring no client."""
+    with (
+        connection() as (_, accepted),
+        socket.socket() as unconnected,
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        path.parent.joinpath("file").open("w") as file,
+    ):
+        number = accepted.fileno()
+        send(path, VECTOR)
+        send(path, VECTOR, number, number)
+        send(path, b"GET / HTTP/1.1\r\n\r\n", number)
+        send(path, VECTOR + b"\0", number)
+        send(path, VECTOR[:6] + (600).to_bytes(2) + VECTOR[8:] + bytes(530), number)
+        for other in (unconnected, listening, datagrams, file):
+            send(path, VECTOR, other.fileno())
+
+
+def test_what_is_no_handoff_is_passed_over_and_closed(tmp_path: Path) -> None:
     path = tmp_path / "service"
     with Listener(path) as listener:
-        with socket.socket(socket.AF_UNIX) as stranger:
-            stranger.connect(str(path))
-            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        here, there = socket.socketpair()
-        with socket.socket(socket.AF_UNIX) as broker, here:
-            broker.connect(str(path))
-            socket.send_fds(broker, [VECTOR], [there.fileno()])
-            there.close()
-            with listener.accept().socket as handed:
-                handed.sendall(b"hello")
-                assert here.recv(5) == b"hello"
+        before = open_descriptors()
+        no_handoffs(path)
+        client = hand_over(path)
+        with client, listener.accept().socket as handed:
+            handed.sendall(b"hello")
+            assert client.recv(5) == b"hello"
+        assert open_descriptors() == before
+        no_handoffs(path)
+        for _ in range(9):
+            with pytest.raises(ValueError, match=r"wanted|no TCP socket|not connected|note|bytes"):
+                receive(listener.socket)
+        # Many descriptors, of which the kernel closes those that have no room; and an empty datagram.
+        with connection() as (_, accepted):
+            send(path, VECTOR, *[accepted.fileno()] * 100)
+        send(path, b"")
+        for _ in range(2):
+            with pytest.raises(ValueError, match="was wanted"):
+                receive(listener.socket)
+        assert open_descriptors() == before
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
     assert not path.exists()
+
+
+def test_without_a_free_descriptor_no_client_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "service"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Listener(path) as listener, hand_over(path) as client:
+        used = os.dup(listener.fileno())
+        os.close(used)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                listener.accept()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with listener.accept().socket as handed:
+            handed.sendall(b"hello")
+        assert client.recv(5) == b"hello"
 
 
 def test_a_stale_socket_file_is_replaced_and_another_is_not(tmp_path: Path) -> None:
     path = tmp_path / "service"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    with Listener(path), pytest.raises(BadConfig, match="in use"):
-        Listener(path)
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        with socket.socket(socket.AF_UNIX, kind) as dead:
+            dead.bind(str(path))
+        with Listener(path), pytest.raises(BadConfig, match="in use"):
+            Listener(path)
+        with socket.socket(socket.AF_UNIX, kind) as live:
+            live.bind(str(path))
+            if kind == socket.SOCK_STREAM:
+                live.listen()
+            with pytest.raises(BadConfig, match="in use"):
+                Listener(path)
+        path.unlink()
     path.write_text("mine")
     with pytest.raises(BadConfig):
         Listener(path)
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(("mode", "umask"), [(0o600, 0), (0o660, 0o077), (0o600, 0o777)])
+def test_the_mode_is_the_one_that_is_asked_for(tmp_path: Path, mode: int, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with Listener(tmp_path / "service", mode=mode) as listener:
+            assert stat.S_IMODE(listener.path.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+def test_a_service_that_leaves_serves_who_is_queued_and_its_successor_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "service"
+    old = Listener(path)
+    with hand_over(path) as first, hand_over(path) as second:
+        rest = old.drain()
+        with pytest.raises(FileNotFoundError):
+            hand_over(path)
+        with Listener(path) as new, hand_over(path) as third:
+            for client, handed in zip((first, second), rest, strict=True):
+                with handed.socket:
+                    handed.socket.sendall(b"old")
+                assert client.recv(3) == b"old"
+            with new.accept().socket as taken:
+                taken.sendall(b"new")
+            assert third.recv(3) == b"new"
+            old.close()
+            assert path.exists(), "it is another's by now"
+
+
+def test_who_waits_hears_that_there_is_nothing_more(tmp_path: Path) -> None:
+    heard: list[OSError] = []
+    listener = Listener(tmp_path / "service")
+
+    def wait() -> None:
+        try:
+            listener.accept()
+        except OSError as error:
+            heard.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    # It sleeps in recvmsg(), or has not come there yet: either way it hears of it.
+    send(listener.path, b"no note")
+    listener.close()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert heard[0].errno in (errno.EINVAL, errno.EBADF)
+
+
+def test_processes_that_share_the_socket_share_the_queue(tmp_path: Path) -> None:
+    path = tmp_path / "service"
+    program = (
+        "import socket, sys; from fourtuple.service import receive; source = socket.socket(fileno=int(sys.argv[1]))\n"
+        "with receive(source).socket as client: client.sendall(sys.argv[2].encode())"
+    )
+    with Listener(path) as listener:
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(listener.fileno()), word], pass_fds=[listener.fileno()]
+            )
+            for word in ("a", "b")
+        ]
+        said = []
+        for _ in children:
+            with hand_over(path) as client:
+                client.settimeout(PATIENCE_S)
+                said.append(client.recv(1))
+        assert [child.wait(PATIENCE_S) for child in children] == [0, 0]
+    assert sorted(said) == [b"a", b"b"]
+
+
+def test_an_asyncio_service_passes_over_what_is_no_handoff_and_drains(tmp_path: Path) -> None:
+    path = tmp_path / "service"
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Note) -> None:
+        writer.write(await reader.readexactly(1) + note.service.encode())
+        await writer.drain()
+
+    async def scene() -> list[bytes]:
+        before = open_descriptors()
+        async with await start_server(connected, path) as server:
+            no_handoffs(path)
+            clients = [hand_over(path) for _ in range(2)]
+            # Nobody has been taken yet: this coroutine has not waited.
+            leaving = asyncio.ensure_future(server.drain())
+            await asyncio.sleep(0)
+            assert not path.exists()
+            for client in clients:
+                client.sendall(b"x")
+            await leaving
+            said = [client.recv(100) for client in clients]
+            for client in clients:
+                client.close()
+        assert open_descriptors() == before
+        return said
+
+    assert asyncio.run(scene()) == [b"xshop"] * 2
+
+
+def test_an_asyncio_service_that_closes_leaves_nothing_open(tmp_path: Path) -> None:
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Note) -> None:
+        await reader.read()
+
+    async def scene() -> None:
+        before = open_descriptors()
+        server = await start_server(connected, tmp_path / "service")
+        with hand_over(tmp_path / "service"), hand_over(tmp_path / "service") as client:
+            await asyncio.sleep(0)
+            await server.close()
+            client.settimeout(PATIENCE_S)
+            assert client.recv(1) == b""
+        assert open_descriptors() == before
+
+    asyncio.run(scene())
 
 
 def free_port() -> int:
