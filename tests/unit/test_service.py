@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import errno
 import os
@@ -27,13 +26,8 @@ from fourtuple.engine import CarrierName, Engine
 from fourtuple.errors import BadConfig
 from fourtuple.service import Listener, Note, receive, start_server
 from fourtuple.tuples import Endpoint
+from tests.unit.handing import NO_HANDOFFS, VECTOR, connection, hand_over, no_handoffs, open_descriptors, send
 
-VECTOR = bytes.fromhex(
-    "34545550 01 04 0046 03e8 01bb 00000205"
-    "00000000000000000000ffffc0000207 00000000000000000000ffffc6336401"
-    "04 73686f70 10 73686f702e6578616d706c652e636f6d"
-)
-"""The one of docs/handoff.md, which the Rust writer is held to as well."""
 CARRIERS = [CarrierName.EPOLL, CarrierName.URING]
 PATIENCE_S = 20
 
@@ -57,52 +51,6 @@ def test_any_bytes_are_a_note_or_a_value_error(given_bytes: bytes | tuple[int, i
         assert len(Note.parse(given_bytes).service) < 256
 
 
-@contextmanager
-def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client's end and an accepted one."""
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
-        accepted, _ = server.accept()
-        with accepted:
-            yield client, accepted
-
-
-def send(path: Path, data: bytes, *descriptors: int) -> None:
-    """As a broker does, or somebody who claims to be one; waits while the queue is full."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        rights = array.array("i", descriptors)
-        sender.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else [], 0, str(path))
-
-
-def hand_over(path: Path, data: bytes = VECTOR) -> socket.socket:
-    """The end of a client whose other end is on its way."""
-    with connection() as (client, accepted):
-        send(path, data, accepted.fileno())
-        return client.dup()
-
-
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def no_handoffs(path: Path) -> None:
-    """Nine datagrams that bring no client."""
-    with (
-        connection() as (_, accepted),
-        socket.socket() as unconnected,
-        socket.create_server(("127.0.0.1", 0)) as listening,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
-        path.parent.joinpath("file").open("w") as file,
-    ):
-        number = accepted.fileno()
-        send(path, VECTOR)
-        send(path, VECTOR, number, number)
-        send(path, b"GET / HTTP/1.1\r\n\r\n", number)
-        send(path, VECTOR + b"\0", number)
-        send(path, VECTOR[:6] + (600).to_bytes(2) + VECTOR[8:] + bytes(530), number)
-        for other in (unconnected, listening, datagrams, file):
-            send(path, VECTOR, other.fileno())
-
-
 def test_what_is_no_handoff_is_passed_over_and_closed(tmp_path: Path) -> None:
     path = tmp_path / "service"
     with Listener(path) as listener:
@@ -114,7 +62,7 @@ def test_what_is_no_handoff_is_passed_over_and_closed(tmp_path: Path) -> None:
             assert client.recv(5) == b"hello"
         assert open_descriptors() == before
         no_handoffs(path)
-        for _ in range(9):
+        for _ in range(NO_HANDOFFS):
             with pytest.raises(ValueError, match=r"wanted|no TCP socket|not connected|note|bytes"):
                 receive(listener.socket)
         # Many descriptors, of which the kernel closes those that have no room; and an empty datagram.
