@@ -8,8 +8,9 @@
 //! from before it is watched: one that is handed over or closed at once costs no epoll_ctl at all. Room to send is
 //! watched for only once a send has found none: a unix socket says so whenever its peer reads (unix_write_space()).
 //!
-//! Listeners are level-triggered: accept() that finds an empty queue costs more than one that succeeds in epoll_wait()
-//! (do_accept() makes the file first), so one is taken per wake-up, and twice as many each time that was too few.
+//! Listeners are level-triggered: accept() that finds an empty queue costs as much as one that does not (do_accept() makes
+//! the file first), and twenty times an epoll_wait() that says so. So one connection is taken per turn, and when there is
+//! another in the next turn, as many as the kernel then says that there are.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -30,7 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// When no buffer is free: those that come back do so with an edge, or because the core has thought again.
 const BUFFER_PAUSE: Duration = Duration::from_millis(1);
 /// Accepts per listener and turn, at most.
-const ACCEPT_BATCH: u16 = 64;
+const ACCEPT_BATCH: u32 = 64;
 /// How often, between two waits, what commands have led to is told and read: an accepted connection is handed over, or
 /// relayed and its first bytes with it, in one turn.
 const ROUNDS: usize = 4;
@@ -75,8 +76,8 @@ pub struct Epoll {
 
 struct Listening {
     socket: OwnedFd,
-    /// How many to accept at its next turn.
-    batch: u16,
+    /// The turn in which it last had a connection.
+    last_turn: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -303,8 +304,9 @@ impl Epoll {
                 Command::HandOff { conn, path, note } => {
                     if self.is_open(conn) {
                         let fd = self.conns[conn.index as usize].fd;
-                        let buffers = &outbox.buffers;
-                        let event = match self.messenger.hand_off(fd, buffers.bytes(&path), buffers.bytes(&note)) {
+                        let (buffers, now) = (&outbox.buffers, self.clock.now());
+                        let (path, note) = (buffers.bytes(&path), buffers.bytes(&note));
+                        let event = match self.messenger.hand_off(fd, path, note, now) {
                             Ok(()) => {
                                 let entry = &mut self.conns[conn.index as usize];
                                 if entry.flags & WATCHED != 0 {
@@ -337,7 +339,7 @@ impl Epoll {
         if accept {
             self.watch_listener(listener, &socket).map_err(|error| (Step::Accept, error))?;
         }
-        self.listeners.insert(listener.0, Listening { socket, batch: 1 });
+        self.listeners.insert(listener.0, Listening { socket, last_turn: 0 });
         Ok(local)
     }
 
@@ -699,8 +701,10 @@ impl Epoll {
 
     /// Accept this turn's share.
     fn accept_some(&mut self, core: &mut dyn Core, listener: ListenerId, outbox: &mut Outbox) -> Result<(), Errno> {
-        let Some(batch) = self.listeners.get(&listener.0).map(|entry| entry.batch) else { return Ok(()) };
-        let mut next_batch = (batch * 2).min(ACCEPT_BATCH);
+        let turn = self.counts.enters;
+        let Some(entry) = self.listeners.get_mut(&listener.0) else { return Ok(()) };
+        let is_next = std::mem::replace(&mut entry.last_turn, turn) + 1 == turn;
+        let batch = if is_next { sys::accept_queue(&entry.socket).clamp(1, ACCEPT_BATCH) } else { 1 };
         for _ in 0..batch {
             if self.free.is_empty() && self.conns.len() as u32 == self.capacity {
                 // As with a full descriptor table: the connection stays in the queue.
@@ -709,10 +713,7 @@ impl Epoll {
             let Some(entry) = self.listeners.get(&listener.0) else { return Ok(()) };
             let (socket, peer) = match sys::accept(&entry.socket) {
                 Ok(accepted) => accepted,
-                Err(Errno::EAGAIN) => {
-                    next_batch = 1;
-                    break;
-                }
+                Err(Errno::EAGAIN) => return Ok(()),
                 // accept(2): these belong to one connection that is no more; the next one may be well.
                 Err(Errno::EINTR | Errno(libc::ECONNABORTED) | Errno(libc::EPROTO)) => continue,
                 Err(error) => return Err(error),
@@ -721,9 +722,6 @@ impl Epoll {
             self.queue_read(place);
             let conn = ConnId { index: place, generation: self.conns[place as usize].generation };
             self.tell(core, Event::Accepted { listener, conn, peer }, outbox);
-        }
-        if let Some(entry) = self.listeners.get_mut(&listener.0) {
-            entry.batch = next_batch;
         }
         Ok(())
     }
