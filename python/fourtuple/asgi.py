@@ -8,7 +8,9 @@ but those that say where to listen; for several processes there is `fourtuple ru
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 import socket
 import sys
 from typing import Any
@@ -45,7 +47,7 @@ class Server(uvicorn.Server):
         """Serve who is queued already, then end as uvicorn does."""
         if self._reader is not None and not self.force_exit:
             self._reader.drain()
-            await asyncio.gather(*self._beginning, asyncio.sleep(_FIRST_BYTES_S))
+            await asyncio.sleep(_FIRST_BYTES_S)
         await super().shutdown(sockets)
 
     def _taken(self, handed: Handed) -> None:
@@ -71,9 +73,12 @@ class Server(uvicorn.Server):
 
 def run(config: uvicorn.Config, path: str | os.PathLike[str], *, mode: int = 0o600) -> Server:
     """Serve until a signal ends it; `mode` as of `Listener`."""
+    if not config.loaded:
+        config.load()
     with Listener(path, mode=mode) as listener:
         server = Server(config, listener)
-        server.run()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run()
     return server
 
 
@@ -81,9 +86,11 @@ def _serve(handoff: str, mode: str, headers: list[str], app_dir: str, **options:
     sys.path.insert(0, app_dir or ".")
     options["log_config"] = options["log_config"] or LOGGING_CONFIG
     options["headers"] = [tuple(header.split(":", 1)) for header in headers]
+    if not re.fullmatch("[0-7]{3}", mode):
+        raise click.BadOptionUsage("--mode", "--mode needs three octal digits, such as 660")
     try:
         server = run(uvicorn.Config(**options), handoff, mode=int(mode, 8))
-    except (BadConfig, ValueError) as error:
+    except BadConfig as error:
         raise click.UsageError(f"{error}") from None
     if not server.started:
         sys.exit(STARTUP_FAILURE)

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.handing import hand_over
+
 PATIENCE_S = 60
 PROGRAMS = Path(__file__).parent / "programs"
 FOURTUPLE = [sys.executable, "-m", "fourtuple"]
@@ -358,25 +360,58 @@ def test_uvicorn_with_workers(broker: Broker) -> None:
         from_both_workers(broker, "uvicorn")
 
 
-def test_an_application_by_the_adapter(broker: Broker) -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_an_application_by_the_adapter(broker: Broker, loop: str) -> None:
     pytest.importorskip("uvicorn", reason="extra asgi is not installed")
+    pytest.importorskip(loop, reason=f"{loop} is not installed")
     (broker.folder / "asgi.py").write_text(ASGI)
     path = broker.folder / "asgi"
-    words = [sys.executable, "-m", "fourtuple.asgi", "asgi:app", "--handoff", str(path), "--no-access-log"]
+    words = [sys.executable, "-m", "fourtuple.asgi", "asgi:app", "--handoff", str(path), "--loop", loop]
     with broker.started(*words, paths=[path]) as (said, server):
         assert broker.curl("asgi") == f"{HERE} {broker.port} {server.pid}"
         with subprocess.Popen(broker.curl_words("asgi", "/slow"), stdout=subprocess.PIPE, text=True) as slow:
             wait_for(lambda: "slow" in said.read_text())
+            # While it does not run, others come to its queue. Told to end, it serves them as well.
+            server.send_signal(signal.SIGSTOP)
+            queued = [hand_over(path) for _ in range(3)]
+            for client in queued:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: asgi\r\n\r\n")
             server.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGCONT)
             assert slow.communicate(timeout=PATIENCE_S)[0] == f"{HERE} {broker.port} {server.pid}"
+        for client in queued:
+            with client, client.makefile("rb") as reading:
+                assert reading.readline() == b"HTTP/1.1 200 OK\r\n"
         assert server.wait(PATIENCE_S) == -signal.SIGTERM
         assert not path.exists()
         heard = said.read_text()
-    assert [word for word in ("lifespan.startup", "slow", "lifespan.shutdown") if word in heard.split()] == [
-        "lifespan.startup",
-        "slow",
-        "lifespan.shutdown",
-    ]
+    assert f"{HERE}:" in heard, "its access log"
+    places = [heard.index(word) for word in ("lifespan.startup", "slow", "lifespan.shutdown")]
+    assert places == sorted(places)
+
+
+def test_an_application_that_does_not_start(broker: Broker) -> None:
+    pytest.importorskip("uvicorn", reason="extra asgi is not installed")
+    words = [sys.executable, "-m", "fourtuple.asgi"]
+    assert "Missing option '--handoff'" in run(*words, "no_such:app")
+    path = broker.folder / "asgi"
+    done = subprocess.run(
+        [*words, "no_such:app", "--handoff", str(path)], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode not in (0, 2)
+    assert 'Could not import module "no_such"' in done.stderr
+    assert not path.exists()
+    path.write_text("mine")
+    (broker.folder / "asgi.py").write_text(ASGI)
+    done = subprocess.run(
+        [*words, "--app-dir", str(broker.folder), "asgi:app", "--handoff", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    path.unlink()
+    assert (done.returncode, "already in use" in done.stderr) == (2, True)
 
 
 def test_a_daemon_that_comes_late_and_one_that_dies(broker: Broker, tmp_path: Path) -> None:
