@@ -161,7 +161,7 @@ def require_host(sources: Sources) -> None:
         sources.require_within(int(low), int(high))
 
 
-def require_loadable(path: Path, otherwise: str = SOURCES_OTHERWISE) -> Program:
+def require_loadable(path: Path, otherwise: str) -> Program:
     """What the program is; MissingFeature if no library of ours can work in it, with what can be done instead."""
     program, ours = read_program(path), read_program(Path(sys.executable))
     if not program.loader:

@@ -131,10 +131,13 @@ def receive(source: socket.socket) -> Handed:
 class Listener:
     """Where a broker hands sockets to; a context manager. A socket file that nobody is behind any more is replaced."""
 
-    def __init__(self, path: str | os.PathLike[str], *, mode: int = 0o600) -> None:
-        """Be there at `path`. `mode` says who may hand sockets over: with 0o600 the same user and root."""
+    def __init__(self, path: str | os.PathLike[str], *, mode: int = 0o600, replace: bool = False) -> None:
+        """Be there at `path`. `mode` says who may hand sockets over: with 0o600 the same user and root.
+
+        With `replace` the path is taken over from a service that is there, which then has to `drain`.
+        """
         self.path = Path(path)
-        self.socket = _bound(self.path, mode)
+        self.socket = _bound_over(self.path, mode) if replace else _bound(self.path, mode)
         self._file = _file_at(self.path)
 
     def accept(self) -> Handed:
@@ -310,9 +313,11 @@ class Server:
         await self.close()
 
 
-async def start_server(connected: Connected, path: str | os.PathLike[str], *, mode: int = 0o600) -> Server:
+async def start_server(
+    connected: Connected, path: str | os.PathLike[str], *, mode: int = 0o600, replace: bool = False
+) -> Server:
     """As `asyncio.start_unix_server`, but `connected(reader, writer, note)` speaks with the client itself."""
-    return Server(Listener(path, mode=mode), connected)
+    return Server(Listener(path, mode=mode, replace=replace), connected)
 
 
 def _bound(path: Path, mode: int) -> socket.socket:
@@ -331,6 +336,19 @@ def _bound(path: Path, mode: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise BadConfig("path", f"{path}: {error.strerror or error}") from None
+    return bound
+
+
+def _bound_over(path: Path, mode: int) -> socket.socket:
+    """Bound to another name beside it, and then moved there: at each moment somebody is at the path."""
+    beside = path.with_name(f".{os.getpid()}")
+    bound = _bound(beside, mode)
+    try:
+        beside.rename(path)
+    except OSError as error:
+        bound.close()
+        beside.unlink()
+        raise BadConfig("path", f"{path}: {error.strerror}") from None
     return bound
 
 

@@ -29,6 +29,7 @@ from fourtuple.preload import (
     PORTS,
     PRELOAD,
     SOURCES,
+    SOURCES_OTHERWISE,
     Handoffs,
     Sources,
     environment,
@@ -163,13 +164,13 @@ def compiled(folder: Path, compiler: str, *words: str) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(MissingFeature) as caught:
-        require_loadable(path)
+        require_loadable(path, SOURCES_OTHERWISE)
     assert "SNAT" in str(caught.value), "what can be done instead"
     return str(caught.value)
 
 
 def test_this_python_is_loadable() -> None:
-    assert require_loadable(Path(sys.executable)).libc in ("glibc", "musl")
+    assert require_loadable(Path(sys.executable), "").libc in ("glibc", "musl")
 
 
 def test_a_static_program(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_a_program_in_go() -> None:
 def test_a_program_that_takes_on_rights(tmp_path: Path) -> None:
     program = tmp_path / "program"
     shutil.copy(TRUE, program)
-    require_loadable(program)
+    require_loadable(program, "")
     if os.geteuid() != 0:
         pytest.skip("giving a file to another user needs root")
     os.chown(program, 65_534, -1)
@@ -214,7 +215,7 @@ def test_a_program_that_takes_on_rights(tmp_path: Path) -> None:
 def test_a_script_is_what_runs_it(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text(f"#!{sys.executable} -I\nprint(1)\n")
-    assert require_loadable(script).path == Path(sys.executable)
+    assert require_loadable(script, "").path == Path(sys.executable)
     static = compiled(tmp_path, "gcc", "-static")
     script.write_text(f"#!{static}\n")
     assert f"{script} runs {static}, which is linked statically" in refusal(script)
@@ -228,7 +229,7 @@ def test_what_is_no_program(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises((BadConfig, MissingFeature)):
-        require_loadable(path)
+        require_loadable(path, "")
 
 
 @settings(max_examples=200, deadline=None)
@@ -248,7 +249,7 @@ def test_a_script_that_runs_itself(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text(f"#!{script}\n")
     with pytest.raises(BadConfig, match="names no program"):
-        require_loadable(script)
+        require_loadable(script, "")
 
 
 # Handoffs.
@@ -351,6 +352,14 @@ def test_wrong_use(capsys: pytest.CaptureFixture[str], arguments: list[str], sta
     assert main(["run", *arguments]) == status
     captured = capsys.readouterr()
     assert (captured.out, says in captured.err) == ("", True), captured.err
+
+
+def test_what_can_be_done_instead_is_what_was_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = str(compiled(tmp_path, "gcc", "-static"))
+    assert main(["run", "--handoff", "127.0.0.1:80=/run/a", "--", program]) == Exit.UNABLE
+    assert 'delivery = "relay"' in capsys.readouterr().err.replace("\n", " ")
+    assert main(["run", "--from", "127.0.0.1", "--", program]) == Exit.UNABLE
+    assert "SNAT" in capsys.readouterr().err
 
 
 def test_a_set_of_sources_is_one_of_each_family() -> None:

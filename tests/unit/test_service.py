@@ -11,7 +11,9 @@ import stat
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,7 +26,7 @@ from fourtuple.broker import Limits, reasons, running
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.engine import CarrierName, Engine
 from fourtuple.errors import BadConfig
-from fourtuple.service import Listener, Note, receive, start_server
+from fourtuple.service import Handed, Listener, Note, receive, start_server
 from fourtuple.tuples import Endpoint
 from tests.unit.handing import NO_HANDOFFS, VECTOR, connection, hand_over, no_handoffs, open_descriptors, send
 
@@ -307,6 +309,54 @@ def test_an_asyncio_service_sees_the_client_itself(tmp_path: Path, carrier: Carr
         clients = asyncio.run(scene(port))
     request = len(b"GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n")
     assert [said for _, said in clients] == [f"{client} shop.example {request}".encode() for client, _ in clients]
+
+
+@pytest.mark.parametrize("carrier", CARRIERS, ids=lambda carrier: carrier.value)
+def test_services_that_follow_one_another_lose_no_client(tmp_path: Path, carrier: CarrierName) -> None:
+    path = tmp_path / "shop"
+    enough = [threading.Event() for _ in range(5)]
+    served: Counter[int] = Counter()
+    serving: list[threading.Thread] = []
+
+    def answer(handed: Handed, number: int) -> None:
+        with handed.socket:
+            handed.socket.recv(4096)
+            handed.socket.sendall(b"served")
+        served[number] += 1
+        if served[number] == 20:
+            enough[number].set()
+
+    def serve(listener: Listener, number: int) -> None:
+        # An OSError is the end of its place, which the main thread has brought about.
+        with suppress(OSError):
+            while True:
+                answer(listener.accept(), number)
+
+    def ask(port: int) -> list[bytes]:
+        said = []
+        while not enough[-1].is_set():
+            said.append(asked(port, "shop.example")[1])
+        return said
+
+    with broker(service("shop.example", path), carrier) as (engine, port), ThreadPoolExecutor(8) as threads:
+        listener = Listener(path)
+        asking = [threads.submit(ask, port) for _ in range(8)]
+        for number in range(5):
+            serving.append(threading.Thread(target=serve, args=(listener, number)))
+            serving[-1].start()
+            assert enough[number].wait(PATIENCE_S)
+            if number < 4:
+                leaving, listener = listener, Listener(path, replace=True)
+                for handed in leaving.drain():
+                    answer(handed, number)
+        said = [one for client in asking for one in client.result(PATIENCE_S)]
+        listener.close()
+        for thread in serving:
+            thread.join(PATIENCE_S)
+        ended = reasons(engine.wait_for(lambda now: now.ended_handed_off >= len(said), PATIENCE_S))
+    assert set(said) == {b"served"}
+    assert ended == {"handed_off": len(said)}
+    assert not path.exists()
 
 
 def test_limits_of_a_source_and_of_a_service_are_counted(tmp_path: Path) -> None:

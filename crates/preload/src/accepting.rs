@@ -25,6 +25,9 @@ const DESCRIPTORS: usize = 4;
 /// Who may hand sockets over: the same user and root.
 const MODE: mode_t = 0o600;
 
+/// More than the longest option of TCP or IP, which is struct tcp_info: a length that is nonsense is not believed.
+const MOST_OPTION_BYTES: usize = 1_024;
+
 /// include/net/tcp_states.h
 const TCP_SYN_SENT: u8 = 2;
 const TCP_CLOSE: u8 = 7;
@@ -240,9 +243,11 @@ pub unsafe extern "C" fn getsockopt(
         set_errno(libc::EFAULT);
         return -1;
     }
+    let most = if level == libc::SOL_SOCKET { size_of::<c_int>() } else { MOST_OPTION_BYTES };
     // SAFETY: `length` can be read and that many bytes of `value` written, as getsockopt(2) has it.
     unsafe {
-        let room = *length as usize;
+        let room = most.min(*length as usize);
+        *length = room as socklen_t;
         ptr::write_bytes(value.cast::<u8>(), 0, room);
         ptr::copy_nonoverlapping((&raw const answer).cast::<u8>(), value.cast::<u8>(), room.min(size_of::<c_int>()));
     }

@@ -78,7 +78,15 @@ def run(
 
     Exit status: the command's own; 64 wrong usage, 69 it cannot work with this command or host.
     """
-    from fourtuple.preload import HANDOFF_OTHERWISE, Handoffs, Sources, environment, require_host, require_loadable
+    from fourtuple.preload import (
+        HANDOFF_OTHERWISE,
+        SOURCES_OTHERWISE,
+        Handoffs,
+        Sources,
+        environment,
+        require_host,
+        require_loadable,
+    )
 
     if not sources and not handoff:
         raise BadConfig(
@@ -98,7 +106,7 @@ def run(
     if found is None:
         raise BadConfig("COMMAND", f"{command[0]!r} is not found, or may not be executed")
     if by is By.PRELOAD:
-        require_loadable(Path(found), *([HANDOFF_OTHERWISE] if wanted is None else []))
+        require_loadable(Path(found), SOURCES_OTHERWISE if wanted else HANDOFF_OTHERWISE)
     if wanted is not None:
         require_host(wanted)
     sys.stdout.flush()
