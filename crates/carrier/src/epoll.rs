@@ -513,7 +513,7 @@ impl Epoll {
         let Conn { fd, generation, flags } = self.conns[place as usize];
         let conn = ConnId { index: place, generation };
         while taken < buf.len() {
-            match sys::send(fd, &buffers.bytes(&buf)[taken..]) {
+            match sys::send(fd, &buffers.bytes(&buf)[taken..], buf.is_last()) {
                 Ok(count) => taken += count,
                 Err(Errno::EAGAIN) => match self.watch(place, true) {
                     Ok(()) => {
@@ -585,11 +585,14 @@ impl Epoll {
                     return true;
                 }
                 Ok(count) => {
-                    let is_all = count < outbox.buffers.buffer_bytes() && flags & HUNG_UP == 0;
-                    outbox.buffers.set_len(&mut buf, count);
-                    self.tell(core, Event::Received { conn, buf }, outbox);
                     // epoll(7): a short read has emptied the socket, and what comes after it has an edge of its own.
-                    if is_all {
+                    let is_all = count < outbox.buffers.buffer_bytes();
+                    outbox.buffers.set_len(&mut buf, count);
+                    if is_all && flags & HUNG_UP != 0 {
+                        buf.set_last();
+                    }
+                    self.tell(core, Event::Received { conn, buf }, outbox);
+                    if is_all && flags & HUNG_UP == 0 {
                         self.conns[place as usize].flags &= !READABLE;
                         self.rest(conn);
                         return true;

@@ -160,7 +160,7 @@ impl RawAddress {
         std::ptr::from_ref(self).cast()
     }
 
-    fn socket_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn socket_addr(&self) -> Option<SocketAddr> {
         // SAFETY: every member begins with the family, and the kernel wrote the member that it names; all are integers.
         unsafe {
             match libc::c_int::from(self.family) {
@@ -449,11 +449,12 @@ union Control {
     header: libc::cmsghdr,
 }
 
-/// send() of what fits.
-pub(crate) fn send(socket: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
+/// send() of what fits. With `more` the last segment may wait for what follows: the end, which then goes with it
+/// (tcp_send_fin()).
+pub(crate) fn send(socket: RawFd, bytes: &[u8], more: bool) -> Result<usize, Errno> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
     // SAFETY: `bytes` is readable for its whole length.
-    let count =
-        unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    let count = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), flags) };
     usize::try_from(count).map_err(|_| last_errno())
 }
 

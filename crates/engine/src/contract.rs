@@ -84,6 +84,8 @@ impl Errno {
     pub const EMFILE: Errno = Errno(24);
     /// The peer is gone and we wrote.
     pub const EPIPE: Errno = Errno(32);
+    /// The socket there is of another type.
+    pub const EPROTOTYPE: Errno = Errno(91);
     /// A datagram is longer than it may be.
     pub const EMSGSIZE: Errno = Errno(90);
     /// The local endpoint is taken.

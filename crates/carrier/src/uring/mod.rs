@@ -35,7 +35,7 @@ use io_uring::types::Fixed;
 
 use self::borrow::Purpose;
 use self::bytes::{Transfer, Transfers, Way};
-use self::making::{CONNECT_BATCH, Listening, Request};
+use self::making::{Accepts, CONNECT_BATCH, Listening, Request};
 pub use self::probe::{UringAbilities, probe_uring};
 use self::ring::{Completion, Operation, Ring, user_data};
 use crate::sys::{self, Clock, Messenger, Poller, Wake};
@@ -128,6 +128,7 @@ impl Uring {
             borrowing: HashMap::new(),
             thirsty: VecDeque::new(),
             listeners: Vec::new(),
+            accepts: Accepts::default(),
             acceptless: VecDeque::new(),
             accept_at: Instant(0),
             happened: VecDeque::new(),
@@ -182,6 +183,8 @@ struct Machine {
     /// Places whose socket holds bytes, and no buffer was free for them.
     thirsty: VecDeque<u32>,
     listeners: Vec<Listening>,
+    /// Dropped after the rings, which write to it.
+    accepts: Accepts,
     /// Listeners that want to accept and could not: no slot, or a pause.
     acceptless: VecDeque<u32>,
     accept_at: Instant,
