@@ -149,10 +149,10 @@ class Broker:
     def curl(self, name: str) -> str:
         return run(*self.curl_words(name))
 
-    def curl_words(self, name: str, path: str = "/") -> list[str]:
+    def curl_words(self, name: str, path: str = "/", scheme: str = "http") -> list[str]:
         (curl,) = needed("curl")
         resolve = ("--resolve", f"{name}:{self.port}:127.0.0.1", "--noproxy", "*", "--interface", HERE)
-        return [curl, "-sSm", str(PATIENCE_S), *resolve, f"http://{name}:{self.port}{path}"]
+        return [curl, "-sSkm", str(PATIENCE_S), *resolve, f"{scheme}://{name}:{self.port}{path}"]
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +178,16 @@ def broker() -> Iterator[Broker]:
             yield Broker(folder=folder, port=port, ssh_port=ssh_port)
 
 
-def nginx_file(folder: Path, listen: str) -> Path:
-    openssl = needed("openssl")[0]
+def make_certificate(folder: Path) -> None:
+    (openssl,) = needed("openssl")
     run(
         *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
         *("-subj", "/CN=example.com", "-days", "2", "-keyout", str(folder / "key"), "-out", str(folder / "cert")),
     )
+
+
+def nginx_file(folder: Path, listen: str) -> Path:
+    make_certificate(folder)
     path = folder / "nginx.conf"
     path.write_text(
         f"""daemon off; worker_processes 2; pid {folder}/pid; error_log stderr;
@@ -245,7 +249,8 @@ def test_redis(broker: Broker, tmp_path: Path) -> None:
         assert re.search(rf" addr={re.escape(HERE)}:\d+ laddr=127.0.0.1:{broker.port} ", run(*cli, "client", "list"))
 
 
-def test_postgresql(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_postgresql(broker: Broker, kind: str) -> None:
     postgres, initdb, psql = needed("postgres", "initdb", "psql")
     data = broker.folder / "data"
     user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
@@ -258,7 +263,15 @@ def test_postgresql(broker: Broker, tmp_path_factory: pytest.TempPathFactory) ->
     said = run(*user, initdb, "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync")
     assert "Success" in said
     (data / "pg_hba.conf").write_text(f"host all all {HERE}/32 trust\n")
-    options = [f"port={broker.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
+    # pg_hba.conf goes by the client's address, also where the listener is a unix socket.
+    listener = f"127.0.0.1:{broker.port}" if kind == "tcp" else f"{data}/.s.PGSQL.{broker.port}"
+    where = ("127.0.0.1", "") if kind == "tcp" else ("", str(data))
+    options = [
+        f"port={broker.port}",
+        f"listen_addresses={where[0]}",
+        f"unix_socket_directories={where[1]}",
+        "fsync=off",
+    ]
     words = [word for option in options for word in ("-c", option)]
 
     def ask(source: str) -> str:
@@ -266,7 +279,8 @@ def test_postgresql(broker: Broker, tmp_path_factory: pytest.TempPathFactory) ->
         question = "select inet_client_addr(), inet_server_port()"
         return run(*FOURTUPLE, "run", "--from", source, "--", psql, "-Atc", question, uri)
 
-    with broker.served("postgres", command=[*user, postgres, "-D", str(data), *words]) as output:
+    command = [*user, postgres, "-D", str(data), *words]
+    with broker.served("postgres", command=command, listeners=[listener]) as output:
         wait_for(lambda: "ready to accept connections" in output.read_text())
         assert ask(HERE).strip() == f"{HERE}|{broker.port}"
         assert f'no pg_hba.conf entry for host "{ELSEWHERE}"' in ask(ELSEWHERE)
@@ -391,6 +405,22 @@ def test_an_application_by_the_adapter(broker: Broker, loop: str) -> None:
     assert f"{HERE}:" in heard, "its access log"
     places = [heard.index(word) for word in ("lifespan.startup", "slow", "lifespan.shutdown")]
     assert places == sorted(places)
+
+
+def test_an_application_within_tls(broker: Broker, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="extra asgi is not installed")
+    make_certificate(tmp_path)
+    (broker.folder / "asgi.py").write_text(ASGI)
+    path = broker.folder / "asgi"
+    words = ["--ssl-keyfile", str(tmp_path / "key"), "--ssl-certfile", str(tmp_path / "cert")]
+    command = [sys.executable, "-m", "fourtuple.asgi", "asgi:app", "--handoff", str(path), *words]
+    with broker.started(*command, paths=[path]) as (said, server):
+        # One that speaks no TLS disturbs nobody.
+        with hand_over(path) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert client.recv(100)[:1] != b"H"
+        assert run(*broker.curl_words("asgi", scheme="https")) == f"{HERE} {broker.port} {server.pid}"
+        assert "Traceback" not in said.read_text()
 
 
 def test_an_application_that_does_not_start(broker: Broker) -> None:

@@ -217,6 +217,31 @@ def test_an_asyncio_service_passes_over_what_is_no_handoff_and_drains(tmp_path: 
     assert asyncio.run(scene()) == [b"xshop"] * 2
 
 
+def test_an_asyncio_service_without_a_free_descriptor_says_so_and_goes_on_later(tmp_path: Path) -> None:
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Note) -> None:
+        writer.write(b"hello")
+
+    async def scene() -> None:
+        loop, said = asyncio.get_running_loop(), asyncio.Queue[object]()
+        loop.set_exception_handler(lambda _, context: said.put_nowait(context["exception"]))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with await start_server(connected, tmp_path / "service"):
+            with hand_over(tmp_path / "service") as client:
+                used = os.dup(client.fileno())
+                os.close(used)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+                try:
+                    error = await asyncio.wait_for(said.get(), PATIENCE_S)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                assert isinstance(error, OSError)
+                assert error.errno == errno.EMFILE
+                client.setblocking(False)
+                assert await asyncio.wait_for(loop.sock_recv(client, 5), PATIENCE_S) == b"hello"
+
+    asyncio.run(scene())
+
+
 def test_an_asyncio_service_that_closes_leaves_nothing_open(tmp_path: Path) -> None:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Note) -> None:
         await reader.read()
