@@ -236,6 +236,26 @@ def test_nginx_on_a_unix_socket_sees_the_client_as_well(broker: Broker, tmp_path
         assert broker.curl("nginx").split()[1] == HERE, "nobody has taken its place"
 
 
+def test_haproxy_in_front_of_others(broker: Broker, tmp_path: Path) -> None:
+    """A daemon with threads and an accept loop of its own kind."""
+    (haproxy,) = needed("haproxy")
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(
+        f"""
+global
+  nbthread 2
+defaults
+  mode http
+  timeout client 60s
+frontend here
+  bind 127.0.0.1:{broker.port}
+  http-request return status 200 content-type text/plain lf-string "%ci %fp"
+"""
+    )
+    with broker.served("nginx", command=[haproxy, "-db", "-f", str(file)]):
+        assert [broker.curl("nginx") for _ in range(4)] == [f"{HERE} {broker.port}"] * 4
+
+
 def test_redis(broker: Broker, tmp_path: Path) -> None:
     redis, client = needed("redis-server", "redis-cli")
     # Protected mode lets 127.0.0.1 in and nobody else: Redis would see that the client is not there.
