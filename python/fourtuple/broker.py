@@ -15,15 +15,23 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from fourtuple.brokerfile import BrokerFile, ListenTable
-from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, CarrierSettings, Engine, Snapshot
+from fourtuple.engine import (
+    BrokerConfig,
+    BrokerListener,
+    CarrierName,
+    CarrierSettings,
+    Engine,
+    Snapshot,
+    raise_soft_descriptors,
+)
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
 from fourtuple.registry import Registry
 from fourtuple.tuples import Endpoint
 
-BUFFER_BYTES = 16_384
+BUFFER_BYTES = 32_768
 """Bulk moves in pieces of this size; an idle connection has none."""
-BUFFER_CHUNKS = 4_096
+BUFFER_CHUNKS = 2_048
 """Made as needed. A service that reads nothing keeps a buffer or two per connection, and must not starve others."""
 _GLANCE_S = 0.2
 
@@ -68,6 +76,7 @@ def running(
             ledger_every=ledger_every,
         )
         settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
+        raise_soft_descriptors()
         with Engine.start(config, carrier, workers, settings) as engine:
             yield engine
 

@@ -10,7 +10,7 @@
 //!
 //! Listeners are level-triggered: accept() that finds an empty queue costs as much as one that does not (do_accept() makes
 //! the file first), and twenty times an epoll_wait() that says so. So one connection is taken per turn, and when there is
-//! another in the next turn, as many as the kernel then says that there are.
+//! another in the next turn, as many as the kernel then says that there are, which is asked every second time at most.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -47,6 +47,8 @@ const EDGES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 pub struct Epoll {
     capacity: u32,
     clock: Clock,
+    /// What cores are told; looked up once per connection read and per round, not per event.
+    now: Instant,
     poller: Poller,
     wake: Wake,
     messenger: Messenger,
@@ -76,8 +78,8 @@ pub struct Epoll {
 
 struct Listening {
     socket: OwnedFd,
-    /// The turn in which it last had a connection.
-    last_turn: u64,
+    /// The turn after which it is asked how many connections it has, if it has one.
+    asked_after: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -121,6 +123,7 @@ const GONE: u16 = 1 << 13;
 const KIND_CONN: u64 = 0;
 const KIND_LISTENER: u64 = 1 << 48;
 const KIND_WAKE: u64 = 2 << 48;
+const KIND_SENDER: u64 = 4 << 48;
 
 impl Epoll {
     /// A carrier with nothing in it; `report` is where it counts.
@@ -137,6 +140,7 @@ impl Epoll {
         Ok(Epoll {
             capacity: settings.most_connections,
             clock: Clock::start(),
+            now: Instant(0),
             poller,
             wake: wake.clone(),
             messenger: Messenger::new(),
@@ -162,24 +166,17 @@ impl Epoll {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 256];
         core.start(self.clock.now(), outbox);
         loop {
-            let now = self.clock.now();
+            self.now = self.clock.now();
             self.count(outbox);
-            if !until.turn(core, now, outbox) || core.is_done() {
+            if !until.turn(core, self.now, outbox) || core.is_done() {
                 return Ok(());
-            }
-            if core.poll_timeout().is_some_and(|at| at <= now) {
-                core.handle_timeout(now, outbox);
             }
             self.accept(core, outbox);
             for _ in 0..ROUNDS {
-                self.obey(outbox);
-                // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
-                for _ in 0..self.happened.len() {
-                    if let Some(event) = self.happened.pop_front() {
-                        self.tell(core, event, outbox);
-                    }
+                if core.poll_timeout().is_some_and(|at| at <= self.now) {
+                    core.handle_timeout(self.now, outbox);
                 }
-                self.obey(outbox);
+                self.go_on(core, outbox);
                 self.read(core, outbox);
                 if self.happened.is_empty() && (self.readable.is_empty() || self.dry) {
                     break;
@@ -189,10 +186,23 @@ impl Epoll {
             self.counts.enters += 1;
             let count =
                 self.poller.wait(&mut events, nap).map_err(|error| CarrierError { what: "epoll_wait", error })?;
+            self.now = self.clock.now();
             for event in &events[..count] {
                 self.edge(core, event.u64, event.events as i32, outbox);
             }
         }
+    }
+
+    /// Do what is wanted, and tell what has come of it.
+    fn go_on(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
+        self.obey(outbox);
+        // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
+        for _ in 0..self.happened.len() {
+            if let Some(event) = self.happened.pop_front() {
+                self.tell(core, event, outbox);
+            }
+        }
+        self.obey(outbox);
     }
 
     /// How long to sleep if no edge comes.
@@ -304,9 +314,10 @@ impl Epoll {
                 Command::HandOff { conn, path, note } => {
                     if self.is_open(conn) {
                         let fd = self.conns[conn.index as usize].fd;
-                        let (buffers, now) = (&outbox.buffers, self.clock.now());
+                        let (buffers, now) = (&outbox.buffers, self.now);
                         let (path, note) = (buffers.bytes(&path), buffers.bytes(&note));
-                        let event = match self.messenger.hand_off(fd, path, note, now) {
+                        let room = (&self.poller, KIND_SENDER);
+                        let event = match self.messenger.hand_off(conn, fd, (path, note), now, room) {
                             Ok(()) => {
                                 let entry = &mut self.conns[conn.index as usize];
                                 if entry.flags & WATCHED != 0 {
@@ -339,7 +350,7 @@ impl Epoll {
         if accept {
             self.watch_listener(listener, &socket).map_err(|error| (Step::Accept, error))?;
         }
-        self.listeners.insert(listener.0, Listening { socket, last_turn: 0 });
+        self.listeners.insert(listener.0, Listening { socket, asked_after: 0 });
         Ok(local)
     }
 
@@ -460,6 +471,12 @@ impl Epoll {
         if data == KIND_WAKE {
             return self.wake.silence();
         }
+        if data & KIND_SENDER != 0 {
+            if let Some(conn) = self.messenger.roomy(data as u32) {
+                self.happened.push_back(Event::Roomy { conn });
+            }
+            return;
+        }
         if data & KIND_LISTENER != 0 {
             return self.acceptable.push_back(ListenerId(data as u32));
         }
@@ -555,6 +572,7 @@ impl Epoll {
             if entry.flags & (OPEN | PAUSED | ENDED | CLOSING) != OPEN {
                 continue;
             }
+            self.now = self.clock.now();
             if !self.read_one(core, place, outbox) {
                 // No buffer: the rest waits as well.
                 self.dry = true;
@@ -577,6 +595,9 @@ impl Epoll {
             return self.read_datagrams(core, conn, fd, outbox);
         }
         for _ in 0..READ_BATCH {
+            if !self.is_open(conn) || self.conns[place as usize].flags & (PAUSED | ENDED) != 0 {
+                return true;
+            }
             let Some(mut buf) = outbox.buffers.take() else { return false };
             match sys::receive(fd, outbox.buffers.memory(&buf)) {
                 Ok(0) => {
@@ -597,6 +618,8 @@ impl Epoll {
                         self.rest(conn);
                         return true;
                     }
+                    // What is passed on goes before more comes, from a warm cache and without a queue.
+                    self.go_on(core, outbox);
                 }
                 Err(error) => {
                     outbox.buffers.release(buf);
@@ -678,7 +701,7 @@ impl Epoll {
     }
 
     fn accept(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
-        if !self.resting.is_empty() && self.clock.now() >= self.accept_at {
+        if !self.resting.is_empty() && self.now >= self.accept_at {
             for listener in std::mem::take(&mut self.resting) {
                 let Some(entry) = self.listeners.get(&listener.0) else { continue };
                 if self.watch_listener(listener, &entry.socket).is_err() {
@@ -699,15 +722,20 @@ impl Epoll {
 
     fn rest_listener(&mut self, listener: ListenerId) {
         self.resting.push(listener);
-        self.accept_at = self.clock.now().after(ACCEPT_PAUSE);
+        self.accept_at = self.now.after(ACCEPT_PAUSE);
     }
 
     /// Accept this turn's share.
     fn accept_some(&mut self, core: &mut dyn Core, listener: ListenerId, outbox: &mut Outbox) -> Result<(), Errno> {
         let turn = self.counts.enters;
         let Some(entry) = self.listeners.get_mut(&listener.0) else { return Ok(()) };
-        let is_next = std::mem::replace(&mut entry.last_turn, turn) + 1 == turn;
-        let batch = if is_next { sys::accept_queue(&entry.socket).clamp(1, ACCEPT_BATCH) } else { 1 };
+        let batch = match entry.asked_after + 1 == turn {
+            true => sys::accept_queue(&entry.socket).clamp(1, ACCEPT_BATCH),
+            false => {
+                entry.asked_after = turn;
+                1
+            }
+        };
         for _ in 0..batch {
             if self.free.is_empty() && self.conns.len() as u32 == self.capacity {
                 // As with a full descriptor table: the connection stays in the queue.
@@ -736,7 +764,7 @@ impl Epoll {
             Event::Closed { conn } => Some(conn.index),
             _ => None,
         };
-        core.handle(event, self.clock.now(), outbox);
+        core.handle(event, self.now, outbox);
         if let Some(place) = closed {
             self.retire(place);
         }

@@ -25,7 +25,8 @@
 //!    comes again when more has come; nothing comes again for the same bytes alone, unless `Peek` is said again.
 //! 10. `HandOff` is answered once, by `HandedOff` or `HandOffFailed`, unless the connection is closed first. After
 //!     `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
-//!     then says nothing to the peer. After `HandOffFailed` the connection is what it was.
+//!     then says nothing to the peer. After `HandOffFailed` the connection is what it was. If that was for want of room
+//!     (EAGAIN), `Roomy` may follow when there is some; a carrier need not know, so a core tries again by itself, too.
 //! 11. `Shutdown` sends FIN behind everything sent before; receiving goes on.
 
 use std::net::SocketAddr;
@@ -282,6 +283,11 @@ pub enum Event {
         conn: ConnId,
         /// Why; `EAGAIN` is a full queue.
         error: Errno,
+    },
+    /// Where there was no room for this connection, there may be some now.
+    Roomy {
+        /// Which connection.
+        conn: ConnId,
     },
     /// Somebody outside wants something.
     Ordered(Order),

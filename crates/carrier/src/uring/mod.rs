@@ -129,6 +129,7 @@ impl Uring {
             thirsty: VecDeque::new(),
             listeners: Vec::new(),
             accepts: Accepts::default(),
+            polls_first: true,
             acceptless: VecDeque::new(),
             accept_at: Instant(0),
             happened: VecDeque::new(),
@@ -152,8 +153,9 @@ impl Carrier for Uring {
     }
 }
 
-/// What the wake's epoll item stands for; the rings' items are their numbers.
+/// What the wake's epoll item stands for; a sender's is its number with this bit, and a ring's its number.
 const WAKE: u64 = u64::MAX;
+const SENDER: u64 = 1 << 48;
 
 struct Machine {
     /// Slots over all rings, at most.
@@ -185,6 +187,8 @@ struct Machine {
     listeners: Vec<Listening>,
     /// Dropped after the rings, which write to it.
     accepts: Accepts,
+    /// Whether the kernel knows accepts that wait before they try; taken back when it says that it does not.
+    polls_first: bool,
     /// Listeners that want to accept and could not: no slot, or a pause.
     acceptless: VecDeque<u32>,
     accept_at: Instant,
@@ -223,8 +227,15 @@ impl Machine {
                     .poller
                     .wait(&mut events, self.nap(core))
                     .map_err(|error| CarrierError { what: "epoll_wait", error })?;
-                if events[..woken].iter().any(|event| event.u64 == WAKE) {
-                    self.wake.silence();
+                for &libc::epoll_event { u64: data, .. } in &events[..woken] {
+                    match data {
+                        WAKE => self.wake.silence(),
+                        _ if data & SENDER != 0 => {
+                            let roomy = self.messenger.roomy(data as u32);
+                            self.happened.extend(roomy.map(|conn| Event::Roomy { conn }));
+                        }
+                        _ => {}
+                    }
                 }
             }
         }
@@ -431,7 +442,8 @@ impl Machine {
                 self.attempts.remove(&ticket);
                 match completion.outcome() {
                     Ok(_) => {
-                        let conn = self.begin(ring, slot)?;
+                        let conn = self.begin(ring, slot);
+                        self.watch(ring, slot)?;
                         core.handle(Event::Connected { ticket, conn }, now, outbox);
                     }
                     Err(error) => {
@@ -463,12 +475,11 @@ impl Machine {
         Ok(())
     }
 
-    /// The socket in the slot is a connection from now on.
-    fn begin(&mut self, ring: usize, slot: u16) -> Result<ConnId, CarrierError> {
+    /// The socket in the slot is a connection from now on; nobody watches it yet.
+    fn begin(&mut self, ring: usize, slot: u16) -> ConnId {
         let flags = self.flags_mut(ring, slot);
         *flags = *flags & DATAGRAM | OPEN;
-        self.watch(ring, slot)?;
-        Ok(ConnId { index: self.place(ring, slot), generation: self.rings[ring].conns[usize::from(slot)].generation })
+        ConnId { index: self.place(ring, slot), generation: self.rings[ring].conns[usize::from(slot)].generation }
     }
 
     /// The connection is broken; or, if it carries datagrams, disturbed.

@@ -459,6 +459,13 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.undelivered(id, error, now, outbox);
     }
 
+    /// Whoever is the first in the connection's line may try again.
+    fn roomy(&mut self, conn: ConnId) {
+        if let Some((id, CLIENT)) = self.find(conn, State::Delivering) {
+            self.waits.try_first(self.sessions[id as usize].service - 1);
+        }
+    }
+
     // ---- ends -------------------------------------------------------------------------------------------------------
 
     /// Nothing more is done for the connection than closing what is open of it.
@@ -632,6 +639,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::ConnectFailed { ticket, step, error } => self.connect_failed(ticket, step, error, now, outbox),
             Event::HandedOff { conn } => self.handed_off(conn, outbox),
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
+            Event::Roomy { conn } => self.roomy(conn),
             Event::Received { conn, buf } => self.received(conn, buf, outbox),
             Event::Sent { conn } => self.sent(conn, outbox),
             Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),

@@ -139,10 +139,19 @@ impl<M: Default> Waits<M> {
         // Deadlines mostly come in the order of the line, so it is mostly the first.
         let at = line.iter().position(|&other| other == place);
         at.map(|at| line.remove(at));
-        match line.front().copied() {
-            None => drop(self.lines.remove(&service)),
-            Some(first) if at == Some(0) => self.set_due(first, Some(Instant(0))),
-            Some(_) => {}
+        if line.is_empty() {
+            self.lines.remove(&service);
+        } else if at == Some(0) {
+            self.try_first(service);
+        }
+    }
+
+    /// The first in the service's line is due at once, unless it is being delivered.
+    pub(super) fn try_first(&mut self, service: u32) {
+        if let Some(&first) = self.lines.get(&service).and_then(VecDeque::front)
+            && self.places[first as usize].is_due()
+        {
+            self.set_due(first, Some(Instant(0)));
         }
     }
 
