@@ -110,8 +110,9 @@ fn postgres_promises() {
     let header = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 5432\r\n";
     let tls = Sniffer::new([Protocol::Postgres]).with_prelude(Prelude::Allowed);
     let plain = tls.with_postgres_tls(false);
+    type Case<'a> = (&'a Sniffer<'a>, &'a [&'a [u8]], Option<(&'a [u8], u8)>);
     let promise: Option<(&[u8], u8)> = Some((&TLS, b'S'));
-    let cases: &[(&Sniffer<'_>, &[&[u8]], Option<(&[u8], u8)>)] = &[
+    let cases: &[Case<'_>] = &[
         (&tls, &[&TLS, &hello], promise),
         (&tls, &[&GSS, &TLS, &hello], promise),
         (&tls, &[&GSS, &login], None),
