@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from fourtuple.preload import LIBRARY
 from tests.netns.loading import program
 from tests.netns.test_serve import listens, needed, process, run, wait_for
 
@@ -35,6 +36,7 @@ class Clusters:
 
     ports: dict[str, int]
     certificate: Path
+    folder: Path
 
 
 def free_port() -> int:
@@ -48,6 +50,26 @@ def owned(path: Path) -> None:
         os.chown(entry, NOBODY, NOBODY)
 
 
+def copied(template: Path, data: Path) -> None:
+    shutil.copytree(template, data)
+    owned(data)
+    data.chmod(0o700)
+
+
+def nobody(folder: Path) -> list[str]:
+    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "env", f"HOME={folder}"]
+
+
+def server(folder: Path, name: str, port: int, *, tls: bool) -> list[str]:
+    """The command of a cluster."""
+    secrets = ("ssl=on", f"ssl_cert_file={folder}/cert", f"ssl_key_file={folder}/key") if tls else ()
+    settings = ("listen_addresses=127.0.0.1", f"port={port}", f"cluster_name={name}", "fsync=off",
+                "shared_buffers=16MB", "unix_socket_directories=", "max_wal_senders=0", "autovacuum=off",
+                "logging_collector=off", "log_min_messages=panic", *secrets)  # fmt: skip
+    options = [word for setting in settings for word in ("-c", setting)]
+    return [*nobody(folder), program("postgres"), "-D", str(folder / name), *options]
+
+
 @pytest.fixture(scope="module")
 def clusters() -> Iterator[Clusters]:
     needed("psql", "openssl")
@@ -55,7 +77,7 @@ def clusters() -> Iterator[Clusters]:
         pytest.skip("PostgreSQL's files are to be nobody's: that takes root")
     # Not below pytest's folder, which is root's alone.
     folder = Path(tempfile.mkdtemp(prefix="fourtuple-postgres-"))
-    as_nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "env", f"HOME={folder}")
+    as_nobody = nobody(folder)
     names = ",".join(f"DNS:{name}.pg.example.com" for name in CLUSTERS)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
@@ -74,22 +96,15 @@ def clusters() -> Iterator[Clusters]:
         ports = {}
         for name in CLUSTERS:
             data = folder / name
-            shutil.copytree(template, data)
-            owned(data)
-            data.chmod(0o700)
+            copied(Path(template), data)
             ports[name] = free_port()
-            tls = () if name == "bare" else ("ssl=on", f"ssl_cert_file={folder}/cert", f"ssl_key_file={folder}/key")
-            settings = ("listen_addresses=127.0.0.1", f"port={ports[name]}", f"cluster_name={name}", "fsync=off",
-                        "shared_buffers=16MB", "unix_socket_directories=", "max_wal_senders=0", "autovacuum=off",
-                        "logging_collector=off", "log_min_messages=panic", *tls)  # fmt: skip
-            options = [word for setting in settings for word in ("-c", setting)]
-            stack.enter_context(process(*as_nobody, program("postgres"), "-D", str(data), *options))
+            stack.enter_context(process(*server(folder, name, ports[name], tls=name != "bare")))
         for name, port in ports.items():
             wait_for(partial(answers, port))
             setup = f"create role alice superuser login; create database d_{name}"
             for statement in setup.split("; "):
                 run(*psql(port, "localhost", "disable", user="postgres", database="postgres"), "-c", statement)
-        yield Clusters(ports=ports, certificate=folder / "cert")
+        yield Clusters(ports=ports, certificate=folder / "cert", folder=folder)
 
 
 def answers(port: int) -> bool:
@@ -188,6 +203,41 @@ def test_a_listener_that_leaves_it_to_the_service_knows_the_protocol_alone(
     with broker(tmp_path, clusters, carrier, 'postgres_tls = "left"\n') as (port, _):
         assert asked(port, "one.pg.example.com", "require", database="d_two") == "two t"
         assert asked(port, "one.pg.example.com", "disable", database="d_one") == "one f"
+
+
+@CARRIERS
+def test_a_cluster_that_is_handed_its_clients(tmp_path: Path, clusters: Clusters, carrier: str) -> None:
+    """PostgreSQL, unchanged, with TLS that it negotiates itself, or none; before 17 not with a TLS that is promised."""
+    if subprocess.run([*nobody(clusters.folder), "test", "-r", LIBRARY], check=False).returncode != 0:
+        pytest.skip(f"nobody may not read {LIBRARY}")
+    copied(clusters.folder / "template", clusters.folder / "handed")
+    listener, path = f"127.0.0.1:{free_port()}", clusters.folder / "handed.socket"
+    daemon = server(clusters.folder, "handed", int(listener.rpartition(":")[2]), tls=True)
+    ports = {answer: free_port() for answer in ("left", "declined", "offered")}
+    listens_at = "".join(
+        f'[[listen]]\naddress = "127.0.0.1:{port}"\npostgres_tls = "{answer}"\n' for answer, port in ports.items()
+    )
+    file = tmp_path / "broker.toml"
+    file.write_text(
+        f'{listens_at}[[service]]\nname = "handed"\ntarget = "unix:{path}"\ndelivery = "handoff"\n'
+        '[[route]]\nprotocol = "postgres"\nto = "service:handed"\n'
+    )
+    run_it = [sys.executable, "-m", "fourtuple", "run", "--handoff", f"{listener}={path}", "--", *daemon]
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, clusters.folder / "handed")
+        stack.callback(path.unlink, missing_ok=True)
+        stack.enter_context(process(*run_it))
+        stack.enter_context(process(sys.executable, "-m", "fourtuple", "serve", "-c", str(file), "--carrier", carrier))
+        wait_for(lambda: path.exists() and all(map(listens, ports.values())))
+        wait_for(partial(answers, ports["left"]))
+        for answer, sslmode, said in (
+            ("left", "require", "handed t"),
+            ("left", "disable", "handed f"),
+            ("declined", "prefer", "handed f"),
+            ("offered", "disable", "handed f"),
+            ("offered", "prefer", "handed f"),
+        ):
+            assert asked(ports[answer], "localhost", sslmode) == said, (answer, sslmode)
 
 
 def test_what_comes_behind_the_request_before_its_answer_is_refused(tmp_path: Path, clusters: Clusters) -> None:
