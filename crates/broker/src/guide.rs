@@ -10,7 +10,7 @@ use std::time::Duration;
 use fourtuple_engine::ListenerId;
 use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
 use fourtuple_registry::{Name, Options, Outcome, Resolved, Seen, Store, Target};
-use fourtuple_sniff::{Protocol, Scratch, Sniffer, State, Verdict, proxy};
+use fourtuple_sniff::{Pattern, Protocol, Scratch, Sniffer, State, Verdict, proxy};
 
 /// Where a connection goes that nothing else matches.
 #[derive(Clone)]
@@ -21,40 +21,57 @@ pub enum Fallback {
     Target(Target),
 }
 
+/// What is looked for in the connections of one listener, and who gets the rest.
+#[derive(Clone)]
+pub struct Looking {
+    sniffer: Sniffer<'static>,
+    patterns: Vec<Pattern>,
+    /// Of the patterns, as a route has them.
+    names: Vec<String>,
+    fallback: Option<Fallback>,
+}
+
 /// Sniffers and registry of one worker.
 pub struct BrokerGuide {
     store: Arc<Store>,
-    sniffer: Sniffer<'static>,
     scratch: Box<Scratch>,
     alpn: Vec<u8>,
     /// By listener.
-    fallbacks: Vec<Option<Fallback>>,
+    looking: Vec<Looking>,
+}
+
+impl Looking {
+    /// Look for these protocols and patterns; a pattern's name is what a route says of it.
+    pub fn new(
+        protocols: impl IntoIterator<Item = Protocol>,
+        patterns: impl IntoIterator<Item = (String, Pattern)>,
+        fallback: Option<Fallback>,
+    ) -> Looking {
+        let (names, patterns): (Vec<_>, Vec<_>) = patterns.into_iter().unzip();
+        let asked_last = (!patterns.is_empty()).then_some(Protocol::Pattern);
+        Looking { sniffer: Sniffer::new(protocols.into_iter().chain(asked_last)), patterns, names, fallback }
+    }
 }
 
 impl BrokerGuide {
-    /// A guide that enables these protocols; `fallbacks` by listener.
-    pub fn new(
-        store: Arc<Store>,
-        protocols: impl IntoIterator<Item = Protocol>,
-        fallbacks: Vec<Option<Fallback>>,
-    ) -> BrokerGuide {
-        let sniffer = Sniffer::new(protocols);
-        BrokerGuide { store, sniffer, scratch: Box::new(Scratch::new()), alpn: Vec::new(), fallbacks }
+    /// A guide with what each listener looks for.
+    pub fn new(store: Arc<Store>, looking: Vec<Looking>) -> BrokerGuide {
+        BrokerGuide { store, scratch: Box::new(Scratch::new()), alpn: Vec::new(), looking }
     }
 
     /// Bytes that it may ask for.
     pub fn bound(&self) -> usize {
-        self.sniffer.bound()
+        self.looking.iter().map(|looking| looking.sniffer.bound()).max().unwrap_or(0)
     }
 
     fn fall_back(&self, listener: ListenerId, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
-        match self.fallbacks.get(listener.0 as usize) {
-            Some(Some(Fallback::Target(target))) => {
+        match &self.looking[listener.0 as usize].fallback {
+            Some(Fallback::Target(target)) => {
                 let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options::default());
                 choose(Resolved { service: None, target: target.clone(), delivery, options }, shown, chosen);
                 Guidance::Found
             }
-            Some(Some(Fallback::Service(name))) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
+            Some(Fallback::Service(name)) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
                 Ok(Some(found)) => {
                     let fourtuple_registry::Service { name, target, delivery, options, .. } = found;
                     choose(Resolved { service: Some(name), target, delivery, options }, shown, chosen);
@@ -62,7 +79,7 @@ impl BrokerGuide {
                 }
                 Ok(None) | Err(_) => Guidance::NoRoute,
             },
-            _ => Guidance::NoRoute,
+            None => Guidance::NoRoute,
         }
     }
 }
@@ -74,7 +91,8 @@ impl Guide for BrokerGuide {
         let (source, destination) = shown.names.unzip();
         let mut seen = Seen { source, destination, ..Seen::default() };
         self.alpn.clear();
-        match self.sniffer.sniff(memory, shown.bytes, &mut self.scratch) {
+        let Looking { sniffer, patterns, names, .. } = &self.looking[shown.listener.0 as usize];
+        match sniffer.with_patterns(patterns).sniff(memory, shown.bytes, &mut self.scratch) {
             // Silence: whoever waits for the other side to speak first.
             Verdict::More(_) if shown.last && shown.bytes.is_empty() => seen.protocol = Some("unknown"),
             Verdict::More(_) => return Guidance::More,
@@ -97,7 +115,7 @@ impl Guide for BrokerGuide {
                 seen.wide_port = found.number;
                 seen.protocol = Some(match found.protocol {
                     Protocol::Http => "http1",
-                    Protocol::Pattern => "unknown",
+                    Protocol::Pattern => &names[usize::from(found.pattern.unwrap_or_default())],
                     other => other.probe().name,
                 });
                 (seen.user, seen.database, seen.client) = (found.user, found.database, found.client);
@@ -172,9 +190,17 @@ mod tests {
         let (delivery, options) =
             (fourtuple_registry::Delivery::Relay, Options { proxy: Some(1), ..Options::default() });
         let to = "tcp:127.0.0.1:22".to_owned();
-        store.add_routes(&[Route { conditions, to, delivery, options }], true).unwrap();
+        let ssh = Route { conditions, to, delivery, options };
+        let conditions = Conditions::checked([("protocol", "pattern:two")]).unwrap();
+        let (to, options) = ("unix:/run/two".to_owned(), Options::default());
+        store.add_routes(&[ssh, Route { conditions, to, delivery, options }], true).unwrap();
         let fallback = Some(Fallback::Service(Box::new(Name::parse(b"other").unwrap())));
-        BrokerGuide::new(store, [Protocol::Tls, Protocol::Http, Protocol::Ssh], vec![fallback, None])
+        let protocols = [Protocol::Tls, Protocol::Http, Protocol::Ssh];
+        let patterns = [("pattern:one", &b"\x00one"[..]), ("pattern:two", b"\x00two")]
+            .map(|(name, bytes)| (name.to_owned(), Pattern::new(2, bytes).unwrap()));
+        let looking =
+            [Looking::new(protocols, [], fallback), Looking::new(protocols, [], None), Looking::new([], patterns, None)];
+        BrokerGuide::new(store, looking.into())
     }
 
     fn asked(guide: &mut BrokerGuide, listener: u32, bytes: &[u8], last: bool) -> (Guidance, Chosen) {
@@ -204,6 +230,22 @@ mod tests {
             let (guidance, chosen) = asked(&mut guide, 0, bytes, true);
             assert_eq!((guidance, chosen.address), (Guidance::Found, Address::Unix(b"\0other".to_vec())), "{bytes:?}");
             assert_eq!(asked(&mut guide, 1, bytes, true).0, Guidance::NoRoute);
+        }
+    }
+
+    #[test]
+    fn each_listener_looks_for_its_own() {
+        let folder = crate::Folder::new();
+        let mut guide = guide(&folder);
+        let (guidance, chosen) = asked(&mut guide, 2, b"..\x00two", false);
+        assert_eq!((guidance, chosen.address), (Guidance::Found, Address::Unix(b"/run/two".to_vec())));
+        for (listener, bytes, expected) in [
+            (2, &b"..\x00one"[..], Guidance::NoRoute),
+            (2, b"..\x00", Guidance::More),
+            (2, b"SSH-2.0-x\r\n", Guidance::NoRoute),
+            (1, b"..\x00two", Guidance::NoRoute),
+        ] {
+            assert_eq!(asked(&mut guide, listener, bytes, true).0, expected, "{listener}: {}", bytes.escape_ascii());
         }
     }
 

@@ -4,9 +4,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking};
 use fourtuple_carrier::{CarrierKind, CarrierSettings};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
@@ -16,12 +17,13 @@ use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
 use fourtuple_engine::speech::Tokens;
 use fourtuple_engine::{Core, Order, SourceChoice, Transport};
-use fourtuple_registry::{Name, Store, Target};
-use fourtuple_sniff::{PROBES, Protocol};
+use fourtuple_registry::{Name, PATTERN, Store, Target};
+use fourtuple_sniff::{PROBES, Pattern, Protocol};
 use fourtuple_tls::{Client, Secured, Settings};
 use pyo3::prelude::*;
 
 use crate::failure::{BadConfig, unregistered};
+use crate::registry::Registry;
 
 /// From this many listeners on, workers share them out instead of each listening on all.
 const MANY_LISTENERS: usize = 1_000;
@@ -102,8 +104,7 @@ pub(crate) struct EchoRequest {
 #[derive(FromPyObject)]
 pub(crate) struct BrokerRequest {
     listeners: Vec<ListenerRequest>,
-    store: PathBuf,
-    protocols: Vec<String>,
+    store: StoreRequest,
     backlog: u32,
     #[pyo3(from_py_with = seconds)]
     delivery_timeout_s: Duration,
@@ -114,6 +115,13 @@ pub(crate) struct BrokerRequest {
     ledger_every: u32,
 }
 
+/// A registry that is open, or the folder of one.
+#[derive(FromPyObject)]
+enum StoreRequest {
+    Open(Py<Registry>),
+    At(PathBuf),
+}
+
 /// `fourtuple.engine.BrokerListener`.
 #[derive(FromPyObject)]
 struct ListenerRequest {
@@ -121,6 +129,16 @@ struct ListenerRequest {
     #[pyo3(from_py_with = seconds)]
     sniff_timeout_s: Duration,
     default: Option<String>,
+    protocols: Vec<String>,
+    patterns: Vec<PatternRequest>,
+}
+
+/// `fourtuple.engine.BytePattern`.
+#[derive(FromPyObject)]
+struct PatternRequest {
+    name: String,
+    offset: u16,
+    bytes: Vec<u8>,
 }
 
 /// `fourtuple.tuples.TupleSpace`, a product of four sets.
@@ -287,11 +305,8 @@ impl EchoRequest {
 
 impl BrokerRequest {
     fn core(&self, worker: u32, workers: u32) -> PyResult<Box<dyn Core>> {
-        let refused = |error: fourtuple_registry::Error| unregistered(&error);
-        let store = Store::open(&self.store, false, None).map_err(refused)?;
-        let fallbacks = self.listeners.iter().map(|listener| listener.fallback().map_err(refused));
-        let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
-        let guide = BrokerGuide::new(store, protocols, fallbacks.collect::<PyResult<_>>()?);
+        let looking = self.listeners.iter().map(ListenerRequest::looking);
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
@@ -315,13 +330,36 @@ impl BrokerRequest {
     }
 }
 
+impl StoreRequest {
+    fn opened(&self) -> PyResult<Arc<Store>> {
+        match self {
+            StoreRequest::Open(registry) => registry.get().opened(),
+            StoreRequest::At(path) => Store::open(path, false, None).map_err(|error| unregistered(&error)),
+        }
+    }
+}
+
 impl ListenerRequest {
+    fn looking(&self) -> PyResult<Looking> {
+        let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
+        let patterns = self.patterns.iter().map(PatternRequest::pattern).collect::<PyResult<Vec<_>>>()?;
+        Ok(Looking::new(protocols, patterns, self.fallback().map_err(|error| unregistered(&error))?))
+    }
+
     fn fallback(&self) -> Result<Option<Fallback>, fourtuple_registry::Error> {
         let Some(text) = &self.default else { return Ok(None) };
         Ok(Some(match text.strip_prefix("service:") {
             Some(name) => Fallback::Service(Box::new(Name::checked("default", name)?)),
             None => Fallback::Target(Target::checked("default", text)?),
         }))
+    }
+}
+
+impl PatternRequest {
+    fn pattern(&self) -> PyResult<(String, Pattern)> {
+        let pattern = Pattern::new(self.offset, &self.bytes);
+        let refused = || BadConfig::new_err(("pattern", format!("{:?} has no bytes, or too many", self.name)));
+        Ok((format!("{PATTERN}{}", self.name), pattern.ok_or_else(refused)?))
     }
 }
 
