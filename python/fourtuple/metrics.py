@@ -60,7 +60,7 @@ COUNTERS = (
     Counter("delivering_now", "connections", "connections that a broker is bringing to their service"),
     Counter("relaying_now", "connections", "connections between whose two ends a broker carries bytes"),
     Counter(
-        "delivery_retries", "deliveries", "deliveries tried again because the service was absent or its backlog full"
+        "delivery_retries", "deliveries", "deliveries tried again because the service was absent or its queue full"
     ),
     Counter("ended_handed_off", "connections", "ended: the service was given the socket itself"),
     Counter("ended_relayed", "connections", "ended: relayed, and both sides said that they were done"),
@@ -83,7 +83,7 @@ COUNTERS = (
     Counter(
         "ended_service_full",
         "connections",
-        "ended: the service's backlog was full, or its connect did not come about, until the deadline",
+        "ended: the service's queue was full, or its connect did not come about, until the deadline",
     ),
     Counter("ended_service_unreachable", "connections", "ended: the service could not be reached for another reason"),
     Counter("ended_over_total", "connections", "ended: more connections than may be open at once"),

@@ -17,7 +17,7 @@ use fourtuple_engine::{
     SourceChoice, Step, Target, Transport, Until,
 };
 
-use crate::sys::{self, Clock, Poller, Wake};
+use crate::sys::{self, Clock, Messenger, Poller, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
 /// After accept() failed for want of something, it is left alone for so long.
@@ -40,6 +40,7 @@ pub struct Epoll {
     clock: Clock,
     poller: Poller,
     wake: Wake,
+    messenger: Messenger,
     counts: CarrierReport,
     report: Rc<Cell<CarrierReport>>,
     conns: Vec<Conn>,
@@ -120,6 +121,7 @@ impl Epoll {
             clock: Clock::start(),
             poller,
             wake: wake.clone(),
+            messenger: Messenger::new(),
             counts: CarrierReport { rings: 1, ..CarrierReport::default() },
             report: Rc::clone(report),
             conns: Vec::new(),
@@ -279,7 +281,7 @@ impl Epoll {
                     if self.is_open(conn) {
                         let fd = self.conns[conn.index as usize].fd;
                         let buffers = &outbox.buffers;
-                        let event = match sys::hand_off(fd, buffers.bytes(&path), buffers.bytes(&note)) {
+                        let event = match self.messenger.hand_off(fd, buffers.bytes(&path), buffers.bytes(&note)) {
                             Ok(()) => {
                                 self.poller.remove(fd);
                                 self.conns[conn.index as usize].flags |= ENDED;

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -183,7 +183,7 @@ fn expected(said: &[u8]) -> Vec<u8> {
 }
 
 /// What came with a handed-off socket, and the socket.
-fn take_over(channel: &UnixStream) -> (Vec<u8>, TcpStream) {
+fn take_over(door: &UnixDatagram) -> (Vec<u8>, TcpStream) {
     let mut memory = [0u8; note::MOST_BYTES];
     let mut control = [MaybeUninit::<libc::cmsghdr>::zeroed(); 4];
     let mut bytes = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
@@ -194,7 +194,7 @@ fn take_over(channel: &UnixStream) -> (Vec<u8>, TcpStream) {
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control) as _;
     // SAFETY: `message` names memory that lives through the call.
-    let count = unsafe { libc::recvmsg(channel.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = unsafe { libc::recvmsg(door.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     // SAFETY: the kernel has filled the control memory; its first header is looked at only if it is whole.
     let socket = unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
@@ -208,14 +208,13 @@ fn take_over(channel: &UnixStream) -> (Vec<u8>, TcpStream) {
 fn a_socket_is_handed_over_with_its_bytes_unread() {
     for kind in KERNELS {
         let path = path();
-        let listener = UnixListener::bind(&path).unwrap();
+        let door = UnixDatagram::bind(&path).unwrap();
         let names = Names(vec![("shop", Delivery::HandOff, unix(&path))]);
         let broker = Running::start(kind, config(), names);
         for round in 0..3 {
             let mut client = broker.client();
             client.write_all(b"shop\nhello").unwrap();
-            let (channel, _) = listener.accept().unwrap();
-            let (note, mut socket) = take_over(&channel);
+            let (note, mut socket) = take_over(&door);
             let mut expected_note = [0; note::MOST_BYTES];
             let names = Some((client.local_addr().unwrap(), client.peer_addr().unwrap()));
             let length = note::write(&mut expected_note, names, 10, "shop", "shop");
@@ -334,13 +333,14 @@ fn an_absent_service_is_waited_for_and_delays_nobody() {
             let service = unix_service(&well, 1);
             assert_eq!(ask(broker.client(), b"well\n"), expected(b"well\n"), "{kind:?} {delivery:?}");
             service.join().unwrap();
-            let listener = UnixListener::bind(&late).unwrap();
-            let (mut channel, _) = listener.accept().unwrap();
             let mut heard = [0; 5];
             match delivery {
-                Delivery::Relay => channel.read_exact(&mut heard).unwrap(),
+                Delivery::Relay => {
+                    let listener = UnixListener::bind(&late).unwrap();
+                    listener.accept().unwrap().0.read_exact(&mut heard).unwrap();
+                }
                 Delivery::HandOff => {
-                    let mut socket = take_over(&channel).1;
+                    let mut socket = take_over(&UnixDatagram::bind(&late).unwrap()).1;
                     socket.set_nonblocking(false).unwrap();
                     socket.read_exact(&mut heard).unwrap();
                 }
@@ -355,21 +355,26 @@ fn an_absent_service_is_waited_for_and_delays_nobody() {
 }
 
 #[test]
-fn a_full_backlog_is_waited_for() {
+fn a_full_queue_is_waited_for_and_delays_nobody() {
     for kind in KERNELS {
-        let path = path();
-        let listener = UnixListener::bind(&path).unwrap();
-        // SAFETY: no pointers. A second listen() changes the backlog; one connection more than it says is let in.
-        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
-        let broker = Running::start(kind, config(), Names(vec![("full", Delivery::HandOff, unix(&path))]));
-        let mut clients: Vec<TcpStream> = (0..5).map(|_| broker.client()).collect();
-        clients.iter_mut().for_each(|client| client.write_all(b"full\n").unwrap());
-        broker.wait_for(Reason::HandedOff, 1);
-        wait(|| (broker.worker.published().report.count(Counter::DeliveryRetries) > 4).then_some(()));
-        for _ in 0..5 {
-            drop(take_over(&listener.accept().unwrap().0));
+        let (full, well) = (path(), path());
+        // net.unix.max_dgram_qlen is read when the socket is made; one message more than it says is let in.
+        let room: usize = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap().trim().parse().unwrap();
+        let clients = room + 20;
+        let door = UnixDatagram::bind(&full).unwrap();
+        let names = vec![("full", Delivery::HandOff, unix(&full)), ("well", Delivery::HandOff, unix(&well))];
+        let broker = Running::start(kind, config(), Names(names));
+        let mut waiting: Vec<TcpStream> = (0..clients).map(|_| broker.client()).collect();
+        waiting.iter_mut().for_each(|client| client.write_all(b"full\n").unwrap());
+        broker.wait_for(Reason::HandedOff, room as u64 + 1);
+        let other = UnixDatagram::bind(&well).unwrap();
+        broker.client().write_all(b"well\n").unwrap();
+        drop(take_over(&other));
+        assert_eq!(broker.worker.published().report.count(Counter::Delivering), 19, "{kind:?}");
+        for _ in 0..clients {
+            drop(take_over(&door));
         }
-        broker.wait_for(Reason::HandedOff, 5);
+        broker.wait_for(Reason::HandedOff, clients as u64 + 1);
         broker.end();
     }
 }

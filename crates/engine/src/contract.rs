@@ -274,7 +274,7 @@ pub enum Event {
     HandOffFailed {
         /// Which connection.
         conn: ConnId,
-        /// Why; `EAGAIN` is a full backlog.
+        /// Why; `EAGAIN` is a full queue.
         error: Errno,
     },
     /// Somebody outside wants something.
@@ -389,7 +389,7 @@ pub enum Command {
         /// Which connection.
         conn: ConnId,
     },
-    /// Give the socket itself, with a note, to whoever listens at `path`; answered by `HandedOff` or `HandOffFailed`.
+    /// Give the socket itself, with a note, to whoever is bound to `path`; answered by `HandedOff` or `HandOffFailed`.
     HandOff {
         /// Which connection.
         conn: ConnId,

@@ -79,7 +79,7 @@ counters! {
     Delivering = "delivering_now", "connections";
     /// connections between whose two ends a broker carries bytes
     Relaying = "relaying_now", "connections";
-    /// deliveries tried again because the service was absent or its backlog full
+    /// deliveries tried again because the service was absent or its queue full
     DeliveryRetries = "delivery_retries", "deliveries";
     /// ended: the service was given the socket itself
     HandedOff = "ended_handed_off", "connections";
@@ -101,7 +101,7 @@ counters! {
     Garbage = "ended_garbage", "connections";
     /// ended: the service was absent until the deadline
     ServiceAbsent = "ended_service_absent", "connections";
-    /// ended: the service's backlog was full, or its connect did not come about, until the deadline
+    /// ended: the service's queue was full, or its connect did not come about, until the deadline
     ServiceFull = "ended_service_full", "connections";
     /// ended: the service could not be reached for another reason
     ServiceUnreachable = "ended_service_unreachable", "connections";

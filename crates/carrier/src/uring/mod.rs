@@ -38,7 +38,7 @@ use self::bytes::{Transfer, Transfers, Way};
 use self::making::{CONNECT_BATCH, Listening, Request};
 pub use self::probe::{UringAbilities, probe_uring};
 use self::ring::{Completion, Operation, Ring, user_data};
-use crate::sys::{self, Clock, Poller, Wake};
+use crate::sys::{self, Clock, Messenger, Poller, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
 /// Most slots of one ring: what a slot's number has room for in an operation's name, with one bit to spare.
@@ -113,6 +113,7 @@ impl Uring {
             clock: Clock::start(),
             poller,
             wake: wake.clone(),
+            messenger: Messenger::new(),
             counts: CarrierReport::default(),
             report: Rc::clone(report),
             rings: Vec::new(),
@@ -158,6 +159,7 @@ struct Machine {
     clock: Clock,
     poller: Poller,
     wake: Wake,
+    messenger: Messenger,
     counts: CarrierReport,
     report: Rc<Cell<CarrierReport>>,
     rings: Vec<Ring>,
