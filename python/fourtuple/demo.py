@@ -1,8 +1,8 @@
 """A demonstration: any number of services, each with a page of its own, behind one port.
 
-Decides what the services are called, what their pages say, and that nothing of it outlives whoever began it: the process
-that serves the pages makes the one socket file and its folder, and takes both away when its standard input ends, so also
-after SIGKILL. Knows no broker; what one needs of it is a registry and the path of that socket.
+Decides what the services are called, what their pages say, and that nothing of it outlives whoever began it: the
+process that serves the pages makes the one socket file and its folder, and takes both away when its standard input
+ends, so also after SIGKILL. Knows no broker; what one needs of it is a registry and the path of that socket.
 """
 
 from __future__ import annotations

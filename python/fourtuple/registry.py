@@ -233,8 +233,8 @@ Sealed: TypeAlias = _core.Registry
 
 
 def sealed(services: Iterable[Service], routes: Iterable[Route]) -> Sealed:
-    """A registry of these services and routes in memory alone, for a `BrokerConfig`. Nobody can change it, and it is gone
-    with the process, however that ends."""
+    """A registry of these services and routes in memory alone, for a `BrokerConfig`. Nobody can change it, and it is
+    gone with the process, however that ends."""
     memory = os.memfd_create("fourtuple-services")
     try:
         path = f"/proc/self/fd/{memory}"

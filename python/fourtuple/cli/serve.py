@@ -27,7 +27,7 @@ from fourtuple.errors import BadConfig, EngineStopped
 if TYPE_CHECKING:
     from fourtuple.brokerfile import BrokerFile
     from fourtuple.demo import Pages
-    from fourtuple.engine import Engine, Snapshot
+    from fourtuple.engine import Snapshot
     from fourtuple.registry import Sealed
     from fourtuple.tuples import Endpoint
 
@@ -214,8 +214,6 @@ def _demonstration(
         endpoint = Endpoint.parse(listen or DEMO_LISTENS)
     except BadConfig as error:
         raise BadConfig("--listen", error.why) from None
-    if endpoint.port == 0:
-        raise BadConfig("--listen", "has port 0; one from 1 to 65535 is needed")
     near = endpoint
     if endpoint.address.is_unspecified:
         near = Endpoint(ip_address("::1" if endpoint.address.version == 6 else "127.0.0.1"), endpoint.port)
