@@ -228,8 +228,8 @@ def _check(console: Console, source: _Source, stopped: Callable[[], bool], as_js
     from fourtuple.demo import check
 
     assert source.demonstration is not None
-    services = source.demonstration.services
-    checked = check(source.demonstration.at, services, stopped)
+    services, pages = source.demonstration.services, source.demonstration.pages
+    checked = check(source.demonstration.at, services, lambda: stopped() or not pages.running)
     asked = checked.right + len(checked.wrong)
     rate_per_s = asked / checked.took_s
     if as_json:
