@@ -6,9 +6,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,32 @@ def process(
                     started.wait(PATIENCE_S)
                 except subprocess.TimeoutExpired:
                     started.kill()
+
+
+@contextmanager
+def echoing(path: Path) -> Iterator[None]:
+    """A service that says its name and the first bytes that it hears."""
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client, suppress(OSError):
+                client.settimeout(PATIENCE_S)
+                client.sendall(path.name.encode() + b" heard " + client.recv(4096))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE_S)
 
 
 def free_port() -> int:

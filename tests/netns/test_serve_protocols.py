@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.netns.brokering import PATIENCE_S, SERVE, free_port, get, listens, needed, process, run, said, wait_for
+from tests.netns.brokering import (
+    PATIENCE_S,
+    SERVE,
+    echoing,
+    free_port,
+    get,
+    listens,
+    needed,
+    process,
+    run,
+    said,
+    wait_for,
+)
 
 HELLO = bytes.fromhex("1603010200010001fc0303")
 """The beginning of a TLS hello, which asks for more."""
-
-
-@contextmanager
-def echoing(path: Path) -> Iterator[None]:
-    """A service that says its name and the first bytes that it hears."""
-
-    def serve(listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            with client, suppress(OSError):
-                client.settimeout(PATIENCE_S)
-                client.sendall(path.name.encode() + b" heard " + client.recv(4096))
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        thread = threading.Thread(target=serve, args=(listener,))
-        thread.start()
-        try:
-            yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(PATIENCE_S)
 
 
 @contextmanager

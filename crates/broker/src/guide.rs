@@ -198,8 +198,11 @@ mod tests {
         let protocols = [Protocol::Tls, Protocol::Http, Protocol::Ssh];
         let patterns = [("pattern:one", &b"\x00one"[..]), ("pattern:two", b"\x00two")]
             .map(|(name, bytes)| (name.to_owned(), Pattern::new(2, bytes).unwrap()));
-        let looking =
-            [Looking::new(protocols, [], fallback), Looking::new(protocols, [], None), Looking::new([], patterns, None)];
+        let looking = [
+            Looking::new(protocols, [], fallback),
+            Looking::new(protocols, [], None),
+            Looking::new([], patterns, None),
+        ];
         BrokerGuide::new(store, looking.into())
     }
 

@@ -200,10 +200,14 @@ impl Request {
             Request::Load(LoadRequest { tls: Some(tls), .. }) => Some(tls.client()?),
             _ => None,
         };
+        let mut ledgers = match self {
+            Request::Broker(broker) => broker.ledgers(workers)?.into_iter(),
+            _ => Vec::new().into_iter(),
+        };
         let core = |worker| match self {
             Request::Load(load) => Ok(load.core(worker, workers, client.clone())),
             Request::Echo(echo) => Ok(Box::new(EchoCore::new(echo.share(worker, workers))) as Box<dyn Core>),
-            Request::Broker(broker) => broker.core(worker, workers),
+            Request::Broker(broker) => broker.core(worker, workers, ledgers.next()),
         };
         (0..workers).map(core).collect()
     }
@@ -304,7 +308,7 @@ impl EchoRequest {
 }
 
 impl BrokerRequest {
-    fn core(&self, worker: u32, workers: u32) -> PyResult<Box<dyn Core>> {
+    fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<Box<dyn Core>> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
         let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
         let listen = self.listeners.iter().map(|listener| ListenAt {
@@ -323,10 +327,17 @@ impl BrokerRequest {
             most_per_source: each(self.most_per_source),
             most_per_service: each(self.most_per_service),
         };
-        let Some(path) = &self.ledger else { return Ok(Box::new(BrokerCore::new(config, guide, Unwritten))) };
-        let ledger = LedgerFile::append(path, self.ledger_every)
-            .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))?;
-        Ok(Box::new(BrokerCore::new(config, guide, ledger)))
+        Ok(match ledger {
+            Some(ledger) => Box::new(BrokerCore::new(config, guide, ledger)),
+            None => Box::new(BrokerCore::new(config, guide, Unwritten)),
+        })
+    }
+
+    /// One for each worker, or none at all.
+    fn ledgers(&self, workers: u32) -> PyResult<Vec<LedgerFile>> {
+        let Some(path) = &self.ledger else { return Ok(Vec::new()) };
+        LedgerFile::append(path, self.ledger_every, workers as usize)
+            .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))
     }
 }
 
