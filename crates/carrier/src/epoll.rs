@@ -4,7 +4,13 @@
 //! Decides when to try a system call again. Knows no core and no ring.
 //!
 //! Edge-triggered, so a connection costs one epoll_ctl in its life: what an edge said is kept in flags, and work that
-//! could not be finished in a turn (a long read, no buffer, an accept queue) waits in a queue for the next one.
+//! could not be finished in a turn (a long read, no buffer) waits in a queue for the next one. A new connection is read
+//! from before it is watched: one that is handed over or closed at once costs no epoll_ctl at all. Room to send is
+//! watched for only once a send has found none: a unix socket says so whenever its peer reads (unix_write_space()).
+//!
+//! Listeners are level-triggered: accept() that finds an empty queue costs as much as one that does not (do_accept() makes
+//! the file first), and twenty times an epoll_wait() that says so. So one connection is taken per turn, and when there is
+//! another in the next turn, as many as the kernel then says that there are.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -24,15 +30,18 @@ use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// When no buffer is free: those that come back do so with an edge, or because the core has thought again.
 const BUFFER_PAUSE: Duration = Duration::from_millis(1);
-/// Accepts per listener and turn.
-const ACCEPT_BATCH: usize = 64;
+/// Accepts per listener and turn, at most.
+const ACCEPT_BATCH: u32 = 64;
+/// How often, between two waits, what commands have led to is told and read: an accepted connection is handed over, or
+/// relayed and its first bytes with it, in one turn.
+const ROUNDS: usize = 4;
 /// Buffers read per connection and turn.
 const READ_BATCH: usize = 4;
 /// Connections read per turn.
 const READ_TURN: usize = 1024;
 
-/// What an edge may say about a connection.
-const EDGES: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+/// What is watched of a connection, with EPOLLOUT where somebody waits for room.
+const EDGES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 
 /// Connections on plain descriptors.
 pub struct Epoll {
@@ -51,9 +60,10 @@ pub struct Epoll {
     /// Sends that the kernel has not wholly taken, with the bytes that it has.
     sending: HashMap<u32, (Buf, usize)>,
     listeners: HashMap<u32, Listening>,
-    /// Listeners whose queue may hold a connection.
+    /// Listeners whose queue holds a connection.
     acceptable: VecDeque<ListenerId>,
-    /// Not before this.
+    /// Listeners that are not watched until `accept_at`, because accept() failed for want of something.
+    resting: Vec<ListenerId>,
     accept_at: Instant,
     /// Places whose socket may hold bytes.
     readable: VecDeque<u32>,
@@ -66,7 +76,8 @@ pub struct Epoll {
 
 struct Listening {
     socket: OwnedFd,
-    queued: bool,
+    /// The turn in which it last had a connection.
+    last_turn: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -98,6 +109,13 @@ const READABLE: u16 = 1 << 7;
 const DATAGRAM: u16 = 1 << 8;
 /// Bytes are shown, not taken.
 const PEEKING: u16 = 1 << 9;
+/// In the epoll set; with `WATCHED_OUT` for room to send, too.
+const WATCHED: u16 = 1 << 10;
+const WATCHED_OUT: u16 = 1 << 11;
+/// An edge said that there is an end or an error behind the bytes.
+const HUNG_UP: u16 = 1 << 12;
+/// An edge said that the peer receives no more, either.
+const GONE: u16 = 1 << 13;
 
 /// What an epoll item stands for: kind, generation, place or listener.
 const KIND_CONN: u64 = 0;
@@ -131,6 +149,7 @@ impl Epoll {
             sending: HashMap::new(),
             listeners: HashMap::new(),
             acceptable: VecDeque::new(),
+            resting: Vec::new(),
             accept_at: Instant(0),
             readable: VecDeque::new(),
             dry: false,
@@ -151,16 +170,21 @@ impl Epoll {
             if core.poll_timeout().is_some_and(|at| at <= now) {
                 core.handle_timeout(now, outbox);
             }
-            self.obey(outbox);
-            // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
-            for _ in 0..self.happened.len() {
-                if let Some(event) = self.happened.pop_front() {
-                    self.tell(core, event, outbox);
+            self.accept(core, outbox);
+            for _ in 0..ROUNDS {
+                self.obey(outbox);
+                // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
+                for _ in 0..self.happened.len() {
+                    if let Some(event) = self.happened.pop_front() {
+                        self.tell(core, event, outbox);
+                    }
+                }
+                self.obey(outbox);
+                self.read(core, outbox);
+                if self.happened.is_empty() && (self.readable.is_empty() || self.dry) {
+                    break;
                 }
             }
-            self.read(core, outbox);
-            self.accept(core, outbox);
-            self.obey(outbox);
             let nap = self.nap(core);
             self.counts.enters += 1;
             let count =
@@ -181,7 +205,7 @@ impl Epoll {
         if let Some(at) = core.poll_timeout() {
             nap = nap.min(at.since(now));
         }
-        if !self.acceptable.is_empty() {
+        if !self.resting.is_empty() {
             nap = nap.min(self.accept_at.since(now));
         }
         nap
@@ -248,11 +272,11 @@ impl Epoll {
                 Command::Unlisten { listener } => {
                     self.listeners.remove(&listener.0);
                 }
-                Command::Reach { ticket, target } => {
-                    if let Err((step, error)) = self.reach(ticket, target, &mut outbox.buffers) {
-                        self.happened.push_back(Event::ConnectFailed { ticket, step, error });
-                    }
-                }
+                Command::Reach { ticket, target } => match self.reach(ticket, target, &mut outbox.buffers) {
+                    Ok(None) => {}
+                    Ok(Some(conn)) => self.happened.push_back(Event::Connected { ticket, conn }),
+                    Err((step, error)) => self.happened.push_back(Event::ConnectFailed { ticket, step, error }),
+                },
                 Command::Name { conn } => {
                     if self.is_open(conn) {
                         let names = sys::names(self.conns[conn.index as usize].fd);
@@ -280,11 +304,15 @@ impl Epoll {
                 Command::HandOff { conn, path, note } => {
                     if self.is_open(conn) {
                         let fd = self.conns[conn.index as usize].fd;
-                        let buffers = &outbox.buffers;
-                        let event = match self.messenger.hand_off(fd, buffers.bytes(&path), buffers.bytes(&note)) {
+                        let (buffers, now) = (&outbox.buffers, self.clock.now());
+                        let (path, note) = (buffers.bytes(&path), buffers.bytes(&note));
+                        let event = match self.messenger.hand_off(fd, path, note, now) {
                             Ok(()) => {
-                                self.poller.remove(fd);
-                                self.conns[conn.index as usize].flags |= ENDED;
+                                let entry = &mut self.conns[conn.index as usize];
+                                if entry.flags & WATCHED != 0 {
+                                    self.poller.remove(fd);
+                                }
+                                entry.flags |= ENDED;
                                 Event::HandedOff { conn }
                             }
                             Err(error) => Event::HandOffFailed { conn, error },
@@ -309,12 +337,14 @@ impl Epoll {
     ) -> Result<std::net::SocketAddr, (Step, Errno)> {
         let (socket, local) = sys::listening(local, backlog, reuse_port, libc::SOCK_NONBLOCK)?;
         if accept {
-            self.poller
-                .add(socket.as_raw_fd(), libc::EPOLLIN | libc::EPOLLET, KIND_LISTENER | u64::from(listener.0))
-                .map_err(|error| (Step::Accept, error))?;
+            self.watch_listener(listener, &socket).map_err(|error| (Step::Accept, error))?;
         }
-        self.listeners.insert(listener.0, Listening { socket, queued: false });
+        self.listeners.insert(listener.0, Listening { socket, last_turn: 0 });
         Ok(local)
+    }
+
+    fn watch_listener(&self, listener: ListenerId, socket: &OwnedFd) -> Result<(), Errno> {
+        self.poller.add(socket.as_raw_fd(), libc::EPOLLIN, KIND_LISTENER | u64::from(listener.0))
     }
 
     fn connect(
@@ -337,28 +367,34 @@ impl Epoll {
     /// Connected at once or not, the first edge says so: epoll_ctl looks at the socket when it adds it.
     fn watch_attempt(&mut self, ticket: u32, socket: OwnedFd, flags: u16) -> Result<(), (Step, Errno)> {
         let place = self.settle(socket, flags).map_err(|error| (Step::Connect, error))?;
+        self.watch_or_drop(place, true).map_err(|error| (Step::Connect, error))?;
         self.tickets.insert(place, ticket);
         self.attempts.insert(ticket, place);
         Ok(())
     }
 
-    fn reach(&mut self, ticket: u32, target: Target, buffers: &mut Buffers) -> Result<(), (Step, Errno)> {
+    /// A connection to a unix socket stands at once.
+    fn reach(&mut self, ticket: u32, target: Target, buffers: &mut Buffers) -> Result<Option<ConnId>, (Step, Errno)> {
         match target {
             Target::Tcp(destination) => {
                 let nowhere = sys::any_endpoint(destination);
                 let (transport, choice) = (Transport::Stream, SourceChoice::Kernel);
                 sys::outgoing(transport, nowhere, destination, choice, (0, 0), libc::SOCK_NONBLOCK)
+                    .inspect(sys::send_at_once)
                     .and_then(|socket| self.connect(ticket, transport, socket, destination))
+                    .map(|()| None)
             }
             Target::Unix(path) => {
                 let socket = sys::unix_connection(buffers.bytes(&path));
                 buffers.release(path);
-                self.watch_attempt(ticket, socket?, CONNECTING)
+                let place = self.settle(socket?, OPEN).map_err(|error| (Step::Connect, error))?;
+                self.watch_or_drop(place, false).map_err(|error| (Step::Connect, error))?;
+                Ok(Some(ConnId { index: place, generation: self.conns[place as usize].generation }))
             }
         }
     }
 
-    /// Give a socket a place and have it watched.
+    /// Give a socket a place.
     fn settle(&mut self, socket: OwnedFd, flags: u16) -> Result<u32, Errno> {
         let place = match self.free.pop() {
             Some(place) => place,
@@ -369,14 +405,40 @@ impl Epoll {
             }
         };
         let entry = &mut self.conns[place as usize];
-        let data = KIND_CONN | u64::from(entry.generation) << 32 | u64::from(place);
-        if let Err(error) = self.poller.add(socket.as_raw_fd(), EDGES, data) {
-            self.free.push(place);
-            return Err(error);
-        }
-        entry.fd = socket.into_raw_fd();
-        entry.flags = flags;
+        (entry.fd, entry.flags) = (socket.into_raw_fd(), flags);
         Ok(place)
+    }
+
+    /// Have a connection watched, also for room to send if `out`. What is there already is told by the next wait.
+    fn watch(&mut self, place: u32, out: bool) -> Result<(), Errno> {
+        let entry = &mut self.conns[place as usize];
+        let wanted = if out { WATCHED | WATCHED_OUT } else { WATCHED };
+        if entry.flags & wanted == wanted {
+            return Ok(());
+        }
+        let edges = if out { EDGES | libc::EPOLLOUT } else { EDGES };
+        let data = KIND_CONN | u64::from(entry.generation) << 32 | u64::from(place);
+        match entry.flags & WATCHED {
+            0 => self.poller.add(entry.fd, edges, data)?,
+            _ => self.poller.change(entry.fd, edges, data)?,
+        }
+        entry.flags |= wanted;
+        Ok(())
+    }
+
+    /// As `watch`, of a connection that nobody knows yet; nothing is left of it if that fails.
+    fn watch_or_drop(&mut self, place: u32, out: bool) -> Result<(), Errno> {
+        self.watch(place, out).inspect_err(|_| {
+            self.drop_socket(place);
+            self.retire(place);
+        })
+    }
+
+    /// As `watch`, when there is nothing to be read.
+    fn rest(&mut self, conn: ConnId) {
+        if let Err(error) = self.watch(conn.index, false) {
+            self.fail(conn, Step::Receive, error);
+        }
     }
 
     fn close(&mut self, conn: ConnId, abort: bool, buffers: &mut Buffers) {
@@ -399,7 +461,7 @@ impl Epoll {
             return self.wake.silence();
         }
         if data & KIND_LISTENER != 0 {
-            return self.queue_accept(ListenerId(data as u32));
+            return self.acceptable.push_back(ListenerId(data as u32));
         }
         let place = data as u32;
         let entry = self.conns[place as usize];
@@ -414,7 +476,10 @@ impl Epoll {
             }
         }
         if edges & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
-            self.conns[place as usize].flags |= READABLE;
+            let hung_up = edges & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0;
+            let gone = edges & libc::EPOLLHUP != 0;
+            self.conns[place as usize].flags |=
+                READABLE | if hung_up { HUNG_UP } else { 0 } | if gone { GONE } else { 0 };
             self.queue_read(place);
         }
         if edges & (libc::EPOLLOUT | libc::EPOLLERR) != 0
@@ -426,7 +491,7 @@ impl Epoll {
 
     fn attempt_succeeded(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) {
         let entry = &mut self.conns[place as usize];
-        entry.flags = entry.flags & DATAGRAM | OPEN;
+        entry.flags = entry.flags & (DATAGRAM | WATCHED | WATCHED_OUT) | OPEN;
         let conn = ConnId { index: place, generation: entry.generation };
         if let Some(ticket) = self.tickets.remove(&place) {
             self.attempts.remove(&ticket);
@@ -450,10 +515,16 @@ impl Epoll {
         while taken < buf.len() {
             match sys::send(fd, &buffers.bytes(&buf)[taken..]) {
                 Ok(count) => taken += count,
-                Err(Errno::EAGAIN) => {
-                    self.sending.insert(place, (buf, taken));
-                    return;
-                }
+                Err(Errno::EAGAIN) => match self.watch(place, true) {
+                    Ok(()) => {
+                        self.sending.insert(place, (buf, taken));
+                        return;
+                    }
+                    Err(error) => {
+                        buffers.release(buf);
+                        return self.fail(conn, Step::Send, error);
+                    }
+                },
                 Err(Errno::EINTR) => {}
                 Err(error) if flags & DATAGRAM != 0 => {
                     self.happened.push_back(Event::Disturbed { conn, step: Step::Send, error });
@@ -510,18 +581,27 @@ impl Epoll {
             match sys::receive(fd, outbox.buffers.memory(&buf)) {
                 Ok(0) => {
                     outbox.buffers.release(buf);
-                    self.conns[place as usize].flags |= ENDED;
-                    self.tell(core, Event::Finished { conn }, outbox);
+                    self.finish(core, conn, outbox);
                     return true;
                 }
                 Ok(count) => {
+                    let is_all = count < outbox.buffers.buffer_bytes() && flags & HUNG_UP == 0;
                     outbox.buffers.set_len(&mut buf, count);
                     self.tell(core, Event::Received { conn, buf }, outbox);
+                    // epoll(7): a short read has emptied the socket, and what comes after it has an edge of its own.
+                    if is_all {
+                        self.conns[place as usize].flags &= !READABLE;
+                        self.rest(conn);
+                        return true;
+                    }
                 }
                 Err(error) => {
                     outbox.buffers.release(buf);
                     match error {
-                        Errno::EAGAIN => self.conns[place as usize].flags &= !READABLE,
+                        Errno::EAGAIN => {
+                            self.conns[place as usize].flags &= !READABLE;
+                            self.rest(conn);
+                        }
                         Errno::EINTR => self.queue_read(place),
                         error => self.fail(conn, Step::Receive, error),
                     }
@@ -542,19 +622,29 @@ impl Epoll {
         if let Ok(count @ 1..) = outcome {
             outbox.peeks.set_len(&mut buf, count);
             self.tell(core, Event::Peeked { conn, buf }, outbox);
+            self.obey(outbox);
+            // Unless it goes on at once: then there is more to be read, or nothing to be waited for.
+            if self.is_open(conn) && self.conns[place as usize].flags & (QUEUED | PAUSED | ENDED) == 0 {
+                self.rest(conn);
+            }
             return true;
         }
         outbox.peeks.release(buf);
         match outcome {
-            Ok(_) => {
-                self.conns[place as usize].flags |= ENDED;
-                self.tell(core, Event::Finished { conn }, outbox);
-            }
-            Err(Errno::EAGAIN) => {}
+            Ok(_) => self.finish(core, conn, outbox),
+            Err(Errno::EAGAIN) => self.rest(conn),
             Err(Errno::EINTR) => self.queue_read(place),
             Err(error) => self.fail(conn, Step::Receive, error),
         }
         true
+    }
+
+    /// The peer has said its last byte, and all have been read.
+    fn finish(&mut self, core: &mut dyn Core, conn: ConnId, outbox: &mut Outbox) {
+        let entry = &mut self.conns[conn.index as usize];
+        entry.flags |= ENDED;
+        let gone = entry.flags & GONE != 0;
+        self.tell(core, Event::Finished { conn, gone }, outbox);
     }
 
     /// As `read_one`; an empty datagram is no end, and an error neither.
@@ -585,46 +675,55 @@ impl Epoll {
     }
 
     fn accept(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
-        let now = self.clock.now();
-        if now < self.accept_at {
-            return;
-        }
-        for _ in 0..self.acceptable.len() {
-            let Some(listener) = self.acceptable.pop_front() else { return };
-            let Some(entry) = self.listeners.get_mut(&listener.0) else { continue };
-            entry.queued = false;
-            match self.accept_some(core, listener, outbox) {
-                Ok(true) => self.queue_accept(listener),
-                Ok(false) => {}
-                Err(error) => {
-                    self.queue_accept(listener);
-                    self.accept_at = now.after(ACCEPT_PAUSE);
-                    return self.tell(core, Event::AcceptFailed { listener, error }, outbox);
+        if !self.resting.is_empty() && self.clock.now() >= self.accept_at {
+            for listener in std::mem::take(&mut self.resting) {
+                let Some(entry) = self.listeners.get(&listener.0) else { continue };
+                if self.watch_listener(listener, &entry.socket).is_err() {
+                    self.rest_listener(listener);
                 }
+            }
+        }
+        while let Some(listener) = self.acceptable.pop_front() {
+            if let Err(error) = self.accept_some(core, listener, outbox) {
+                if let Some(entry) = self.listeners.get(&listener.0) {
+                    self.poller.remove(entry.socket.as_raw_fd());
+                    self.rest_listener(listener);
+                }
+                self.tell(core, Event::AcceptFailed { listener, error }, outbox);
             }
         }
     }
 
-    /// Accept one turn's share; true if there may be more.
-    fn accept_some(&mut self, core: &mut dyn Core, listener: ListenerId, outbox: &mut Outbox) -> Result<bool, Errno> {
-        for _ in 0..ACCEPT_BATCH {
+    fn rest_listener(&mut self, listener: ListenerId) {
+        self.resting.push(listener);
+        self.accept_at = self.clock.now().after(ACCEPT_PAUSE);
+    }
+
+    /// Accept this turn's share.
+    fn accept_some(&mut self, core: &mut dyn Core, listener: ListenerId, outbox: &mut Outbox) -> Result<(), Errno> {
+        let turn = self.counts.enters;
+        let Some(entry) = self.listeners.get_mut(&listener.0) else { return Ok(()) };
+        let is_next = std::mem::replace(&mut entry.last_turn, turn) + 1 == turn;
+        let batch = if is_next { sys::accept_queue(&entry.socket).clamp(1, ACCEPT_BATCH) } else { 1 };
+        for _ in 0..batch {
             if self.free.is_empty() && self.conns.len() as u32 == self.capacity {
                 // As with a full descriptor table: the connection stays in the queue.
                 return Err(Errno::ENFILE);
             }
-            let Some(entry) = self.listeners.get(&listener.0) else { return Ok(false) };
-            let socket = match sys::accept(&entry.socket) {
-                Ok(socket) => socket,
-                Err(Errno::EAGAIN) => return Ok(false),
+            let Some(entry) = self.listeners.get(&listener.0) else { return Ok(()) };
+            let (socket, peer) = match sys::accept(&entry.socket) {
+                Ok(accepted) => accepted,
+                Err(Errno::EAGAIN) => return Ok(()),
                 // accept(2): these belong to one connection that is no more; the next one may be well.
                 Err(Errno::EINTR | Errno(libc::ECONNABORTED) | Errno(libc::EPROTO)) => continue,
                 Err(error) => return Err(error),
             };
-            let place = self.settle(socket, OPEN).inspect_err(|_| self.counts.accept_lost += 1)?;
+            let place = self.settle(socket, OPEN | READABLE)?;
+            self.queue_read(place);
             let conn = ConnId { index: place, generation: self.conns[place as usize].generation };
-            self.tell(core, Event::Accepted { listener, conn }, outbox);
+            self.tell(core, Event::Accepted { listener, conn, peer }, outbox);
         }
-        Ok(true)
+        Ok(())
     }
 
     // Bookkeeping.
@@ -659,15 +758,6 @@ impl Epoll {
         if entry.flags & (QUEUED | PAUSED | ENDED) == 0 {
             entry.flags |= QUEUED;
             self.readable.push_back(place);
-        }
-    }
-
-    fn queue_accept(&mut self, listener: ListenerId) {
-        if let Some(entry) = self.listeners.get_mut(&listener.0)
-            && !entry.queued
-        {
-            entry.queued = true;
-            self.acceptable.push_back(listener);
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Decides which options a `SourceChoice` means. Knows no core, no ring and no connection.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -84,6 +85,13 @@ impl Poller {
         let mut event = libc::epoll_event { events: events as u32, u64: data };
         // SAFETY: `event` lives through the call.
         checked(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) }).map(drop)
+    }
+
+    /// Watch it for something else; what is there already is told by the next wait (ep_modify()).
+    pub(crate) fn change(&self, fd: RawFd, events: i32, data: u64) -> Result<(), Errno> {
+        let mut event = libc::epoll_event { events: events as u32, u64: data };
+        // SAFETY: `event` lives through the call.
+        checked(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_MOD, fd, &raw mut event) }).map(drop)
     }
 
     /// Watch it no more. Closing does that by itself only if nobody else holds the socket.
@@ -241,6 +249,8 @@ pub(crate) fn listening(
     nonblocking: libc::c_int,
 ) -> Result<(OwnedFd, SocketAddr), (Step, Errno)> {
     let socket = stream_socket(local, nonblocking).map_err(|error| (Step::Socket, error))?;
+    // What is accepted inherits it (tcp_create_openreq_child()).
+    send_at_once(&socket);
     let bound = || {
         set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         if reuse_port {
@@ -263,17 +273,31 @@ pub(crate) fn connect(socket: &OwnedFd, destination: SocketAddr) -> Result<(), E
     checked(unsafe { libc::connect(socket.as_raw_fd(), raw.as_ptr(), len) }).map(drop)
 }
 
-/// A connection from the accept queue, non-blocking.
-pub(crate) fn accept(listener: &OwnedFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: null says that the peer's address is not wanted; the result is checked before it is owned.
-    owned(unsafe {
-        libc::accept4(
-            listener.as_raw_fd(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-        )
-    })
+/// A connection from the accept queue, non-blocking, and its peer.
+pub(crate) fn accept(listener: &OwnedFd) -> Result<(OwnedFd, Option<SocketAddr>), Errno> {
+    let mut raw = RawAddress::unspecified();
+    let mut len = size_of::<RawAddress>() as libc::socklen_t;
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: `raw` is `len` writable bytes; the result is checked before it is owned.
+    let socket = owned(unsafe { libc::accept4(listener.as_raw_fd(), (&raw mut raw).cast(), &raw mut len, flags) })?;
+    Ok((socket, raw.socket_addr()))
+}
+
+/// Connections in a listener's accept queue (tcp_get_info() of a listener; 0 if it will not say).
+pub(crate) fn accept_queue(listener: &OwnedFd) -> u32 {
+    // SAFETY: all of its members are plain integers, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let (fd, into) = (listener.as_raw_fd(), (&raw mut info).cast());
+    // SAFETY: `info` is `len` writable bytes.
+    unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut len) };
+    info.tcpi_unacked
+}
+
+/// TCP_NODELAY: bytes that are passed on wait for no acknowledgement of those before.
+pub(crate) fn send_at_once(socket: &OwnedFd) {
+    // It cannot fail on a TCP socket; if it did, small pieces would only be late.
+    let _ = set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
 }
 
 /// recv() of a datagram: how long it is, which may be more than `memory` took.
@@ -320,29 +344,27 @@ pub(crate) fn names(socket: RawFd) -> Option<(SocketAddr, SocketAddr)> {
 /// A connection to the unix stream socket at `path`, which stands at once or not at all; EAGAIN is a full backlog
 /// (unix_stream_connect()). A path that begins with a zero byte is abstract. The socket does not block.
 pub(crate) fn unix_connection(path: &[u8]) -> Result<OwnedFd, (Step, Errno)> {
-    let (raw, len) = unix_address(path).map_err(|error| (Step::Connect, error))?;
-    let socket =
-        socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0).map_err(|error| (Step::Socket, error))?;
-    // SAFETY: `raw` holds `len` bytes.
-    checked(unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), len) })
-        .map_err(|error| (Step::Connect, error))?;
-    Ok(socket)
+    unix_connected(libc::SOCK_STREAM, path)
 }
 
-fn unix_address(path: &[u8]) -> Result<(libc::sockaddr_un, libc::socklen_t), Errno> {
+fn unix_connected(kind: libc::c_int, path: &[u8]) -> Result<OwnedFd, (Step, Errno)> {
     // SAFETY: all of its members are plain integers, for which zero is a value.
     let mut raw: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     // A path ends with a zero byte; an abstract name with the length.
     let room = raw.sun_path.len() - usize::from(path.first() != Some(&0));
     if path.is_empty() || path.len() > room {
-        return Err(Errno(libc::ENAMETOOLONG));
+        return Err((Step::Connect, Errno(libc::ENAMETOOLONG)));
     }
     raw.sun_family = libc::AF_UNIX as libc::sa_family_t;
     for (to, from) in raw.sun_path.iter_mut().zip(path) {
         *to = *from as libc::c_char;
     }
     let len = std::mem::offset_of!(libc::sockaddr_un, sun_path) + path.len() + usize::from(path[0] != 0);
-    Ok((raw, len as libc::socklen_t))
+    let socket = socket(libc::AF_UNIX, kind | libc::SOCK_NONBLOCK, 0).map_err(|error| (Step::Socket, error))?;
+    // SAFETY: `raw` holds `len` bytes.
+    checked(unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), len as libc::socklen_t) })
+        .map_err(|error| (Step::Connect, error))?;
+    Ok(socket)
 }
 
 /// Let system calls on the socket wait, as io_uring wants it.
@@ -353,50 +375,51 @@ pub(crate) fn let_block(socket: &OwnedFd) {
 
 /// Gives sockets away, each in a datagram to a unix socket (docs/handoff.md).
 ///
-/// One socket that is connected nowhere sends to every path: 2.8 us with the path looked up each time, where a stream
-/// connection per message costs 8.7. What is under way counts against its send buffer (sock_alloc_send_pskb()), so
-/// services that do not read would use it up for all others; when it fills, it is left behind, and another is made.
-pub(crate) struct Messenger(Option<OwnedFd>);
+/// A sender is connected to the path, which is cheaper than a lookup per message (1.9 us against 2.8; a stream connection
+/// per message costs 8.7), and has a send buffer of its own (sock_alloc_send_pskb()), so that a service that does not
+/// read uses up nobody else's. It stays with the socket that it found there, while the path may be another's since: hence
+/// a sender is soon old.
+pub(crate) struct Messenger {
+    senders: HashMap<Box<[u8]>, (OwnedFd, Instant)>,
+}
+
+/// Senders kept, each a descriptor.
+const SENDERS: usize = 64;
+/// docs/handoff.md tells services how long one that has been replaced may still be sent something.
+const SENDER_AGE: Duration = Duration::from_millis(100);
 
 impl Messenger {
     pub(crate) fn new() -> Messenger {
-        Messenger(None)
+        Messenger { senders: HashMap::new() }
     }
 
     /// Give `socket` with `note` to whoever is bound to `path`. EAGAIN: more messages wait there than
     /// net.unix.max_dgram_qlen allows.
-    pub(crate) fn hand_off(&mut self, socket: RawFd, path: &[u8], note: &[u8]) -> Result<(), Errno> {
-        let (raw, len) = unix_address(path)?;
-        let sender = match &self.0 {
-            Some(sender) => sender,
-            None => self.0.insert(unix_datagram_socket()?),
-        };
-        match send_socket(sender, socket, &raw, len, note) {
-            Err(Errno::EAGAIN) if unread_bytes(sender) > send_buffer_bytes(sender) / 2 => {
-                send_socket(self.0.insert(unix_datagram_socket()?), socket, &raw, len, note)
+    pub(crate) fn hand_off(&mut self, socket: RawFd, path: &[u8], note: &[u8], now: Instant) -> Result<(), Errno> {
+        if let Some((sender, until)) = self.senders.get(path)
+            && now < *until
+        {
+            match send_socket(sender, socket, note) {
+                // Whoever was there is gone (unix_dgram_sendmsg()); the path may have another by now.
+                Err(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EPIPE | Errno(libc::ENOTCONN)) => {}
+                outcome => return outcome,
             }
-            outcome => outcome,
         }
+        let sender = unix_connected(libc::SOCK_DGRAM, path).map_err(|(_, error)| error)?;
+        let outcome = send_socket(&sender, socket, note);
+        if self.senders.len() >= SENDERS && !self.senders.contains_key(path) {
+            self.senders.clear();
+        }
+        self.senders.insert(path.into(), (sender, now.after(SENDER_AGE)));
+        outcome
     }
 }
 
-fn unix_datagram_socket() -> Result<OwnedFd, Errno> {
-    socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0)
-}
-
-fn send_socket(
-    sender: &OwnedFd,
-    socket: RawFd,
-    to: &libc::sockaddr_un,
-    len: libc::socklen_t,
-    note: &[u8],
-) -> Result<(), Errno> {
+fn send_socket(sender: &OwnedFd, socket: RawFd, note: &[u8]) -> Result<(), Errno> {
     let mut bytes = libc::iovec { iov_base: note.as_ptr().cast_mut().cast(), iov_len: note.len() };
     let mut control = Control { bytes: [0; CONTROL_BYTES] };
     // SAFETY: all of its members are plain integers or pointers, for which zero is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_name = std::ptr::from_ref(to).cast_mut().cast();
-    message.msg_namelen = len;
     message.msg_iov = &raw mut bytes;
     message.msg_iovlen = 1;
     message.msg_control = (&raw mut control).cast();
@@ -413,19 +436,6 @@ fn send_socket(
     // SAFETY: `message` names memory that lives through the call; sendmsg() only reads it. A datagram goes whole or not.
     let sent = unsafe { libc::sendmsg(sender.as_raw_fd(), &raw const message, flags) };
     if sent < 0 { Err(last_errno()) } else { Ok(()) }
-}
-
-/// What was sent and nobody has read (unix_ioctl(SIOCOUTQ)), with the kernel's own bytes around it.
-fn unread_bytes(sender: &OwnedFd) -> libc::c_int {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: `bytes` is writable. The call cannot fail on a unix socket; if it did, nothing is unread.
-    unsafe { libc::ioctl(sender.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    bytes
-}
-
-/// SO_SNDBUF.
-fn send_buffer_bytes(sender: &OwnedFd) -> libc::c_int {
-    int_option(sender.as_raw_fd(), libc::SO_SNDBUF).unwrap_or(libc::c_int::MAX)
 }
 
 /// CMSG_SPACE of one descriptor.

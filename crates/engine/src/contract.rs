@@ -186,6 +186,8 @@ pub enum Event {
         listener: ListenerId,
         /// Its name from now on.
         conn: ConnId,
+        /// The peer's endpoint, where the carrier learnt it along with the connection.
+        peer: Option<SocketAddr>,
     },
     /// accept() failed (EMFILE, ENFILE, ENOBUFS, ENOMEM ...). The carrier tries again by itself after a pause.
     AcceptFailed {
@@ -217,10 +219,12 @@ pub enum Event {
         /// The bytes: `outbox.buffers.bytes(&buf)`.
         buf: Buf,
     },
-    /// The peer will send no more (FIN). Sending is still possible.
+    /// The peer will send no more (FIN).
     Finished {
         /// Which connection.
         conn: ConnId,
+        /// It is known to receive no more, either: a unix socket whose other end is closed. Else sending is still possible.
+        gone: bool,
     },
     /// The outstanding `Send` is wholly with the kernel.
     Sent {

@@ -329,14 +329,14 @@ impl Core for EchoCore {
         match event {
             Event::Listening { listener, local } => self.listening(listener, local, outbox),
             Event::ListenFailed { step, error, .. } => self.listen_failed(step, error, outbox),
-            Event::Accepted { listener, conn } => self.accepted(listener, conn, outbox),
+            Event::Accepted { listener, conn, .. } => self.accepted(listener, conn, outbox),
             Event::AcceptFailed { error, .. } => {
                 self.report.add(Counter::AcceptFailed, 1);
                 self.report.failed(Step::Accept, error);
             }
             Event::Received { conn, buf } => self.received(conn, buf, outbox),
             Event::Sent { conn } => self.sent(conn, outbox),
-            Event::Finished { conn } => self.finished(conn, outbox),
+            Event::Finished { conn, .. } => self.finished(conn, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn, outbox),
             Event::Ordered(Order::Close) if self.closing.is_none() => {

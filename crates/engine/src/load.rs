@@ -391,7 +391,7 @@ impl<S: Speech> Core for LoadCore<S> {
             Event::ConnectFailed { ticket, step, error } => self.connect_failed(ticket, step, error, now),
             Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
             Event::Sent { conn } => self.sent(conn, now, outbox),
-            Event::Finished { conn } => self.finished(conn, outbox),
+            Event::Finished { conn, .. } => self.finished(conn, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Disturbed { conn, step, error } => self.disturbed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn),

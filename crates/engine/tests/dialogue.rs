@@ -237,7 +237,7 @@ fn a_target_walks_a_used_up_space_again() {
         let refused = Event::ConnectFailed { ticket, step: Step::Connect, error: Errno::EADDRNOTAVAIL };
         asked = tickets(&played.tell(refused));
     }
-    played.tell(Event::Finished { conn: conn(0) });
+    played.tell(Event::Finished { conn: conn(0), gone: false });
     played.tell(Event::Closed { conn: ConnId { index: 0, generation: 1 } });
     assert_eq!(tickets(&played.order(Order::Target(1))).len(), 1, "its port is free again");
 }

@@ -23,7 +23,7 @@ fn serving(config: EchoConfig) -> Played<EchoCore> {
     let mut played = Played::start(EchoCore::new(config), 8);
     let listener = ListenerId(0);
     played.tell(Event::Listening { listener, local: endpoint(4000) });
-    played.tell(Event::Accepted { listener, conn: conn(0) });
+    played.tell(Event::Accepted { listener, conn: conn(0), peer: None });
     played.commands();
     played
 }
@@ -44,7 +44,11 @@ fn listening_65_600_comes_in_bursts_and_each_serves() {
         played.core.handle(Event::Listening { listener, local }, played.now, &mut played.outbox);
         commands.append(&mut played.outbox.commands);
         made += 1;
-        played.core.handle(Event::Accepted { listener, conn: conn(listener.0) }, played.now, &mut played.outbox);
+        played.core.handle(
+            Event::Accepted { listener, conn: conn(listener.0), peer: None },
+            played.now,
+            &mut played.outbox,
+        );
     }
     assert_eq!(
         (made, count(&played, Counter::Listening), played.core.report().listeners_served),
@@ -99,7 +103,7 @@ fn sending_finished_flushes_before_it_closes() {
     let first = played.receive(conn(0), b"1");
     played.sent_bytes(first);
     played.receive(conn(0), b"2");
-    assert!(played.tell(Event::Finished { conn: conn(0) }).is_empty());
+    assert!(played.tell(Event::Finished { conn: conn(0), gone: false }).is_empty());
     let second = played.tell(Event::Sent { conn: conn(0) });
     assert_eq!(played.sent_bytes(second), [b"2"]);
     assert!(matches!(played.tell(Event::Sent { conn: conn(0) })[..], [Command::Close { abort: false, .. }]));
@@ -123,11 +127,14 @@ fn sending_failed_releases_what_waits() {
 #[test]
 fn open_more_than_allowed_are_closed_at_once() {
     let mut played = serving(EchoConfig { most_connections: 1, ..config(1) });
-    let extra = played.tell(Event::Accepted { listener: ListenerId(0), conn: conn(1) });
+    let extra = played.tell(Event::Accepted { listener: ListenerId(0), conn: conn(1), peer: None });
     assert!(matches!(extra[..], [Command::Close { abort: true, .. }]));
     assert_eq!((count(&played, Counter::Accepted), count(&played, Counter::ClosedByUs)), (2, 1));
     played.tell(Event::Closed { conn: conn(1) });
-    assert!(played.tell(Event::Accepted { listener: ListenerId(0), conn: conn(1) }).len() == 1, "one is still open");
+    assert!(
+        played.tell(Event::Accepted { listener: ListenerId(0), conn: conn(1), peer: None }).len() == 1,
+        "one is still open"
+    );
 }
 
 #[test]
@@ -135,7 +142,7 @@ fn open_order_close_ends_listeners_and_connections() {
     let mut played = serving(config(1));
     let commands = played.order(Order::Close);
     assert!(matches!(commands[..], [Command::Unlisten { .. }, Command::Close { abort: false, .. }]));
-    let late = played.tell(Event::Accepted { listener: ListenerId(0), conn: conn(1) });
+    let late = played.tell(Event::Accepted { listener: ListenerId(0), conn: conn(1), peer: None });
     assert!(matches!(late[..], [Command::Close { .. }]), "accepted while the order came");
     while played.core.poll_timeout().is_some() {
         played.wait_ms(0);

@@ -276,7 +276,7 @@ fn holding_pings_by_itself() {
 #[test]
 fn awaiting_end_of_the_connection_ends_the_token() {
     for event in [
-        Event::Finished { conn: conn(0) },
+        Event::Finished { conn: conn(0), gone: false },
         Event::Failed { conn: conn(0), step: Step::Receive, error: Errno::ECONNRESET },
     ] {
         let mut played = holding(config(1), 1, 8);

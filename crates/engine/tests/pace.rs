@@ -156,7 +156,7 @@ fn what_comes_to_who_thinks_is_wrong_and_an_end_ends_it() {
         let (mut played, _) = held(playing(1, vec![], vec![wait(30), say("r")]), 1);
         played.order(Order::Ping);
         if ends {
-            played.tell(Event::Finished { conn: conn(0) });
+            played.tell(Event::Finished { conn: conn(0), gone: false });
             played.tell(Event::Closed { conn: conn(0) });
         } else {
             hear(&mut played, 0, b"?");

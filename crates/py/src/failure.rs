@@ -17,8 +17,8 @@ import_exception!(fourtuple.errors, LimitReached);
 import_exception!(fourtuple.errors, MissingFeature);
 import_exception!(fourtuple.errors, MissingPrivilege);
 
-/// How often a waiting Python thread looks up: Ctrl-C must be seen at once, and a worker's end soon.
-const GLANCE: Duration = Duration::from_millis(10);
+/// How often to look: soon at first, and rarer the longer it takes, since a look costs some 50 us.
+const GLANCES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
 
 /// Run `work` with Python released, and give its carrier error Python's shape.
 pub(crate) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, CarrierError> + Send) -> PyResult<T> {
@@ -33,7 +33,10 @@ pub(crate) fn wait(py: Python<'_>, timeout: Option<Duration>, ready: impl Fn() -
         if ready() {
             return Ok(true);
         }
-        let left = timeout.map_or(GLANCE, |timeout| timeout.saturating_sub(started.elapsed()).min(GLANCE));
+        let (waited, mut left) = (started.elapsed(), GLANCES.0.max(started.elapsed() / 8).min(GLANCES.1));
+        if let Some(timeout) = timeout {
+            left = left.min(timeout.saturating_sub(waited));
+        }
         if left.is_zero() {
             return Ok(false);
         }

@@ -240,7 +240,9 @@ impl World<'_> {
         }
         self.hosts[host].accepted += 1;
         let conn = self.name((link, 1));
-        self.tell(host, Event::Accepted { listener, conn }, cores)
+        // A carrier may know the peer at once or not.
+        let peer = self.random.chance(500).then_some(self.links[link].tuple.0);
+        self.tell(host, Event::Accepted { listener, conn, peer }, cores)
     }
 
     pub(super) fn unlisten(&mut self, host: usize, listener: ListenerId) {
@@ -446,7 +448,11 @@ impl World<'_> {
         }
         if this.fin && !this.fin_told && this.phase == Phase::Open {
             this.fin_told = true;
-            return self.tell(host, Event::Finished { conn }, cores);
+            // A unix socket tells a closed peer from one that only sends no more.
+            let (nobody, Link { tuple, ends, .. }) =
+                (SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), &self.links[link]);
+            let gone = *tuple == (nobody, nobody) && matches!(ends[1 - end].phase, Phase::Closing | Phase::Gone);
+            return self.tell(host, Event::Finished { conn, gone }, cores);
         }
         Ok(())
     }

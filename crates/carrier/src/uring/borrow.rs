@@ -78,7 +78,7 @@ impl Machine {
                 let buffers = &mut outbox.buffers;
                 let outcome = fd.and_then(|fd| match is_closing {
                     true => Ok(()),
-                    false => self.messenger.hand_off(fd, buffers.bytes(&path), buffers.bytes(&note)),
+                    false => self.messenger.hand_off(fd, buffers.bytes(&path), buffers.bytes(&note), now),
                 });
                 [path, note].into_iter().for_each(|buf| buffers.release(buf));
                 match outcome {

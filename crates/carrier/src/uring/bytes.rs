@@ -7,7 +7,9 @@ use io_uring::types::Fixed;
 use io_uring::{cqueue, opcode};
 
 use super::ring::{Completion, Operation, user_data};
-use super::{AGAIN, CLOSING, DATAGRAM, ENDED, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY};
+use super::{
+    AGAIN, CLOSING, DATAGRAM, ENDED, GONE, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY,
+};
 
 /// Receives under way at once, and so buffers taken before the core has seen them.
 const READS: u32 = 256;
@@ -89,6 +91,9 @@ impl Machine {
         let hung_up = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as u32;
         if completion.outcome().map_or(true, |events| events & hung_up != 0) {
             *flags |= HUNG_UP;
+        }
+        if completion.outcome().is_ok_and(|events| events & libc::POLLHUP as u32 != 0) {
+            *flags |= GONE;
         }
         self.receive(ring, slot, outbox)
     }
@@ -201,8 +206,10 @@ impl Machine {
         }
         match outcome {
             Ok(_) => {
-                *self.flags_mut(ring, slot) |= ENDED;
-                core.handle(Event::Finished { conn }, now, outbox);
+                let flags = self.flags_mut(ring, slot);
+                *flags |= ENDED;
+                let gone = *flags & GONE != 0;
+                core.handle(Event::Finished { conn, gone }, now, outbox);
             }
             Err(Errno::EAGAIN | Errno::EINTR) if flags & AGAIN == 0 => self.rest(ring, slot)?,
             Err(Errno::EAGAIN | Errno::EINTR) => self.receive(ring, slot, outbox)?,

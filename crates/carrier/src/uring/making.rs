@@ -278,7 +278,7 @@ impl Machine {
         match completion.outcome() {
             Ok(_) => {
                 let conn = self.begin(ring, completion.slot)?;
-                core.handle(Event::Accepted { listener: id, conn }, now, outbox);
+                core.handle(Event::Accepted { listener: id, conn, peer: None }, now, outbox);
             }
             Err(error) => {
                 self.release_slot(ring, completion.slot);

@@ -81,6 +81,8 @@ const DATAGRAM: u16 = 1 << 12;
 const PEEKING: u16 = 1 << 13;
 /// A descriptor is on its way (`borrow`), perhaps several: `borrowing` counts them.
 const BORROWING: u16 = 1 << 14;
+/// The poll said that the peer receives no more.
+const GONE: u16 = 1 << 15;
 const UNDER_WAY: u16 = POLLING | RECEIVING | SENDING | UNSLOTTING | BORROWING;
 
 /// Connections on direct descriptors.

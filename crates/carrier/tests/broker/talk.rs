@@ -264,7 +264,7 @@ impl Core for Talker {
                 }
                 outbox.buffers.release(buf);
             }
-            Event::Finished { conn } => {
+            Event::Finished { conn, .. } => {
                 let Some((_, it)) = self.speaking.get(&conn.index) else { return };
                 let whole = it.heard == self.talks[it.talk].hear && it.shut;
                 let normal = matches!(self.talks[it.talk].manner, Manner::Whole | Manner::Slow);
@@ -466,7 +466,7 @@ impl Core for Replier {
                 }
                 self.answer(conn, outbox);
             }
-            Event::Finished { conn } => {
+            Event::Finished { conn, .. } => {
                 if let Some((_, it)) = self.hearing.get_mut(&conn.index) {
                     it.finished = true;
                     let whole = it.asked.is_none_or(|(_, say, _)| it.heard == say);

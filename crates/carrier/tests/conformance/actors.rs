@@ -82,7 +82,7 @@ impl Watch {
                 _ => Some("rule 3: sent, but nothing was being sent"),
             },
             Event::Received { conn, .. }
-            | Event::Finished { conn }
+            | Event::Finished { conn, .. }
             | Event::Failed { conn, .. }
             | Event::Disturbed { conn, .. } => {
                 (!self.open.contains_key(&key(conn))).then_some("rule 7: an event for a connection that is not open")
@@ -419,7 +419,7 @@ impl Core for Guest {
                 self.talks.entry((conn.index, conn.generation)).and_modify(|talk| talk.moved = now);
                 self.talk(conn, now, outbox);
             }
-            Event::Finished { conn } | Event::Failed { conn, .. } => {
+            Event::Finished { conn, .. } | Event::Failed { conn, .. } => {
                 self.talks.entry((conn.index, conn.generation)).and_modify(|talk| talk.done = true);
                 self.settle(conn, outbox);
             }
@@ -598,7 +598,7 @@ impl Core for Host {
             Event::ListenFailed { .. } if self.listen_twice => {
                 self.address.get_or_init(|| self.listen);
             }
-            Event::Accepted { listener, conn } => {
+            Event::Accepted { listener, conn, .. } => {
                 self.accepted += 1;
                 self.waiting.insert((conn.index, conn.generation), (Vec::new(), 0, false));
                 if self.unlisten_after == Some(self.accepted) {
@@ -625,7 +625,7 @@ impl Core for Host {
                 _ => outbox.buffers.release(buf),
             },
             Event::Sent { conn } => self.go_on(conn, outbox),
-            Event::Finished { conn } => {
+            Event::Finished { conn, .. } => {
                 if let Some((.., finished)) = self.waiting.get_mut(&(conn.index, conn.generation)) {
                     *finished = true;
                 }

@@ -19,7 +19,7 @@ use self::counts::{Counts, Prefix};
 use self::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
 use self::ledger::{Ended, Ledger, REASONS, Reason};
 use self::relay::Queues;
-use self::session::{CLIENT, CLOSING, FINISHED, Line, OPEN, SENDING, SERVICE, Session, State};
+use self::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, SENDING, SERVICE, Session, State};
 use self::waits::Waits;
 use crate::buffers::Buf;
 use crate::contract::{
@@ -83,6 +83,8 @@ pub struct BrokerCore<G: Guide, L> {
     next_listener: u32,
     listens_under_way: u32,
     listening: Vec<bool>,
+    /// The endpoint of each listener, where it is that of all its connections.
+    locals: Vec<Option<SocketAddr>>,
     /// Accept no more.
     draining: bool,
     /// When closing: the next session to look at.
@@ -93,7 +95,7 @@ pub struct BrokerCore<G: Guide, L> {
 impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     /// A core that has done nothing yet.
     pub fn new(config: BrokerConfig, guide: G, ledger: L) -> BrokerCore<G, L> {
-        let listening = vec![false; config.listen.len()];
+        let (listening, locals) = (vec![false; config.listen.len()], vec![None; config.listen.len()]);
         BrokerCore {
             config,
             guide,
@@ -109,6 +111,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             next_listener: 0,
             listens_under_way: 0,
             listening,
+            locals,
             draining: false,
             closing: None,
             closes_under_way: 0,
@@ -149,6 +152,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             return;
         }
         self.listening[listener.0 as usize] = true;
+        self.locals[listener.0 as usize] = (!local.ip().is_unspecified()).then_some(local);
         self.report.add(Counter::Listening, 1);
         self.listen_some(outbox);
     }
@@ -171,7 +175,14 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
     }
 
-    fn accepted(&mut self, listener: ListenerId, conn: ConnId, now: Instant, outbox: &mut Outbox) {
+    fn accepted(
+        &mut self,
+        listener: ListenerId,
+        conn: ConnId,
+        peer: Option<SocketAddr>,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) {
         self.report.add(Counter::Accepted, 1);
         let id = self.begin(listener, conn, now);
         let open = (self.sessions.len() - self.free_sessions.len()) as u64;
@@ -183,8 +194,13 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         let due = now.after(self.config.listen[listener.0 as usize].sniff_timeout);
         self.waits.set_due(self.sessions[id as usize].extra, Some(due));
-        outbox.push(Command::Name { conn });
-        outbox.push(Command::Peek { conn });
+        match peer.zip(self.locals[listener.0 as usize]) {
+            None => outbox.push(Command::Name { conn }),
+            names => self.named(conn, names, outbox),
+        }
+        if self.sessions[id as usize].state == State::Sniffing {
+            outbox.push(Command::Peek { conn });
+        }
     }
 
     fn begin(&mut self, listener: ListenerId, conn: ConnId, now: Instant) -> u32 {
@@ -459,13 +475,13 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
     }
 
-    fn finished(&mut self, conn: ConnId, now: Instant, outbox: &mut Outbox) {
+    fn finished(&mut self, conn: ConnId, gone: bool, now: Instant, outbox: &mut Outbox) {
         let Some((id, side)) = self.whose(conn) else { return };
         let session = &mut self.sessions[id as usize];
         if session.sides[side] & (FINISHED | CLOSING) != 0 {
             return;
         }
-        session.sides[side] |= FINISHED;
+        session.sides[side] |= if gone { FINISHED | GONE } else { FINISHED };
         match session.state {
             // It said nothing and will say nothing: only a service that speaks first can want it.
             State::Sniffing => self.look(id, 0, None, now, outbox),
@@ -481,11 +497,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             return;
         }
         self.report.failed(step, error);
-        let reason = match (session.state, side) {
-            (State::Relaying, SERVICE) => Reason::ServiceBroke,
-            (State::Relaying, _) => Reason::ClientBroke,
-            _ => Reason::ClientLeft,
-        };
+        let reason = if session.state == State::Relaying { relay::broke(side) } else { Reason::ClientLeft };
         self.end(id, reason, true, outbox);
     }
 
@@ -584,7 +596,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
         match event {
             Event::Listening { listener, local } => self.listening(listener, local, outbox),
             Event::ListenFailed { step, error, .. } => self.listen_failed(step, error, outbox),
-            Event::Accepted { listener, conn } => self.accepted(listener, conn, now, outbox),
+            Event::Accepted { listener, conn, peer } => self.accepted(listener, conn, peer, now, outbox),
             Event::AcceptFailed { error, .. } => {
                 self.report.add(Counter::AcceptFailed, 1);
                 self.report.failed(Step::Accept, error);
@@ -597,7 +609,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
             Event::Received { conn, buf } => self.received(conn, buf, outbox),
             Event::Sent { conn } => self.sent(conn, outbox),
-            Event::Finished { conn } => self.finished(conn, now, outbox),
+            Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn, now),
             Event::Ordered(Order::Drain) => self.stop_listening(outbox),

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use super::BrokerCore;
 use super::guide::Guide;
 use super::ledger::{Ledger, Reason};
-use super::session::{CLIENT, CLOSING, FINISHED, PAUSED, SENDING, SERVICE, SHUT, Session, State};
+use super::session::{CLIENT, CLOSING, FINISHED, GONE, PAUSED, SENDING, SERVICE, SHUT, Session, State};
 use crate::buffers::{Buf, Buffers};
 use crate::contract::{Command, ConnId, Outbox};
 use crate::report::Counter;
@@ -98,7 +98,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.pass_on_end(id, from, outbox);
     }
 
-    /// If `from` has said its last byte and the other side has it, say so there; when both are done, so is the session.
+    /// If `from` has said its last byte and the other side has it, say so there; when both are done, so is the session. It
+    /// is, too, when `from` takes no more: what the other side still says is answered by RST, as by the service itself.
     pub(super) fn pass_on_end(&mut self, id: u32, from: usize, outbox: &mut Outbox) {
         let to = 1 - from;
         let session = &mut self.sessions[id as usize];
@@ -107,10 +108,19 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             return;
         }
         session.sides[to] |= SHUT;
-        if is_over(session.sides, CLIENT) && is_over(session.sides, SERVICE) {
+        if session.sides[from] & (GONE | SENDING) == GONE | SENDING {
+            return self.end(id, broke(from), true, outbox);
+        }
+        let both = is_over(session.sides, CLIENT) && is_over(session.sides, SERVICE);
+        if both || session.sides[from] & GONE != 0 {
             // Closing sends the FIN.
             return self.end(id, Reason::Relayed, false, outbox);
         }
         outbox.push(Command::Shutdown { conn: session.conns[to] });
     }
+}
+
+/// Why a session ends whose side has broken off.
+pub(super) fn broke(side: usize) -> Reason {
+    if side == SERVICE { Reason::ServiceBroke } else { Reason::ClientBroke }
 }

@@ -24,6 +24,8 @@ pub(super) const FINISHED: u8 = 8;
 pub(super) const SHUT: u8 = 16;
 /// Its `Close` is given.
 pub(super) const CLOSING: u8 = 32;
+/// It has said that it will send no more, and receives no more, either.
+pub(super) const GONE: u8 = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) enum State {

@@ -90,7 +90,7 @@ impl Core for Terminator {
                 }
                 self.speak(conn, outbox);
             }
-            Event::Finished { conn } | Event::Failed { conn, .. } => self.close(conn, outbox),
+            Event::Finished { conn, .. } | Event::Failed { conn, .. } => self.close(conn, outbox),
             Event::Ordered(Order::Close) => {
                 self.closing = true;
                 for conn in self.lines.keys().copied().collect::<Vec<_>>() {
