@@ -49,7 +49,7 @@ def serve(
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each connection that has ended.")
     ] = None,
-    log_every: Annotated[int, typer.Option(metavar="COUNT", help="One line for so many connections.")] = 1,
+    log_every: Annotated[int, typer.Option(metavar="COUNT", help="One line for so many connections of a worker.")] = 1,
     most: Annotated[int, typer.Option(metavar="COUNT", help="Connections at once; 0: no bound.")] = 0,
     most_per_source: Annotated[
         int, typer.Option(metavar="COUNT", help="At once from one IPv4 address or IPv6 /64; 0: no bound.")
@@ -68,7 +68,7 @@ def serve(
     every: Annotated[
         float, typer.Option(metavar="SECONDS", help="Print what there is so often; 0: at the end only.")
     ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print counters as JSON, one object per line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="No file: services of a demonstration, each with a page of its own.")
     ] = False,
@@ -276,7 +276,8 @@ def _show(console: Console, now: Snapshot, as_json: bool) -> None:
     }
     if as_json:
         failures = [{"step": row.step, "errno": row.name, "count": row.count} for row in now.failures]
-        print(json.dumps({**gauges, "ended": ended, "retries": now.delivery_retries, "failures": failures}), flush=True)
+        rest = {"ended": ended, "retries": now.delivery_retries, "failures": failures}
+        print(json.dumps({"seconds": round(now.taken_s, 3), **gauges, **rest}), flush=True)
         return
     text = ", ".join(f"{count:,} {name}" for name, count in gauges.items())
     console.print(text + "; ended: " + (", ".join(f"{name} {count:,}" for name, count in ended.items()) or "none"))
