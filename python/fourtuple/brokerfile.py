@@ -16,7 +16,7 @@ from typing import Annotated, Self
 import pydantic
 from pydantic import Field
 
-from fourtuple.engine import PROBES, BytePattern
+from fourtuple.engine import PATTERN_ENDS, PROBES, BytePattern
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
@@ -83,27 +83,34 @@ class PatternTable(_Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")]
     """A route has it as `protocol = "pattern:NAME"`."""
-    offset: int = 0
+    offset: Annotated[int, Field(ge=0, lt=PATTERN_ENDS)] = 0
     """Bytes of the connection before it."""
     text: str | None = None
     """Its bytes, as UTF-8; or else `hex`."""
     hex: str | None = None
     """Its bytes in hexadecimal digits; blanks between bytes do not count."""
 
+    @pydantic.field_validator("text", "hex")
+    @classmethod
+    def _few_bytes(cls, given: str | None, info: pydantic.ValidationInfo) -> str | None:
+        if given is not None:
+            data = bytes.fromhex(given) if info.field_name == "hex" else given.encode()
+            try:
+                BytePattern(name="", offset=info.data.get("offset", 0), bytes=data)
+            except BadConfig as error:
+                raise ValueError(f"{error.path}: {error.why}") from None
+        return given
+
     @pydantic.model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.text is None) == (self.hex is None):
             raise ValueError("text or hex is needed, and not both")
-        self.pattern()
         return self
 
     def pattern(self) -> BytePattern:
         """As the engine has it."""
-        given = bytes.fromhex(self.hex) if self.hex is not None else (self.text or "").encode()
-        try:
-            return BytePattern(name=self.name, offset=self.offset, bytes=given)
-        except BadConfig as error:
-            raise ValueError(f"{error.path} {error.why}") from None
+        data = bytes.fromhex(self.hex) if self.hex is not None else (self.text or "").encode()
+        return BytePattern(name=self.name, offset=self.offset, bytes=data)
 
 
 class ListenTable(_Table):

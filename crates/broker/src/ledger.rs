@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,14 +32,10 @@ pub struct LedgerFile {
 #[derive(Debug)]
 struct Shared {
     /// By worker.
-    waiting: Vec<Mutex<Waiting>>,
+    waiting: Vec<Mutex<String>>,
+    /// Entries, since the last one in the file that says so.
+    lost: AtomicU64,
     output: Mutex<Output>,
-}
-
-#[derive(Default, Debug)]
-struct Waiting {
-    text: String,
-    lost: u64,
 }
 
 #[derive(Debug)]
@@ -53,7 +50,11 @@ impl LedgerFile {
     pub fn append(path: &Path, every: u32, workers: usize) -> io::Result<Vec<LedgerFile>> {
         let file = OpenOptions::new().append(true).create(true).open(path)?;
         let waiting = (0..workers).map(|_| Mutex::default()).collect();
-        let shared = Arc::new(Shared { waiting, output: Mutex::new(Output { file, rest: Vec::new() }) });
+        let shared = Arc::new(Shared {
+            waiting,
+            lost: AtomicU64::new(0),
+            output: Mutex::new(Output { file, rest: Vec::new() }),
+        });
         let writer = Arc::downgrade(&shared);
         std::thread::Builder::new().name("fourtuple-ledger".into()).spawn(move || {
             while let Some(shared) = writer.upgrade() {
@@ -75,14 +76,14 @@ impl Ledger for LedgerFile {
         }
         self.passed = 0;
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut waiting = locked(&self.shared.waiting[self.worker]);
-        if waiting.text.len() >= MOST_WAITING_BYTES {
-            waiting.lost += 1;
+        let Shared { waiting, lost, .. } = self.shared.as_ref();
+        let mut waiting = locked(&waiting[self.worker]);
+        if waiting.len() >= MOST_WAITING_BYTES {
+            lost.fetch_add(1, Relaxed);
             return;
         }
-        let lost = std::mem::take(&mut waiting.lost);
         // Writing to a string cannot fail.
-        let _ = write_entry(&mut waiting.text, entry, time, lost);
+        let _ = write_entry(&mut waiting, entry, time);
     }
 }
 
@@ -96,20 +97,26 @@ impl Shared {
     fn flush(&self) {
         let mut output = locked(&self.output);
         let mut text = std::mem::take(&mut output.rest);
-        let was_torn = !text.is_empty();
+        let begun = text.len();
         for waiting in &self.waiting {
             let mut waiting = locked(waiting);
-            text.extend_from_slice(waiting.text.as_bytes());
-            waiting.text.clear();
+            text.extend_from_slice(waiting.as_bytes());
+            waiting.clear();
+        }
+        let owed = self.lost.load(Relaxed);
+        if owed > 0 && text.len() > begun {
+            let end = begun + line_end(&text[begun..]) - "}\n".len();
+            text.splice(end..end, format!(r#","lost_before":{owed}"#).into_bytes());
         }
         let written = write_some(&mut output.file, &text);
-        let is_torn = if written == 0 { was_torn } else { text[written - 1] != b'\n' };
+        if written > begun {
+            self.lost.fetch_sub(owed, Relaxed);
+        }
+        let is_torn = if written == 0 { begun > 0 } else { text[written - 1] != b'\n' };
         let torn = if is_torn { line_end(&text[written..]) } else { 0 };
         let lost = text[written + torn..].iter().filter(|&&byte| byte == b'\n').count();
         output.rest = text[written..written + torn].to_vec();
-        if lost > 0 {
-            locked(&self.waiting[0]).lost += lost as u64;
-        }
+        self.lost.fetch_add(lost as u64, Relaxed);
     }
 }
 
@@ -136,7 +143,7 @@ fn line_end(text: &[u8]) -> usize {
     text.iter().position(|&byte| byte == b'\n').map_or(text.len(), |end| end + 1)
 }
 
-fn write_entry(text: &mut String, entry: &Ended<'_>, time: Duration, lost: u64) -> std::fmt::Result {
+fn write_entry(text: &mut String, entry: &Ended<'_>, time: Duration) -> std::fmt::Result {
     let quoted = serde_json::Value::from(entry.service);
     let took = entry.ended.since(entry.accepted);
     write!(text, r#"{{"time":{}.{:06}"#, time.as_secs(), time.subsec_micros())?;
@@ -147,9 +154,6 @@ fn write_entry(text: &mut String, entry: &Ended<'_>, time: Duration, lost: u64) 
     write!(text, r#","service":{quoted},"reason":"{}""#, entry.reason.name())?;
     write!(text, r#","took_ms":{}.{:03}"#, took.as_millis(), took.subsec_micros() % 1000)?;
     write!(text, r#","bytes_up":{},"bytes_down":{}"#, entry.bytes_up, entry.bytes_down)?;
-    if lost > 0 {
-        write!(text, r#","lost_before":{lost}"#)?;
-    }
     text.push_str("}\n");
     Ok(())
 }
