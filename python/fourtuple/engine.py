@@ -378,6 +378,7 @@ class Snapshot:
     delivering_now: int
     relaying_now: int
     delivery_retries: int
+    handoffs_relayed: int
     ended_handed_off: int
     ended_relayed: int
     ended_client_broke: int

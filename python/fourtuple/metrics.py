@@ -62,6 +62,7 @@ COUNTERS = (
     Counter(
         "delivery_retries", "deliveries", "deliveries tried again because the service was absent or its queue full"
     ),
+    Counter("handoffs_relayed", "deliveries", "handoffs that became relays, since the service takes connections"),
     Counter("ended_handed_off", "connections", "ended: the service was given the socket itself"),
     Counter("ended_relayed", "connections", "ended: relayed, and both sides said that they were done"),
     Counter("ended_client_broke", "connections", "ended: relayed, and the client broke off"),

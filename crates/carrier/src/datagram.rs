@@ -77,7 +77,7 @@ fn is_connected(source: SocketAddr, destination: SocketAddr) -> bool {
     let mut answer = [0; 512];
     let count = ASKER.with(|asker| {
         let asker = asker.as_ref()?.as_raw_fd();
-        sys::send(asker, &question).ok()?;
+        sys::send(asker, &question, false).ok()?;
         sys::receive(asker, &mut answer).ok()
     });
     // struct inet_diag_msg: family, state, timer, retransmits, then the name, local end first.

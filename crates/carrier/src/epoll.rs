@@ -47,6 +47,8 @@ const EDGES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 pub struct Epoll {
     capacity: u32,
     clock: Clock,
+    /// What cores are told; looked up once per connection read and per round, not per event.
+    now: Instant,
     poller: Poller,
     wake: Wake,
     messenger: Messenger,
@@ -121,6 +123,7 @@ const GONE: u16 = 1 << 13;
 const KIND_CONN: u64 = 0;
 const KIND_LISTENER: u64 = 1 << 48;
 const KIND_WAKE: u64 = 2 << 48;
+const KIND_SENDER: u64 = 4 << 48;
 
 impl Epoll {
     /// A carrier with nothing in it; `report` is where it counts.
@@ -137,6 +140,7 @@ impl Epoll {
         Ok(Epoll {
             capacity: settings.most_connections,
             clock: Clock::start(),
+            now: Instant(0),
             poller,
             wake: wake.clone(),
             messenger: Messenger::new(),
@@ -162,16 +166,16 @@ impl Epoll {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 256];
         core.start(self.clock.now(), outbox);
         loop {
-            let now = self.clock.now();
+            self.now = self.clock.now();
             self.count(outbox);
-            if !until.turn(core, now, outbox) || core.is_done() {
+            if !until.turn(core, self.now, outbox) || core.is_done() {
                 return Ok(());
-            }
-            if core.poll_timeout().is_some_and(|at| at <= now) {
-                core.handle_timeout(now, outbox);
             }
             self.accept(core, outbox);
             for _ in 0..ROUNDS {
+                if core.poll_timeout().is_some_and(|at| at <= self.now) {
+                    core.handle_timeout(self.now, outbox);
+                }
                 self.obey(outbox);
                 // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
                 for _ in 0..self.happened.len() {
@@ -189,6 +193,7 @@ impl Epoll {
             self.counts.enters += 1;
             let count =
                 self.poller.wait(&mut events, nap).map_err(|error| CarrierError { what: "epoll_wait", error })?;
+            self.now = self.clock.now();
             for event in &events[..count] {
                 self.edge(core, event.u64, event.events as i32, outbox);
             }
@@ -304,9 +309,10 @@ impl Epoll {
                 Command::HandOff { conn, path, note } => {
                     if self.is_open(conn) {
                         let fd = self.conns[conn.index as usize].fd;
-                        let (buffers, now) = (&outbox.buffers, self.clock.now());
+                        let (buffers, now) = (&outbox.buffers, self.now);
                         let (path, note) = (buffers.bytes(&path), buffers.bytes(&note));
-                        let event = match self.messenger.hand_off(fd, path, note, now) {
+                        let room = (&self.poller, KIND_SENDER);
+                        let event = match self.messenger.hand_off(conn, fd, (path, note), now, room) {
                             Ok(()) => {
                                 let entry = &mut self.conns[conn.index as usize];
                                 if entry.flags & WATCHED != 0 {
@@ -460,6 +466,12 @@ impl Epoll {
         if data == KIND_WAKE {
             return self.wake.silence();
         }
+        if data & KIND_SENDER != 0 {
+            if let Some(conn) = self.messenger.roomy(data as u32) {
+                self.happened.push_back(Event::Roomy { conn });
+            }
+            return;
+        }
         if data & KIND_LISTENER != 0 {
             return self.acceptable.push_back(ListenerId(data as u32));
         }
@@ -513,7 +525,7 @@ impl Epoll {
         let Conn { fd, generation, flags } = self.conns[place as usize];
         let conn = ConnId { index: place, generation };
         while taken < buf.len() {
-            match sys::send(fd, &buffers.bytes(&buf)[taken..]) {
+            match sys::send(fd, &buffers.bytes(&buf)[taken..], buf.is_last()) {
                 Ok(count) => taken += count,
                 Err(Errno::EAGAIN) => match self.watch(place, true) {
                     Ok(()) => {
@@ -555,6 +567,7 @@ impl Epoll {
             if entry.flags & (OPEN | PAUSED | ENDED | CLOSING) != OPEN {
                 continue;
             }
+            self.now = self.clock.now();
             if !self.read_one(core, place, outbox) {
                 // No buffer: the rest waits as well.
                 self.dry = true;
@@ -585,11 +598,14 @@ impl Epoll {
                     return true;
                 }
                 Ok(count) => {
-                    let is_all = count < outbox.buffers.buffer_bytes() && flags & HUNG_UP == 0;
-                    outbox.buffers.set_len(&mut buf, count);
-                    self.tell(core, Event::Received { conn, buf }, outbox);
                     // epoll(7): a short read has emptied the socket, and what comes after it has an edge of its own.
-                    if is_all {
+                    let is_all = count < outbox.buffers.buffer_bytes();
+                    outbox.buffers.set_len(&mut buf, count);
+                    if is_all && flags & HUNG_UP != 0 {
+                        buf.set_last();
+                    }
+                    self.tell(core, Event::Received { conn, buf }, outbox);
+                    if is_all && flags & HUNG_UP == 0 {
                         self.conns[place as usize].flags &= !READABLE;
                         self.rest(conn);
                         return true;
@@ -675,7 +691,7 @@ impl Epoll {
     }
 
     fn accept(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
-        if !self.resting.is_empty() && self.clock.now() >= self.accept_at {
+        if !self.resting.is_empty() && self.now >= self.accept_at {
             for listener in std::mem::take(&mut self.resting) {
                 let Some(entry) = self.listeners.get(&listener.0) else { continue };
                 if self.watch_listener(listener, &entry.socket).is_err() {
@@ -696,7 +712,7 @@ impl Epoll {
 
     fn rest_listener(&mut self, listener: ListenerId) {
         self.resting.push(listener);
-        self.accept_at = self.clock.now().after(ACCEPT_PAUSE);
+        self.accept_at = self.now.after(ACCEPT_PAUSE);
     }
 
     /// Accept this turn's share.
@@ -733,7 +749,7 @@ impl Epoll {
             Event::Closed { conn } => Some(conn.index),
             _ => None,
         };
-        core.handle(event, self.clock.now(), outbox);
+        core.handle(event, self.now, outbox);
         if let Some(place) = closed {
             self.retire(place);
         }

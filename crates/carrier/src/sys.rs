@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fourtuple_engine::{CarrierError, Errno, Instant, SourceChoice, Step, Transport};
+use fourtuple_engine::{CarrierError, ConnId, Errno, Instant, SourceChoice, Step, Transport};
 
 use crate::datagram;
 
@@ -160,7 +160,7 @@ impl RawAddress {
         std::ptr::from_ref(self).cast()
     }
 
-    fn socket_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn socket_addr(&self) -> Option<SocketAddr> {
         // SAFETY: every member begins with the family, and the kernel wrote the member that it names; all are integers.
         unsafe {
             match libc::c_int::from(self.family) {
@@ -380,7 +380,18 @@ pub(crate) fn let_block(socket: &OwnedFd) {
 /// read uses up nobody else's. It stays with the socket that it found there, while the path may be another's since: hence
 /// a sender is soon old.
 pub(crate) struct Messenger {
-    senders: HashMap<Box<[u8]>, (OwnedFd, Instant)>,
+    senders: HashMap<Box<[u8]>, Sender>,
+    next: u32,
+}
+
+struct Sender {
+    socket: OwnedFd,
+    until: Instant,
+    /// Its name for the poller.
+    number: u32,
+    watched: bool,
+    /// For whom there was no room.
+    waiting: Option<ConnId>,
 }
 
 /// Senders kept, each a descriptor.
@@ -390,27 +401,69 @@ const SENDER_AGE: Duration = Duration::from_millis(100);
 
 impl Messenger {
     pub(crate) fn new() -> Messenger {
-        Messenger { senders: HashMap::new() }
+        Messenger { senders: HashMap::new(), next: 0 }
     }
 
     /// Give `socket` with `note` to whoever is bound to `path`. EAGAIN: more messages wait there than
-    /// net.unix.max_dgram_qlen allows.
-    pub(crate) fn hand_off(&mut self, socket: RawFd, path: &[u8], note: &[u8], now: Instant) -> Result<(), Errno> {
-        if let Some((sender, until)) = self.senders.get(path)
-            && now < *until
+    /// net.unix.max_dgram_qlen allows; when there is room, `poller` tells what `name` makes of the sender's number, and
+    /// `roomy` for whom.
+    pub(crate) fn hand_off(
+        &mut self,
+        conn: ConnId,
+        socket: RawFd,
+        (path, note): (&[u8], &[u8]),
+        now: Instant,
+        (poller, name): (&Poller, u64),
+    ) -> Result<(), Errno> {
+        if let Some(sender) = self.senders.get_mut(path)
+            && now < sender.until
         {
-            match send_socket(sender, socket, note) {
+            match send_socket(&sender.socket, socket, note) {
                 // Whoever was there is gone (unix_dgram_sendmsg()); the path may have another by now.
                 Err(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EPIPE | Errno(libc::ENOTCONN)) => {}
-                outcome => return outcome,
+                outcome => return sender.wait_if_full(outcome, conn, poller, name),
             }
         }
-        let sender = unix_connected(libc::SOCK_DGRAM, path).map_err(|(_, error)| error)?;
-        let outcome = send_socket(&sender, socket, note);
+        let socket_there = unix_connected(libc::SOCK_DGRAM, path).map_err(|(_, error)| error)?;
         if self.senders.len() >= SENDERS && !self.senders.contains_key(path) {
             self.senders.clear();
         }
-        self.senders.insert(path.into(), (sender, now.after(SENDER_AGE)));
+        self.next = self.next.wrapping_add(1);
+        let mut sender = Sender {
+            socket: socket_there,
+            until: now.after(SENDER_AGE),
+            number: self.next,
+            watched: false,
+            waiting: None,
+        };
+        let outcome = send_socket(&sender.socket, socket, note);
+        let outcome = sender.wait_if_full(outcome, conn, poller, name);
+        self.senders.insert(path.into(), sender);
+        outcome
+    }
+
+    /// The poller has told of the sender with this number: for whom there was no room.
+    pub(crate) fn roomy(&mut self, number: u32) -> Option<ConnId> {
+        self.senders.values_mut().find(|sender| sender.number == number)?.waiting.take()
+    }
+}
+
+impl Sender {
+    /// sendmsg() that finds no room asks to be woken (unix_dgram_peer_wake_me()); the poller is where that is heard.
+    fn wait_if_full(
+        &mut self,
+        outcome: Result<(), Errno>,
+        conn: ConnId,
+        poller: &Poller,
+        name: u64,
+    ) -> Result<(), Errno> {
+        if outcome == Err(Errno::EAGAIN) {
+            self.waiting = Some(conn);
+            if !self.watched {
+                let data = name | u64::from(self.number);
+                self.watched = poller.add(self.socket.as_raw_fd(), libc::EPOLLOUT | libc::EPOLLET, data).is_ok();
+            }
+        }
         outcome
     }
 }
@@ -449,11 +502,12 @@ union Control {
     header: libc::cmsghdr,
 }
 
-/// send() of what fits.
-pub(crate) fn send(socket: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
+/// send() of what fits. With `more` the last segment may wait for what follows: the end, which then goes with it
+/// (tcp_send_fin()).
+pub(crate) fn send(socket: RawFd, bytes: &[u8], more: bool) -> Result<usize, Errno> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
     // SAFETY: `bytes` is readable for its whole length.
-    let count =
-        unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    let count = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), flags) };
     usize::try_from(count).map_err(|_| last_errno())
 }
 

@@ -364,18 +364,44 @@ fn a_full_queue_is_waited_for_and_delays_nobody() {
         let door = UnixDatagram::bind(&full).unwrap();
         let names = vec![("full", Delivery::HandOff, unix(&full)), ("well", Delivery::HandOff, unix(&well))];
         let broker = Running::start(kind, config(), Names(names));
-        let mut waiting: Vec<TcpStream> = (0..clients).map(|_| broker.client()).collect();
-        waiting.iter_mut().for_each(|client| client.write_all(b"full\n").unwrap());
+        let waiting: Vec<TcpStream> = (0..clients)
+            .map(|number| {
+                let mut client = broker.client();
+                client.write_all(b"full\n").unwrap();
+                wait(|| {
+                    (broker.worker.published().report.count(Counter::Delivering) as usize
+                        + broker.worker.published().report.count(Counter::HandedOff) as usize
+                        > number)
+                        .then_some(())
+                });
+                client
+            })
+            .collect();
         broker.wait_for(Reason::HandedOff, room as u64 + 1);
         let other = UnixDatagram::bind(&well).unwrap();
         broker.client().write_all(b"well\n").unwrap();
         drop(take_over(&other));
         assert_eq!(broker.worker.published().report.count(Counter::Delivering), 19, "{kind:?}");
-        for _ in 0..clients {
-            drop(take_over(&door));
+        // Who came first is served first.
+        for client in &waiting {
+            let (note, _) = take_over(&door);
+            assert_eq!(note[8..10], client.local_addr().unwrap().port().to_be_bytes(), "{kind:?}");
         }
         broker.wait_for(Reason::HandedOff, clients as u64 + 1);
         broker.end();
+    }
+}
+
+#[test]
+fn a_service_that_takes_connections_is_relayed_instead() {
+    for kind in KERNELS {
+        let path = path();
+        let service = unix_service(&path, 1);
+        let broker = Running::start(kind, config(), Names(vec![("plain", Delivery::HandOff, unix(&path))]));
+        assert_eq!(ask(broker.client(), b"plain\nand more"), expected(b"plain\nand more"), "{kind:?}");
+        service.join().unwrap();
+        broker.wait_for(Reason::Relayed, 1);
+        assert_eq!(broker.end().report.count(Counter::FellBack), 1, "{kind:?}");
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Buf {
     id: u32,
     /// How many of its bytes mean something.
     len: u32,
+    /// Nothing was behind these bytes but the end of their stream.
+    is_last: bool,
 }
 
 impl Buf {
@@ -30,6 +32,17 @@ impl Buf {
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether nothing was behind these bytes but the end of their stream, when they were received. Whoever sends the
+    /// buffer on will send the end, too, and both may go in one segment: a carrier sends it with MSG_MORE.
+    pub fn is_last(&self) -> bool {
+        self.is_last
+    }
+
+    /// Say so.
+    pub fn set_last(&mut self) {
+        self.is_last = true;
     }
 }
 
@@ -85,7 +98,7 @@ impl Buffers {
             self.free.extend((first..first + self.per_chunk).rev());
         }
         self.in_use += 1;
-        self.free.pop().map(|id| Buf { id, len: 0 })
+        self.free.pop().map(|id| Buf { id, len: 0, is_last: false })
     }
 
     /// The bytes that the buffer holds.

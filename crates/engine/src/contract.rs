@@ -25,7 +25,8 @@
 //!    comes again when more has come; nothing comes again for the same bytes alone, unless `Peek` is said again.
 //! 10. `HandOff` is answered once, by `HandedOff` or `HandOffFailed`, unless the connection is closed first. After
 //!     `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
-//!     then says nothing to the peer. After `HandOffFailed` the connection is what it was.
+//!     then says nothing to the peer. After `HandOffFailed` the connection is what it was. If that was for want of room
+//!     (EAGAIN), `Roomy` may follow when there is some; a carrier need not know, so a core tries again by itself, too.
 //! 11. `Shutdown` sends FIN behind everything sent before; receiving goes on.
 
 use std::net::SocketAddr;
@@ -84,6 +85,8 @@ impl Errno {
     pub const EMFILE: Errno = Errno(24);
     /// The peer is gone and we wrote.
     pub const EPIPE: Errno = Errno(32);
+    /// The socket there is of another type.
+    pub const EPROTOTYPE: Errno = Errno(91);
     /// A datagram is longer than it may be.
     pub const EMSGSIZE: Errno = Errno(90);
     /// The local endpoint is taken.
@@ -280,6 +283,11 @@ pub enum Event {
         conn: ConnId,
         /// Why; `EAGAIN` is a full queue.
         error: Errno,
+    },
+    /// Where there was no room for this connection, there may be some now.
+    Roomy {
+        /// Which connection.
+        conn: ConnId,
     },
     /// Somebody outside wants something.
     Ordered(Order),

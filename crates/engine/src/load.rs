@@ -404,6 +404,7 @@ impl<S: Speech> Core for LoadCore<S> {
             | Event::Named { .. }
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
+            | Event::Roomy { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.go_on(now, outbox);

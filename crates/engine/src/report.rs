@@ -81,6 +81,8 @@ counters! {
     Relaying = "relaying_now", "connections";
     /// deliveries tried again because the service was absent or its queue full
     DeliveryRetries = "delivery_retries", "deliveries";
+    /// handoffs that became relays, since the service takes connections
+    FellBack = "handoffs_relayed", "deliveries";
     /// ended: the service was given the socket itself
     HandedOff = "ended_handed_off", "connections";
     /// ended: relayed, and both sides said that they were done

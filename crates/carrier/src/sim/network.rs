@@ -186,7 +186,13 @@ impl World<'_> {
         }
         let (server, id) = match self.unix_listener(at) {
             Ok(found) => found,
-            Err(error) => return self.tell(host, Event::HandOffFailed { conn, error }, cores),
+            Err(error) => {
+                if error == Errno::EAGAIN && self.random.chance(500) {
+                    let after_ms = self.random.between(0, 3);
+                    self.after_ms(after_ms, Happening::TellRoomy((link, end)));
+                }
+                return self.tell(host, Event::HandOffFailed { conn, error }, cores);
+            }
         };
         self.hosts[host].conns[conn.index as usize].1 = None;
         self.hosts[host].handed.insert(conn);

@@ -50,6 +50,7 @@ pub(super) enum Happening {
     TellClosed(Place),
     FreeTuple(Tuple),
     TellNamed(Place),
+    TellRoomy(Place),
     HandOff(Place, Option<SocketAddr>),
     /// Of a connection that was handed off.
     TellClosedHere(usize, ConnId),
@@ -527,6 +528,10 @@ impl<'a> World<'a> {
                     Phase::Open => self.tell(host, Event::Named { conn, names: (!broken).then_some(names) }, cores),
                     _ => Ok(()),
                 }
+            }
+            Happening::TellRoomy((link, end)) => {
+                let End { host, conn, phase, .. } = self.links[link].ends[end];
+                if phase == Phase::Open { self.tell(host, Event::Roomy { conn }, cores) } else { Ok(()) }
             }
             Happening::HandOff(place, at) => self.hand_off(place, at, cores),
             Happening::TellClosedHere(host, conn) => {

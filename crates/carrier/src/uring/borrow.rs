@@ -13,7 +13,7 @@ use io_uring::opcode;
 use io_uring::types::Fixed;
 
 use super::ring::{Completion, Operation, user_data};
-use super::{AGAIN, BORROWING, CLOSING, ENDED, Machine, PEEKING};
+use super::{AGAIN, BORROWING, CLOSING, ENDED, Machine, PEEKING, SENDER};
 use crate::sys;
 
 /// What a descriptor is for.
@@ -78,7 +78,10 @@ impl Machine {
                 let buffers = &mut outbox.buffers;
                 let outcome = fd.and_then(|fd| match is_closing {
                     true => Ok(()),
-                    false => self.messenger.hand_off(fd, buffers.bytes(&path), buffers.bytes(&note), now),
+                    false => {
+                        let (path, note) = (buffers.bytes(&path), buffers.bytes(&note));
+                        self.messenger.hand_off(conn, fd, (path, note), now, (&self.poller, SENDER))
+                    }
                 });
                 [path, note].into_iter().for_each(|buf| buffers.release(buf));
                 match outcome {

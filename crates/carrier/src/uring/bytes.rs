@@ -186,6 +186,9 @@ impl Machine {
             // The buffer full, more behind it, or an end to be read: the poll will not speak again for those.
             let more = cqueue::sock_nonempty(completion.flags) || count == outbox.buffers.buffer_bytes();
             outbox.buffers.set_len(&mut buf, count);
+            if !more && flags & HUNG_UP != 0 {
+                buf.set_last();
+            }
             core.handle(Event::Received { conn, buf }, now, outbox);
             if more || flags & (AGAIN | HUNG_UP) != 0 {
                 // The core may have asked for a pause or the end: that goes first.
@@ -285,9 +288,10 @@ impl Machine {
         let transfer = self.transfers.at(place);
         let Way::Out(taken) = transfer.way else { unreachable!("a receive is not sent") };
         let bytes = &buffers.bytes(&transfer.buf)[taken..];
+        let more = if transfer.buf.is_last() { libc::MSG_MORE } else { 0 };
         // MSG_WAITALL: io_send() goes on after a short write by itself.
         let entry = opcode::Send::new(Fixed(u32::from(slot)), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL | more)
             .build();
         *self.flags_mut(ring, slot) |= SENDING;
         self.rings[ring].push(&entry.user_data(user_data(Operation::Send, slot, place)))

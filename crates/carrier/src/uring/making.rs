@@ -43,6 +43,44 @@ pub(super) struct Listening {
     queued: bool,
 }
 
+/// Accepts under way: for which listener, and memory for the peer's name, which stays where it is while the kernel may
+/// write to it. As many places as were ever under way at once.
+#[derive(Default)]
+pub(super) struct Accepts {
+    places: Vec<Box<Waiting>>,
+    free: Vec<u32>,
+}
+
+struct Waiting {
+    listener: u32,
+    peer: RawAddress,
+    len: libc::socklen_t,
+}
+
+impl Accepts {
+    fn begin(&mut self, listener: u32) -> u32 {
+        let waiting =
+            Waiting { listener, peer: RawAddress::unspecified(), len: size_of::<RawAddress>() as libc::socklen_t };
+        match self.free.pop() {
+            Some(place) => {
+                *self.places[place as usize] = waiting;
+                place
+            }
+            None => {
+                self.places.push(Box::new(waiting));
+                self.places.len() as u32 - 1
+            }
+        }
+    }
+
+    /// Its listener, and the peer if it has come about.
+    fn end(&mut self, place: u32) -> (u32, Option<SocketAddr>) {
+        self.free.push(place);
+        let waiting = &self.places[place as usize];
+        (waiting.listener, waiting.peer.socket_addr())
+    }
+}
+
 pub(super) enum ListenerSocket {
     Plain(OwnedFd),
     Direct { ring: u32, slot: u16 },
@@ -240,15 +278,17 @@ impl Machine {
                     break;
                 };
                 let target = DestinationSlot::try_from_slot_target(u32::from(slot)).ok();
-                let null = std::ptr::null_mut();
+                let place = self.accepts.begin(number);
+                let waiting = &mut *self.accepts.places[place as usize];
+                let (peer, len) = ((&raw mut waiting.peer).cast(), &raw mut waiting.len);
                 let entry = match (socket, home) {
-                    (Some(fd), _) => opcode::Accept::new(fd, null, null.cast()).file_index(target).build(),
+                    (Some(fd), _) => opcode::Accept::new(fd, peer, len).file_index(target).build(),
                     (None, Some((_, own))) => {
-                        opcode::Accept::new(Fixed(u32::from(own)), null, null.cast()).file_index(target).build()
+                        opcode::Accept::new(Fixed(u32::from(own)), peer, len).file_index(target).build()
                     }
                     (None, None) => break,
                 };
-                self.rings[ring].push(&entry.user_data(user_data(Operation::Accept, slot, number)))?;
+                self.rings[ring].push(&entry.user_data(user_data(Operation::Accept, slot, place)))?;
                 self.listeners[number as usize].waiting += 1;
             }
         }
@@ -271,14 +311,15 @@ impl Machine {
         now: Instant,
         outbox: &mut Outbox,
     ) -> Result<(), CarrierError> {
-        let listener = &mut self.listeners[completion.detail as usize];
+        let (number, peer) = self.accepts.end(completion.detail);
+        let listener = &mut self.listeners[number as usize];
         listener.waiting -= 1;
         let id = listener.id;
-        self.queue_accept(completion.detail);
+        self.queue_accept(number);
         match completion.outcome() {
             Ok(_) => {
                 let conn = self.begin(ring, completion.slot)?;
-                core.handle(Event::Accepted { listener: id, conn, peer: None }, now, outbox);
+                core.handle(Event::Accepted { listener: id, conn, peer }, now, outbox);
             }
             Err(error) => {
                 self.release_slot(ring, completion.slot);

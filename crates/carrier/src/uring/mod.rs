@@ -35,7 +35,7 @@ use io_uring::types::Fixed;
 
 use self::borrow::Purpose;
 use self::bytes::{Transfer, Transfers, Way};
-use self::making::{CONNECT_BATCH, Listening, Request};
+use self::making::{Accepts, CONNECT_BATCH, Listening, Request};
 pub use self::probe::{UringAbilities, probe_uring};
 use self::ring::{Completion, Operation, Ring, user_data};
 use crate::sys::{self, Clock, Messenger, Poller, Wake};
@@ -128,6 +128,7 @@ impl Uring {
             borrowing: HashMap::new(),
             thirsty: VecDeque::new(),
             listeners: Vec::new(),
+            accepts: Accepts::default(),
             acceptless: VecDeque::new(),
             accept_at: Instant(0),
             happened: VecDeque::new(),
@@ -151,8 +152,9 @@ impl Carrier for Uring {
     }
 }
 
-/// What the wake's epoll item stands for; the rings' items are their numbers.
+/// What the wake's epoll item stands for; a sender's is its number with this bit, and a ring's its number.
 const WAKE: u64 = u64::MAX;
+const SENDER: u64 = 1 << 48;
 
 struct Machine {
     /// Slots over all rings, at most.
@@ -182,6 +184,8 @@ struct Machine {
     /// Places whose socket holds bytes, and no buffer was free for them.
     thirsty: VecDeque<u32>,
     listeners: Vec<Listening>,
+    /// Dropped after the rings, which write to it.
+    accepts: Accepts,
     /// Listeners that want to accept and could not: no slot, or a pause.
     acceptless: VecDeque<u32>,
     accept_at: Instant,
@@ -220,8 +224,15 @@ impl Machine {
                     .poller
                     .wait(&mut events, self.nap(core))
                     .map_err(|error| CarrierError { what: "epoll_wait", error })?;
-                if events[..woken].iter().any(|event| event.u64 == WAKE) {
-                    self.wake.silence();
+                for &libc::epoll_event { u64: data, .. } in &events[..woken] {
+                    match data {
+                        WAKE => self.wake.silence(),
+                        _ if data & SENDER != 0 => {
+                            let roomy = self.messenger.roomy(data as u32);
+                            self.happened.extend(roomy.map(|conn| Event::Roomy { conn }));
+                        }
+                        _ => {}
+                    }
                 }
             }
         }

@@ -154,7 +154,8 @@ impl Ring {
             self.submit()?;
         }
         // SAFETY: entries name memory that outlives them: buffers of the pool, which lives longer than its rings and is not
-        // written to while a `Buf` is ours, and addresses, which are submitted before they go.
+        // written to while a `Buf` is ours, addresses, which are submitted before they go, and those of `Accepts`, which
+        // never move and outlive the rings.
         let pushed = unsafe { self.uring.submission().push(entry) };
         assert!(pushed.is_ok(), "submit() has emptied the queue");
         Ok(())

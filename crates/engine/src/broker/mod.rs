@@ -62,6 +62,8 @@ pub struct BrokerConfig {
 const BURST: u32 = 256;
 /// The pauses between tries of a delivery double from the first to the last of these.
 const BACKOFF_MS: (u32, u32) = (1, 128);
+/// The longest of them for a service whose queue is full: what it has read meanwhile it cannot have said.
+const FULL_BACKOFF_MS: u32 = 4;
 /// Bytes looked at per connection, each time counted: a hello that comes in single bytes is looked at again for each of
 /// them, and this is what that may cost.
 const LOOKED_AT_MOST: u32 = 64 * PEEK_BYTES as u32;
@@ -306,6 +308,11 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         wait.backoff_ms = BACKOFF_MS.0;
         // What comes meanwhile waits in the kernel and is not looked at.
         outbox.push(Command::Pause { conn: session.conns[CLIENT] });
+        let (place, deadline) = (session.extra, wait.deadline);
+        if self.waits.has_line(row) && deadline > now {
+            self.waits.stand_in_line(row, place);
+            return self.waits.set_due(place, Some(deadline));
+        }
         self.deliver(id, now, outbox);
     }
 
@@ -362,14 +369,21 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     /// It did not work: again later, or never.
     fn undelivered(&mut self, id: u32, error: Errno, now: Instant, outbox: &mut Outbox) {
-        let place = self.sessions[id as usize].extra;
+        let Session { extra: place, service, .. } = self.sessions[id as usize];
         let wait = self.waits.at(place);
         wait.error = Some(error);
-        let again = now.after(Duration::from_millis(wait.backoff_ms.into()));
+        // A full service is asked by the first in its line alone, and so more often.
+        let is_full = error == Errno::EAGAIN;
+        let most_ms = if is_full { FULL_BACKOFF_MS } else { BACKOFF_MS.1 };
+        let again = now.after(Duration::from_millis(wait.backoff_ms.min(most_ms).into()));
         if !is_passing(error) || again > wait.deadline {
             return self.end(id, reason_of(error), true, outbox);
         }
-        wait.backoff_ms = (wait.backoff_ms * 2).min(BACKOFF_MS.1);
+        wait.backoff_ms = (wait.backoff_ms * 2).min(most_ms);
+        if is_full && !self.waits.stand_in_line(service - 1, place) {
+            let deadline = self.waits.at(place).deadline;
+            return self.waits.set_due(place, Some(deadline));
+        }
         self.report.add(Counter::DeliveryRetries, 1);
         self.waits.set_due(place, Some(again));
     }
@@ -393,6 +407,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let preface = std::mem::take(&mut wait.chosen.preface);
         session.state = State::Relaying;
         session.extra = 0;
+        self.waits.leave_line(session.service - 1, ticket);
         self.waits.end(ticket);
         self.report.less(Counter::Delivering);
         self.report.add(Counter::Relaying, 1);
@@ -433,8 +448,22 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     fn hand_off_failed(&mut self, conn: ConnId, error: Errno, now: Instant, outbox: &mut Outbox) {
         let Some((id, CLIENT)) = self.find(conn, State::Delivering) else { return };
         self.report.failed(Step::HandOff, error);
-        self.waits.at(self.sessions[id as usize].extra).handing = false;
+        let wait = self.waits.at(self.sessions[id as usize].extra);
+        wait.handing = false;
+        if error == Errno::EPROTOTYPE {
+            // Whoever listens there takes connections.
+            wait.chosen.delivery = Delivery::Relay;
+            self.report.add(Counter::FellBack, 1);
+            return self.deliver(id, now, outbox);
+        }
         self.undelivered(id, error, now, outbox);
+    }
+
+    /// Whoever is the first in the connection's line may try again.
+    fn roomy(&mut self, conn: ConnId) {
+        if let Some((id, CLIENT)) = self.find(conn, State::Delivering) {
+            self.waits.try_first(self.sessions[id as usize].service - 1);
+        }
     }
 
     // ---- ends -------------------------------------------------------------------------------------------------------
@@ -456,6 +485,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             }
             _ => {
                 self.waits.set_due(session.extra, None);
+                if let Some(row) = session.service.checked_sub(1) {
+                    self.waits.leave_line(row, session.extra);
+                }
                 let wait = self.waits.at(session.extra);
                 wait.handing = false;
                 if wait.reaching {
@@ -607,6 +639,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::ConnectFailed { ticket, step, error } => self.connect_failed(ticket, step, error, now, outbox),
             Event::HandedOff { conn } => self.handed_off(conn, outbox),
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
+            Event::Roomy { conn } => self.roomy(conn),
             Event::Received { conn, buf } => self.received(conn, buf, outbox),
             Event::Sent { conn } => self.sent(conn, outbox),
             Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),
@@ -632,6 +665,9 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             match self.sessions[id as usize].state {
                 State::Sniffing => self.last_look(id, now, outbox),
                 State::Delivering if reaching => outbox.push(Command::CancelConnect { ticket: place }),
+                State::Delivering if self.waits.is_behind(self.sessions[id as usize].service - 1, place) => {
+                    self.end(id, Reason::ServiceFull, true, outbox);
+                }
                 State::Delivering => self.deliver(id, now, outbox),
                 State::Relaying | State::Ending | State::Free => {}
             }
@@ -681,6 +717,11 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             ("delivering_now", count(Counter::Delivering) == in_state(State::Delivering)),
             ("relaying_now", count(Counter::Relaying) == in_state(State::Relaying)),
             ("a wait belongs to one session or is free", waiting.count() == self.waits.in_use()),
+            ("who stands in a line is on the way to its service", {
+                let delivering = held.iter().filter(|session| session.state == State::Delivering);
+                delivering.filter(|it| self.waits.get(it.extra).is_some_and(|wait| wait.in_line)).count()
+                    == self.waits.in_lines()
+            }),
             ("services are counted", self.services.total() == of_service),
             ("sources are counted", self.sources.total() == of_source),
             ("something is due for each connection on its way", held.iter().filter(on_the_way).all(|it| due(&it))),

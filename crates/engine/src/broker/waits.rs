@@ -1,9 +1,9 @@
 //! What a connection needs until it is delivered, and when something is due for it. Freed at delivery: an idle relayed
 //! connection has none of this.
 //!
-//! Decides places and the order of deadlines. Knows no meaning of a deadline.
+//! Decides places, the order of deadlines, and the order of those who wait for one service. Knows no meaning of a deadline.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use super::guide::Chosen;
@@ -37,6 +37,8 @@ pub(super) struct Wait<M> {
     pub(super) reaching: bool,
     /// A `HandOff` that is not answered.
     pub(super) handing: bool,
+    /// In the line of its service.
+    pub(super) in_line: bool,
     /// Why the last try failed.
     pub(super) error: Option<Errno>,
 }
@@ -54,11 +56,13 @@ pub(super) struct Waits<M> {
     places: Vec<Wait<M>>,
     free: Vec<u32>,
     due: BTreeSet<(Instant, u32)>,
+    /// Who waits for a service that has no room, in the order in which they came; by the service's row.
+    lines: HashMap<u32, VecDeque<u32>>,
 }
 
 impl<M: Default> Waits<M> {
     pub(super) fn new() -> Waits<M> {
-        Waits { places: Vec::new(), free: Vec::new(), due: BTreeSet::new() }
+        Waits { places: Vec::new(), free: Vec::new(), due: BTreeSet::new(), lines: HashMap::new() }
     }
 
     pub(super) fn begin(&mut self, session: u32) -> u32 {
@@ -105,6 +109,55 @@ impl<M: Default> Waits<M> {
         }
         self.set_due(place, None);
         Some(place)
+    }
+
+    /// Whether somebody waits for the service.
+    pub(super) fn has_line(&self, service: u32) -> bool {
+        self.lines.contains_key(&service)
+    }
+
+    /// Stand in the service's line; says whether nobody is before it.
+    pub(super) fn stand_in_line(&mut self, service: u32, place: u32) -> bool {
+        let line = self.lines.entry(service).or_default();
+        if !std::mem::replace(&mut self.places[place as usize].in_line, true) {
+            line.push_back(place);
+        }
+        line.front() == Some(&place)
+    }
+
+    /// Whether it stands in the service's line and is not its first.
+    pub(super) fn is_behind(&self, service: u32, place: u32) -> bool {
+        self.places[place as usize].in_line && self.lines.get(&service).is_some_and(|line| line.front() != Some(&place))
+    }
+
+    /// Leave the service's line. If another is its first now, that one is due at once: there may be room.
+    pub(super) fn leave_line(&mut self, service: u32, place: u32) {
+        if !std::mem::take(&mut self.places[place as usize].in_line) {
+            return;
+        }
+        let Some(line) = self.lines.get_mut(&service) else { return };
+        // Deadlines mostly come in the order of the line, so it is mostly the first.
+        let at = line.iter().position(|&other| other == place);
+        at.map(|at| line.remove(at));
+        if line.is_empty() {
+            self.lines.remove(&service);
+        } else if at == Some(0) {
+            self.try_first(service);
+        }
+    }
+
+    /// The first in the service's line is due at once, unless it is being delivered.
+    pub(super) fn try_first(&mut self, service: u32) {
+        if let Some(&first) = self.lines.get(&service).and_then(VecDeque::front)
+            && self.places[first as usize].is_due()
+        {
+            self.set_due(first, Some(Instant(0)));
+        }
+    }
+
+    /// How many stand in a line.
+    pub(super) fn in_lines(&self) -> usize {
+        self.lines.values().map(VecDeque::len).sum()
     }
 
     pub(super) fn in_use(&self) -> usize {
