@@ -1,7 +1,7 @@
 """python -m bench: ours and the peers side by side in one run; a table for people, one JSON file for the rest.
 
 Decides the order of the runs (interleaved), and how results are shown and kept. What is measured is in `bench.rates`,
-`bench.cliff`, `bench.sources`, `bench.load`, `bench.registry` and `bench.broker`.
+`bench.cliff`, `bench.sources`, `bench.load` and `bench.registry`, and of brokers in `bench.brokered`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from bench import broker, cliff, load, rates, registry, sources
+from bench import brokered, cliff, load, rates, registry, sources
 from fourtuple.errors import FourtupleError
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 60_000
 """Inside the range 1024-65535 of one source address, which is what the peers have."""
 WIDTH = 132
 """Of a table in a file or a pipe."""
-Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, load.Client, registry.Store, broker.Broker)
+Row = TypeVar("Row", rates.Contender, cliff.Chooser, sources.Filling, load.Client, registry.Store, brokered.Brokered)
 
 
 def main(arguments: list[str]) -> int:
@@ -74,15 +74,17 @@ def main(arguments: list[str]) -> int:
             costs = _interleaved(stores, registry.run, options.runs, console, failed)
             results["registry"] = {name: registry.medians(runs) for name, runs in costs.items()}
             console.print(_registry_table(results["registry"], options))
-        if options.only == "broker":
-            skipped = {row.name: reason for row in broker.BROKERS if (reason := broker.absent(row))}
-            brokers = [row for row in broker.BROKERS if row.name not in skipped]
-            costs = _interleaved(
-                brokers, lambda row: broker.run(row, options.connections), options.runs, console, failed
-            )
-            results["broker"] = {name: broker.medians(runs) for name, runs in costs.items()}
+        if options.only in brokered.COMPARISONS:
+            comparison = brokered.COMPARISONS[options.only]
+            candidates = comparison.rows(options)
+            skipped = {row.name: reason for row in candidates if (reason := comparison.absent(row))}
+            present = [row for row in candidates if row.name not in skipped]
+            rounds = options.runs if comparison.repeats else 1
+            costs = _interleaved(present, lambda row: comparison.run(row, options), rounds, console, failed)
+            results[options.only] = {name: brokered.medians(runs) for name, runs in costs.items()}
             results["skipped"] = skipped
-            console.print(_broker_table(results["broker"], options))
+            for table in comparison.tables(results[options.only], options):
+                console.print(table)
             for name, reason in skipped.items():
                 console.print(f"skipped {name}: {reason}")
         if options.only == "load":
@@ -190,20 +192,6 @@ def _registry_table(measured: dict[str, dict[str, Any]], options: argparse.Names
     return table
 
 
-def _broker_table(measured: dict[str, dict[str, Any]], options: argparse.Namespace) -> Table:
-    table = Table(
-        title=f"{options.connections:,} connections by server name to a unix socket; medians of {options.runs}"
-    )
-    for heading in ("broker", "CPU us/connection", "connections/s", "CPU vs HAProxy"):
-        table.add_column(heading, justify="left" if heading == "broker" else "right")
-    base = measured.get(broker.BROKERS[0].name, {}).get("cpu_us_per_connection")
-    for name, row in measured.items():
-        cost = row["cpu_us_per_connection"]
-        ratio = f"{cost / base:.2f} x" if base else ""
-        table.add_row(name, f"{cost:,.1f}", f"{row['connections_per_s']:,.0f}", ratio)
-    return table
-
-
 def _load_table(measured: dict[str, dict[str, Any]], count: int, rounds: int) -> Table:
     few = min(load.FEW, count)
     table = Table(title=f"load on one nginx process, {count:,} connections and {few:,}; medians of {rounds}")
@@ -262,15 +250,19 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--only",
-        choices=("rates", "cliff", "sources", "load", "registry", "broker"),
+        choices=("rates", "cliff", "sources", "load", "registry", *brokered.COMPARISONS),
         help="one comparison; default rates and cliff",
     )
     parser.add_argument(
         "--connections", type=_whole(1, MOST_CONNECTIONS), default=15_000, help="per client; default 15000"
     )
     parser.add_argument(
-        "--services", type=_whole(1_000, 10_000_000), default=1_000_000, help="in the registry; default 1000000"
+        "--services", type=_whole(1_000, 10_000_000), default=1_000_000, help="registry, many; default 1000000"
     )
+    parser.add_argument(
+        "--held", type=_whole(1, 1_000_000), default=200_000, help="idle: relayed connections at rest; default 200000"
+    )
+    parser.add_argument("--quick", action="store_true", help="relay, many: a fraction of the work, to see that it runs")
     parser.add_argument("--runs", type=_whole(1, 100), default=3, help="rounds, all clients in each; default 3")
     parser.add_argument(
         "--whole", action="store_true", help="sources: each library opens every connection of its range (long)"

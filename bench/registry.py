@@ -59,7 +59,7 @@ def run(store: Store) -> dict[str, Any]:
     chance = random.Random(SEED)
     if store.shuffled:
         chance.shuffle(order)
-    wanted = [_name(chance.randrange(store.count)).encode() for _ in range(LOOKUPS)]
+    wanted = [service_name(chance.randrange(store.count)).encode() for _ in range(LOOKUPS)]
     folder = Path(tempfile.mkdtemp(prefix="fourtuple-bench-"))
     try:
         return (_ours if store.kind == "ours" else _sqlite)(folder, order, wanted)
@@ -73,7 +73,7 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _ours(folder: Path, order: list[int], wanted: list[bytes]) -> dict[str, Any]:
-    text = io.BytesIO(b"".join(f"{_name(number)},{_target(number)}\n".encode() for number in order))
+    text = io.BytesIO(b"".join(f"{service_name(number)},{_target(number)}\n".encode() for number in order))
     with Registry(folder / "registry") as registry:
         started_s, started_cpu_s = time.monotonic(), time.process_time()
         counts = registry.import_text(text, "csv")
@@ -86,7 +86,7 @@ def _ours(folder: Path, order: list[int], wanted: list[bytes]) -> dict[str, Any]
         sizes = registry.sizes()
 
         def change(target: str) -> None:
-            registry.set([Service(name=_name(0), target=target)])
+            registry.set([Service(name=service_name(0), target=target)])
 
         seen_ms = _changes(folder / "registry", "ours", change)
         return {
@@ -109,7 +109,7 @@ def _sqlite(folder: Path, order: list[int], wanted: list[bytes]) -> dict[str, An
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
         "CREATE TABLE services (name TEXT PRIMARY KEY, target TEXT NOT NULL) WITHOUT ROWID;"
     )
-    rows = [(_name(number), _target(number)) for number in order]
+    rows = [(service_name(number), _target(number)) for number in order]
     started_s, started_cpu_s = time.monotonic(), time.process_time()
     connection.execute("BEGIN")
     connection.executemany("INSERT INTO services VALUES (?, ?)", rows)
@@ -126,7 +126,7 @@ def _sqlite(folder: Path, order: list[int], wanted: list[bytes]) -> dict[str, An
     times_ns = quantiles(taken_ns, n=100)
 
     def change(target: str) -> None:
-        connection.execute("UPDATE services SET target = ? WHERE name = ?", (target, _name(0)))
+        connection.execute("UPDATE services SET target = ? WHERE name = ?", (target, service_name(0)))
 
     seen_ms = _changes(path, "sqlite", change)
     reading = _read(path, "sqlite", len(order))
@@ -147,7 +147,7 @@ def _sqlite(folder: Path, order: list[int], wanted: list[bytes]) -> dict[str, An
 
 def _read(store: Path, kind: str, count: int) -> dict[str, Any]:
     """In a process of its own: from nothing to the first answer, and what is resident when everything was read."""
-    with _reader(store, kind, "open", _name(count - 1)) as reader:
+    with _reader(store, kind, "open", service_name(count - 1)) as reader:
         opened = _answer(reader)
     if not opened["found"]:
         raise RuntimeError("the last service was not found")
@@ -163,7 +163,7 @@ def _read(store: Path, kind: str, count: int) -> dict[str, Any]:
 def _changes(store: Path, kind: str, change: Any) -> dict[str, Any]:  # noqa: ANN401 - one of two closures
     """From before a change is written until another process has looked it up."""
     taken_ms = []
-    with _reader(store, kind, "watch", _name(0), str(CHANGES)) as reader:
+    with _reader(store, kind, "watch", service_name(0), str(CHANGES)) as reader:
         assert reader.stdout is not None
         if reader.stdout.readline() != "ready\n":
             raise RuntimeError("the reader did not start")
@@ -193,9 +193,10 @@ def _answer(reader: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def _name(number: int) -> str:
+def service_name(number: int) -> str:
+    """Of the service with that number."""
     return f"s{number:07}.example.com"
 
 
 def _target(number: int) -> str:
-    return f"unix:/run/services/{_name(number)}.sock"
+    return f"unix:/run/services/{service_name(number)}.sock"

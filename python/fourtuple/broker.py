@@ -22,15 +22,16 @@ from fourtuple.engine import (
     CarrierSettings,
     Engine,
     Snapshot,
+    raise_soft_descriptors,
 )
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
 from fourtuple.registry import Sealed, sealed
 from fourtuple.tuples import Endpoint
 
-BUFFER_BYTES = 16_384
+BUFFER_BYTES = 32_768
 """Bulk moves in pieces of this size; an idle connection has none."""
-BUFFER_CHUNKS = 4_096
+BUFFER_CHUNKS = 2_048
 """Made as needed. A service that reads nothing keeps a buffer or two per connection, and must not starve others."""
 _GLANCE_S = 0.2
 
@@ -71,6 +72,7 @@ def running(
         ledger_every=ledger_every,
     )
     settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
+    raise_soft_descriptors()
     with Engine.start(config, carrier, workers, settings) as engine:
         yield engine
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -556,6 +557,16 @@ class Engine:
         except EngineStopped as stopped:  # the error on its way out is the one to see
             if error is not None:
                 error.add_note(f"the engine: {stopped}")
+
+
+def raise_soft_descriptors() -> None:
+    """Of this process, up to what it may have without asking anybody (catalogue B1).
+
+    It bounds epoll's connections, and how many direct descriptors a ring has: of many small rings each costs its turn.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def uring_abilities() -> dict[str, bool]:

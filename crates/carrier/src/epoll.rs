@@ -10,7 +10,7 @@
 //!
 //! Listeners are level-triggered: accept() that finds an empty queue costs as much as one that does not (do_accept() makes
 //! the file first), and twenty times an epoll_wait() that says so. So one connection is taken per turn, and when there is
-//! another in the next turn, as many as the kernel then says that there are.
+//! another in the next turn, as many as the kernel then says that there are, which is asked every second time at most.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -78,8 +78,8 @@ pub struct Epoll {
 
 struct Listening {
     socket: OwnedFd,
-    /// The turn in which it last had a connection.
-    last_turn: u64,
+    /// The turn after which it is asked how many connections it has, if it has one.
+    asked_after: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -176,14 +176,7 @@ impl Epoll {
                 if core.poll_timeout().is_some_and(|at| at <= self.now) {
                     core.handle_timeout(self.now, outbox);
                 }
-                self.obey(outbox);
-                // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
-                for _ in 0..self.happened.len() {
-                    if let Some(event) = self.happened.pop_front() {
-                        self.tell(core, event, outbox);
-                    }
-                }
-                self.obey(outbox);
+                self.go_on(core, outbox);
                 self.read(core, outbox);
                 if self.happened.is_empty() && (self.readable.is_empty() || self.dry) {
                     break;
@@ -198,6 +191,18 @@ impl Epoll {
                 self.edge(core, event.u64, event.events as i32, outbox);
             }
         }
+    }
+
+    /// Do what is wanted, and tell what has come of it.
+    fn go_on(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
+        self.obey(outbox);
+        // Only what has happened so far: a core that answers each failure with another attempt must not keep us here.
+        for _ in 0..self.happened.len() {
+            if let Some(event) = self.happened.pop_front() {
+                self.tell(core, event, outbox);
+            }
+        }
+        self.obey(outbox);
     }
 
     /// How long to sleep if no edge comes.
@@ -345,7 +350,7 @@ impl Epoll {
         if accept {
             self.watch_listener(listener, &socket).map_err(|error| (Step::Accept, error))?;
         }
-        self.listeners.insert(listener.0, Listening { socket, last_turn: 0 });
+        self.listeners.insert(listener.0, Listening { socket, asked_after: 0 });
         Ok(local)
     }
 
@@ -590,6 +595,9 @@ impl Epoll {
             return self.read_datagrams(core, conn, fd, outbox);
         }
         for _ in 0..READ_BATCH {
+            if !self.is_open(conn) || self.conns[place as usize].flags & (PAUSED | ENDED) != 0 {
+                return true;
+            }
             let Some(mut buf) = outbox.buffers.take() else { return false };
             match sys::receive(fd, outbox.buffers.memory(&buf)) {
                 Ok(0) => {
@@ -610,6 +618,8 @@ impl Epoll {
                         self.rest(conn);
                         return true;
                     }
+                    // What is passed on goes before more comes, from a warm cache and without a queue.
+                    self.go_on(core, outbox);
                 }
                 Err(error) => {
                     outbox.buffers.release(buf);
@@ -719,8 +729,13 @@ impl Epoll {
     fn accept_some(&mut self, core: &mut dyn Core, listener: ListenerId, outbox: &mut Outbox) -> Result<(), Errno> {
         let turn = self.counts.enters;
         let Some(entry) = self.listeners.get_mut(&listener.0) else { return Ok(()) };
-        let is_next = std::mem::replace(&mut entry.last_turn, turn) + 1 == turn;
-        let batch = if is_next { sys::accept_queue(&entry.socket).clamp(1, ACCEPT_BATCH) } else { 1 };
+        let batch = match entry.asked_after + 1 == turn {
+            true => sys::accept_queue(&entry.socket).clamp(1, ACCEPT_BATCH),
+            false => {
+                entry.asked_after = turn;
+                1
+            }
+        };
         for _ in 0..batch {
             if self.free.is_empty() && self.conns.len() as u32 == self.capacity {
                 // As with a full descriptor table: the connection stays in the queue.

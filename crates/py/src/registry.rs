@@ -231,7 +231,9 @@ impl Registry {
     /// What it has open.
     pub(crate) fn opened(&self) -> PyResult<Arc<Store>> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.clone().ok_or_else(|| BadConfig::new_err(("store", "is closed; open it again")))
+        let store = store.clone().ok_or_else(|| BadConfig::new_err(("store", "is closed; open it again")))?;
+        store.of_this_process().map_err(|error| unregistered(&error))?;
+        Ok(store)
     }
 }
 

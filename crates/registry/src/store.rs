@@ -171,9 +171,8 @@ impl Store {
     }
 
     /// A snapshot: what was committed when it was taken, and nothing later. Keep it for one batch of lookups, not for
-    /// long: pages that it can see are not used again while it lives.
+    /// long: pages that it can see are not used again while it lives. Not after fork(): see `of_this_process`.
     pub fn reader(self: &Arc<Store>) -> Result<Reader> {
-        self.of_this_process()?;
         let txn = self.env.clone().static_read_txn().map_err(|error| self.failed(error))?;
         let routes = self.routes.stat(&txn).map_err(|error| self.failed(error))?.entries as u64;
         Ok(Reader { store: Arc::clone(self), txn, routes })
@@ -286,8 +285,8 @@ impl Store {
         failed(&self.path, self.most_bytes, error)
     }
 
-    /// LMDB's locks and slots do not survive fork().
-    fn of_this_process(&self) -> Result<()> {
+    /// LMDB's locks and slots do not survive fork(). A thread does not either, so readers are not asked each time.
+    pub fn of_this_process(&self) -> Result<()> {
         if self.process == process::id() {
             return Ok(());
         }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from fourtuple.doctor import diagnose
-from fourtuple.engine import CarrierName, Engine, LoadConfig, Phase, Snapshot, SourceChoice
+from fourtuple.engine import CarrierName, Engine, LoadConfig, Phase, Snapshot, SourceChoice, raise_soft_descriptors
 from fourtuple.errors import BadConfig
 from fourtuple.facts import Flow, Host
 from fourtuple.host import read_host
@@ -64,7 +64,7 @@ def play(scenario: Scenario, watch: Watch, *, owned: bool = False) -> Report:
         reach.require_own(target.addresses, before)
     sources = scenario.sources or reach.source_for(target.addresses)
     scenario = replace(scenario, target=target, sources=sources)
-    _raise_soft_descriptors()
+    raise_soft_descriptors()
     return _Run(scenario, sources, target.addresses, before, watch).play()
 
 
@@ -312,10 +312,3 @@ def _held(last: Snapshot) -> int:
 def _each(grown_bytes: int, connections: int) -> float | None:
     # A host that freed more than this run took says nothing about the run.
     return grown_bytes / connections if connections >= ENOUGH_TO_WEIGH and grown_bytes > 0 else None
-
-
-def _raise_soft_descriptors() -> None:
-    """Of this process, up to what it may have without asking anybody (catalogue B1)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

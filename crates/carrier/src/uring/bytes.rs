@@ -80,9 +80,10 @@ impl Machine {
         outbox: &mut Outbox,
     ) -> Result<(), CarrierError> {
         let slot = completion.slot;
-        let flags = self.flags_mut(ring, slot);
+        let flags = &mut self.rings[ring].conns[usize::from(slot)].flags;
         if !completion.more() {
             *flags &= !POLLING;
+            self.counts.receive_rearms += 1;
         }
         if *flags & (CLOSING | ENDED) != 0 {
             return Ok(());
@@ -99,12 +100,12 @@ impl Machine {
     }
 
     /// Everything there has been received. The kernel ends a poll when the completion queue is full (io_poll_check_events());
-    /// a new one is armed here and no sooner: while bytes wait it would speak at once, and fill the queue again.
+    /// a new one is armed here and no sooner: while bytes wait it would speak at once, and fill the queue again. A
+    /// connection that was looked at first has none before this.
     fn rest(&mut self, ring: usize, slot: u16) -> Result<(), CarrierError> {
         if self.flags(ring, slot) & (POLLING | CLOSING | ENDED) != 0 {
             return Ok(());
         }
-        self.counts.receive_rearms += 1;
         self.watch(ring, slot)
     }
 

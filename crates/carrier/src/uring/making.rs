@@ -7,11 +7,11 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use fourtuple_engine::{CarrierError, Core, Errno, Event, Instant, ListenerId, Outbox, SourceChoice, Step, Transport};
-use io_uring::opcode;
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
+use io_uring::{opcode, squeue};
 
 use super::ring::{Completion, Operation, Ring, user_data};
-use super::{DATAGRAM, Machine};
+use super::{DATAGRAM, Machine, PEEKING};
 use crate::sys::{self, RawAddress};
 
 /// Sockets made, installed by one call and connected together; so many descriptors are open for a moment.
@@ -162,7 +162,8 @@ impl Machine {
         });
         match placed {
             Ok((ring, slot)) => {
-                let conn = self.begin(ring, slot)?;
+                let conn = self.begin(ring, slot);
+                self.watch(ring, slot)?;
                 self.happened.push_back(Event::Connected { ticket, conn });
             }
             Err((step, error)) => self.connect_failed(ticket, step, error),
@@ -288,7 +289,11 @@ impl Machine {
                     }
                     (None, None) => break,
                 };
-                self.rings[ring].push(&entry.user_data(user_data(Operation::Accept, slot, place)))?;
+                let mut entry = entry.user_data(user_data(Operation::Accept, slot, place));
+                if self.polls_first {
+                    poll_first(&mut entry);
+                }
+                self.rings[ring].push(&entry)?;
                 self.listeners[number as usize].waiting += 1;
             }
         }
@@ -318,14 +323,23 @@ impl Machine {
         self.queue_accept(number);
         match completion.outcome() {
             Ok(_) => {
-                let conn = self.begin(ring, completion.slot)?;
+                let conn = self.begin(ring, completion.slot);
                 core.handle(Event::Accepted { listener: id, conn, peer }, now, outbox);
+                self.obey(outbox)?;
+                // One that is looked at first is watched only if nothing is there: most are handed over before.
+                if let Some((ring, slot)) = self.open(conn)
+                    && self.flags(ring, slot) & PEEKING == 0
+                {
+                    self.watch(ring, slot)?;
+                }
             }
             Err(error) => {
                 self.release_slot(ring, completion.slot);
                 match error {
                     // accept(2): these belong to one connection that is no more; the next one may be well.
                     Errno::EINTR | Errno(libc::ECONNABORTED) | Errno(libc::EPROTO) | Errno::ECANCELED => {}
+                    // io_accept_prep() before 6.10.
+                    Errno(libc::EINVAL) if self.polls_first => self.polls_first = false,
                     error => {
                         if error == Errno::ENFILE {
                             self.counts.accept_lost += 1;
@@ -339,3 +353,15 @@ impl Machine {
         Ok(())
     }
 }
+
+/// Let an accept wait for a connection before it makes a file for it: else each one that is armed makes one in vain, which
+/// costs as much as an accept that succeeds (io_accept(), do_accept()).
+fn poll_first(entry: &mut squeue::Entry) {
+    /// linux/io_uring.h, since 6.10.
+    const IORING_ACCEPT_POLL_FIRST: u16 = 1 << 2;
+    let entry: *mut squeue::Entry = entry;
+    // SAFETY: an entry is an io_uring_sqe, whose third and fourth byte are `ioprio`, the flags of an accept.
+    unsafe { entry.cast::<u16>().add(1).write(IORING_ACCEPT_POLL_FIRST) };
+}
+
+const _: () = assert!(size_of::<squeue::Entry>() == 64, "an entry is an io_uring_sqe and nothing else");

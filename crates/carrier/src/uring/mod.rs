@@ -129,6 +129,7 @@ impl Uring {
             thirsty: VecDeque::new(),
             listeners: Vec::new(),
             accepts: Accepts::default(),
+            polls_first: true,
             acceptless: VecDeque::new(),
             accept_at: Instant(0),
             happened: VecDeque::new(),
@@ -186,6 +187,8 @@ struct Machine {
     listeners: Vec<Listening>,
     /// Dropped after the rings, which write to it.
     accepts: Accepts,
+    /// Whether the kernel knows accepts that wait before they try; taken back when it says that it does not.
+    polls_first: bool,
     /// Listeners that want to accept and could not: no slot, or a pause.
     acceptless: VecDeque<u32>,
     accept_at: Instant,
@@ -439,7 +442,8 @@ impl Machine {
                 self.attempts.remove(&ticket);
                 match completion.outcome() {
                     Ok(_) => {
-                        let conn = self.begin(ring, slot)?;
+                        let conn = self.begin(ring, slot);
+                        self.watch(ring, slot)?;
                         core.handle(Event::Connected { ticket, conn }, now, outbox);
                     }
                     Err(error) => {
@@ -471,12 +475,11 @@ impl Machine {
         Ok(())
     }
 
-    /// The socket in the slot is a connection from now on.
-    fn begin(&mut self, ring: usize, slot: u16) -> Result<ConnId, CarrierError> {
+    /// The socket in the slot is a connection from now on; nobody watches it yet.
+    fn begin(&mut self, ring: usize, slot: u16) -> ConnId {
         let flags = self.flags_mut(ring, slot);
         *flags = *flags & DATAGRAM | OPEN;
-        self.watch(ring, slot)?;
-        Ok(ConnId { index: self.place(ring, slot), generation: self.rings[ring].conns[usize::from(slot)].generation })
+        ConnId { index: self.place(ring, slot), generation: self.rings[ring].conns[usize::from(slot)].generation }
     }
 
     /// The connection is broken; or, if it carries datagrams, disturbed.
