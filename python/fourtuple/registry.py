@@ -179,8 +179,11 @@ class Registry:
 
     def export_text(self, text_format: str) -> Iterator[bytes]:
         """All services as CSV with a header or as JSON lines, in blocks, from one snapshot."""
+        return self._exported(_known(text_format))
+
+    def _exported(self, text_format: str) -> Iterator[bytes]:
         pages = self._core.pages(None)
-        if _known(text_format) == "csv":
+        if text_format == "csv":
             yield ",".join(COLUMNS).encode() + b"\n"
         while block := pages.text(text_format, _PAGE_ROWS):
             yield block
