@@ -1,7 +1,8 @@
 """The service's side of a handoff: accept sockets that a broker passes over, as if they had been accepted here.
 
-Decides how a note is read (docs/handoff.md) and what becomes of a channel that brings none. Knows no broker, route or
-engine; needs the standard library alone. A blocking service uses `Listener`; an asyncio one `start_server`.
+Decides how a note is read and what becomes of a datagram that is no handoff (docs/handoff.md). Knows no broker, route
+or engine; needs the standard library alone. A blocking service uses `Listener`; an asyncio one `start_server`; an ASGI
+application is served by `fourtuple.asgi`.
 
     with Listener("/run/shop") as listener:
         while True:
@@ -16,8 +17,8 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -32,10 +33,15 @@ MAGIC = b"4TUP"
 VERSION = 1
 FIXED_BYTES = 48
 MOST_BYTES = FIXED_BYTES + 2 * 256
-PATIENCE_S = 5.0
-"""A channel that brings no note for so long is closed."""
+MOST_PASSED_OVER = 64
+"""Datagrams that are no handoff, after which a call that must not block comes back with nothing."""
 _DESCRIPTORS = 4
-"""Room for more than the one that there is, so that too many are seen and closed."""
+"""Room for more than the one that there is, so that too many are seen; the kernel closes what has no room."""
+_NO_CONNECTION = frozenset({2, 7, 10})
+"""TCP_SYN_SENT, TCP_CLOSE and TCP_LISTEN of include/net/tcp_states.h: not connected yet, no longer, never."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_S = 1.0
+"""Wait so long when there are no descriptors, as asyncio does (ACCEPT_RETRY_DELAY)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,18 +101,26 @@ class Handed:
         return self.note.peer
 
 
-def receive(channel: socket.socket) -> Handed:
-    """Take the socket that comes over `channel`, a connection that a broker has made; ValueError if none comes."""
-    data, control, flags, _ = channel.recvmsg(MOST_BYTES, socket.CMSG_SPACE(_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
+def receive(source: socket.socket) -> Handed:
+    """Take one datagram off `source`, a socket that brokers send to, and the client that it brings.
+
+    ValueError if it brings none; it is gone, and what came with it is closed. OSError as accept(2): BlockingIOError if
+    there is none, EMFILE before one is taken, EINVAL after shutdown(SHUT_RD).
+    """
+    # A descriptor for which there is no room is closed by the kernel (scm_detach_fds), and the client with it.
+    os.close(os.dup(source.fileno()))
+    data, control, flags, _ = source.recvmsg(MOST_BYTES, socket.CMSG_SPACE(_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, body in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(body[: len(body) - len(body) % descriptors.itemsize])
     try:
-        if len(descriptors) != 1 or flags & socket.MSG_CTRUNC or not stat.S_ISSOCK(os.fstat(descriptors[0]).st_mode):
-            raise ValueError(f"{len(descriptors)} descriptors came; one socket was wanted")
+        if len(descriptors) != 1 or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            if not data and _is_shut(source):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise ValueError(f"{len(data)} bytes with {len(descriptors)} descriptors came; a note with one was wanted")
         note = Note.parse(data)
-        handed = socket.socket(fileno=descriptors[0])
+        handed = _connection(descriptors[0])
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -115,35 +129,76 @@ def receive(channel: socket.socket) -> Handed:
 
 
 class Listener:
-    """Where a broker hands sockets to; a context manager. A socket file that nobody listens on any more is replaced."""
+    """Where a broker hands sockets to; a context manager. A socket file that nobody is behind any more is replaced."""
 
-    def __init__(self, path: str | os.PathLike[str], *, backlog: int = 1024, mode: int = 0o600) -> None:
-        """Listen at `path`. `mode` says who may hand sockets over: with 0o600 the same user and root."""
+    def __init__(self, path: str | os.PathLike[str], *, mode: int = 0o600, replace: bool = False) -> None:
+        """Be there at `path`. `mode` says who may hand sockets over: with 0o600 the same user and root.
+
+        With `replace` the path is taken over from a service that is there, which then has to `drain`.
+        """
         self.path = Path(path)
-        self._socket = _listening(self.path, backlog, mode)
+        self.socket = _bound_over(self.path, mode) if replace else _bound(self.path, mode)
+        self._file = _file_at(self.path)
 
     def accept(self) -> Handed:
-        """Wait for the next client. What brings no socket, or no note, is closed and passed over."""
+        """Wait for the next client. What brings none is passed over. OSError as `receive`."""
+        passed_over = 0
         while True:
-            channel, _ = self._socket.accept()
-            with channel:
-                channel.settimeout(PATIENCE_S)
-                try:
-                    handed = receive(channel)
-                except (ValueError, OSError):
-                    continue
-                handed.socket.setblocking(True)
-                return handed
+            try:
+                handed = receive(self.socket)
+            except ValueError:
+                passed_over += 1
+                if passed_over >= MOST_PASSED_OVER and self.socket.gettimeout() == 0:
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+                continue
+            handed.socket.setblocking(True)
+            return handed
 
     def fileno(self) -> int:
         """For select() and the like: readable when `accept` has something to look at."""
-        return self._socket.fileno()
+        return self.socket.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        """As that of a socket: None waits, 0 makes `accept` raise BlockingIOError, and else TimeoutError is raised."""
+        self.socket.settimeout(seconds)
+
+    def drain(self) -> Iterator[Handed]:
+        """Leave without losing a client: nothing more can be sent here; yields what is queued already, and closes.
+
+        A broker that comes later finds the next service at this path, or waits for it. The end is one for every process
+        that shares the socket.
+        """
+        self._unlink()
+        # From here on a sender gets EPIPE (unix_dgram_sendmsg), so that an empty queue stays empty.
+        self.socket.shutdown(socket.SHUT_RD)
+        self.settimeout(0)
+        return self._queued()
+
+    def _queued(self) -> Iterator[Handed]:
+        with self:
+            while True:
+                try:
+                    handed = receive(self.socket)
+                except ValueError:
+                    continue
+                except BlockingIOError:
+                    return
+                handed.socket.setblocking(True)
+                yield handed
 
     def close(self) -> None:
-        """Listen no more, and remove the socket file."""
-        if self._socket.fileno() >= 0:
-            self._socket.close()
+        """Be there no more, and remove the socket file. Clients still in the queue lose their connection: `drain`."""
+        if self.socket.fileno() >= 0:
+            # Wakes who waits in `accept` in another thread, which close() alone does not.
+            self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+            self._unlink()
+
+    def _unlink(self) -> None:
+        """Remove the socket file, unless another service has put its own there meanwhile."""
+        if self._file is not None and _file_at(self.path) == self._file:
             self.path.unlink(missing_ok=True)
+        self._file = None
 
     def __iter__(self) -> Iterator[Handed]:
         while True:
@@ -158,39 +213,73 @@ class Listener:
         self.close()
 
 
+class Reader:
+    """Takes clients off a `Listener` in an asyncio event loop; each is passed to `taken` with a non-blocking socket."""
+
+    def __init__(self, listener: Listener, taken: Callable[[Handed], object]) -> None:
+        """Begin; the loop is the running one."""
+        listener.settimeout(0)
+        self._listener, self._taken = listener, taken
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener.fileno(), self._read)
+
+    def _read(self) -> None:
+        # Not all that there is: other work of the loop has its turn as well.
+        for _ in range(MOST_PASSED_OVER):
+            try:
+                handed = receive(self._listener.socket)
+            except ValueError:
+                continue
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._loop.remove_reader(self._listener.fileno())
+                if error.errno in _EXHAUSTED:
+                    self._loop.call_exception_handler({"message": "no client can be taken now", "exception": error})
+                    self._pause = self._loop.call_later(_PAUSE_S, self._begin)
+                return
+            handed.socket.setblocking(False)
+            self._taken(handed)
+
+    def stop(self) -> None:
+        """Take no more."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
+
+    def drain(self) -> None:
+        """Take what is queued, and be there no more."""
+        self.stop()
+        for handed in self._listener.drain():
+            handed.socket.setblocking(False)
+            self._taken(handed)
+
+
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter, Note], Awaitable[None]]
 
 
 class Server:
     """An asyncio server that gets its clients from a broker; `start_server` makes one."""
 
-    def __init__(self, path: Path, listening: socket.socket, connected: Connected) -> None:
+    def __init__(self, listener: Listener, connected: Connected) -> None:
         """For `start_server`; not called otherwise."""
-        self._path, self._socket, self._connected = path, listening, connected
+        self._listener, self._connected = listener, connected
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(listening.fileno(), self._accept)
+        self._reader = Reader(listener, self._taken)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            channel, _ = self._socket.accept()
-            channel.setblocking(False)
-            task = self._loop.create_task(self._take(channel))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _taken(self, handed: Handed) -> None:
+        task = self._loop.create_task(self._serve(handed))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _take(self, channel: socket.socket) -> None:
-        with channel:
-            ready = asyncio.Event()
-            self._loop.add_reader(channel.fileno(), ready.set)
-            try:
-                await asyncio.wait_for(ready.wait(), PATIENCE_S)
-                handed = receive(channel)
-            except (ValueError, OSError, TimeoutError):
-                return
-            finally:
-                self._loop.remove_reader(channel.fileno())
-        handed.socket.setblocking(False)
+    async def _serve(self, handed: Handed) -> None:
         reader, writer = await asyncio.open_connection(sock=handed.socket)
         try:
             await self._connected(reader, writer, handed.note)
@@ -199,12 +288,18 @@ class Server:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
+    async def drain(self) -> None:
+        """Take no more than is queued, remove the socket file, wait until everybody is served."""
+        if self._listener.fileno() >= 0:
+            self._reader.drain()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def close(self) -> None:
-        """Listen no more, remove the socket file, cancel what is being served."""
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._path.unlink(missing_ok=True)
+        """Be there no more, remove the socket file, cancel what is being served."""
+        self._reader.stop()
+        self._listener.close()
+        # A task that is cancelled before its first step would never close what it was given.
+        await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -219,40 +314,85 @@ class Server:
 
 
 async def start_server(
-    connected: Connected, path: str | os.PathLike[str], *, backlog: int = 1024, mode: int = 0o600
+    connected: Connected, path: str | os.PathLike[str], *, mode: int = 0o600, replace: bool = False
 ) -> Server:
     """As `asyncio.start_unix_server`, but `connected(reader, writer, note)` speaks with the client itself."""
-    listening = _listening(Path(path), backlog, mode)
-    listening.setblocking(False)
-    return Server(Path(path), listening, connected)
+    return Server(Listener(path, mode=mode, replace=replace), connected)
 
 
-def _listening(path: Path, backlog: int, mode: int) -> socket.socket:
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _bound(path: Path, mode: int) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
+        # The file gets the mode of the socket less the umask (unix_bind_bsd), before anybody can send to it.
+        os.fchmod(bound.fileno(), mode)
         try:
-            listening.bind(str(path))
-        except OSError:
-            if not _is_stale(path):
+            bound.bind(str(path))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(path):
                 raise
             path.unlink()
-            listening.bind(str(path))
-        # Before anybody can connect.
+            bound.bind(str(path))
         path.chmod(mode)
-        listening.listen(backlog)
     except OSError as error:
-        listening.close()
+        bound.close()
         raise BadConfig("path", f"{path}: {error.strerror or error}") from None
-    return listening
+    return bound
+
+
+def _bound_over(path: Path, mode: int) -> socket.socket:
+    """Bound to another name beside it, and then moved there: at each moment somebody is at the path."""
+    beside = path.with_name(f".{os.getpid()}")
+    bound = _bound(beside, mode)
+    try:
+        beside.rename(path)
+    except OSError as error:
+        bound.close()
+        beside.unlink()
+        raise BadConfig("path", f"{path}: {error.strerror}") from None
+    return bound
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """What tells this file from another that takes its place."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_stale(path: Path) -> bool:
     """Whether it is a socket file behind which nobody is."""
     if not path.is_socket():
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        # A listener of another type answers EPROTOTYPE, which is an answer.
         return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+
+
+def _is_shut(source: socket.socket) -> bool:
+    """Whether an empty answer means that nothing will ever come, and not an empty datagram (unix_dgram_poll)."""
+    poll = select.poll()
+    poll.register(source.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _connection(descriptor: int) -> socket.socket:
+    """The socket behind it; ValueError if that is no TCP connection."""
+    try:
+        handed = socket.socket(fileno=descriptor)
+        try:
+            # Only TCP has an answer, and its first byte is the state.
+            state = handed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except BaseException:
+            handed.detach()
+            raise
+    except OSError as error:
+        raise ValueError(f"the descriptor is no TCP socket: {error.strerror}") from None
+    if state in _NO_CONNECTION:
+        handed.detach()
+        raise ValueError("the socket that came is not connected")
+    return handed
 
 
 def _endpoint(address: bytes, port: bytes, family: int) -> Endpoint | None:

@@ -27,6 +27,7 @@ UPWARD = [
     ("registry.py", "import fourtuple.brokerfile"),
     ("brokerfile.py", "import fourtuple.lab"),
     ("facts.py", "import fourtuple.limits"),
+    ("service.py", "import fourtuple.asgi"),
     ("engine.py", "import fourtuple.lab"),
     ("preload.py", "import fourtuple.hook"),
     ("hook.py", "import fourtuple.lab"),
@@ -46,6 +47,8 @@ SIDEWAYS = [
     ("metrics.py", "import fourtuple.errors"),
     ("connect/__init__.py", "import fourtuple.host"),
     ("registry.py", "import fourtuple.engine"),
+    ("asgi.py", "import fourtuple.brokerfile"),
+    ("service.py", "import fourtuple.host"),
 ]
 
 IMPURE = [

@@ -20,7 +20,21 @@ from fourtuple.cli.main import main
 from fourtuple.errors import BadConfig, MissingFeature
 from fourtuple.facts import Address
 from fourtuple.host.programs import read_program
-from fourtuple.preload import LIBRARY, MOST_RANGES, PORTS, PRELOAD, SOURCES, Sources, require_loadable
+from fourtuple.preload import (
+    HANDOFF,
+    LIBRARY,
+    MODE,
+    MOST_HANDOFFS,
+    MOST_RANGES,
+    PORTS,
+    PRELOAD,
+    SOURCES,
+    SOURCES_OTHERWISE,
+    Handoffs,
+    Sources,
+    environment,
+    require_loadable,
+)
 from fourtuple.tuples import AddressSet
 
 TRUE = shutil.which("true") or "/bin/true"
@@ -28,9 +42,9 @@ TRUE = shutil.which("true") or "/bin/true"
 
 def complaint_of_library(variables: dict[str, str | bytes]) -> str:
     """Standard error of a program that the library was loaded into; the program itself says nothing and succeeds."""
-    environment = {b"PATH": os.environb[b"PATH"], PRELOAD.encode(): os.fsencode(LIBRARY)}
-    environment |= {name.encode(): os.fsencode(value) for name, value in variables.items()}
-    done = subprocess.run([TRUE], env=environment, capture_output=True, timeout=60, check=False)
+    known = {b"PATH": os.environb[b"PATH"], PRELOAD.encode(): os.fsencode(LIBRARY)}
+    known |= {name.encode(): os.fsencode(value) for name, value in variables.items()}
+    done = subprocess.run([TRUE], env=known, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, b"")
     return done.stderr.decode(errors="replace")
 
@@ -58,10 +72,10 @@ parts = st.one_of(
 @example(",".join(f"10.0.{number}.1" for number in range(MOST_RANGES)))
 def test_what_the_command_accepts_the_library_accepts(text: str) -> None:
     try:
-        environment = Sources.parse([text]).environment({})
+        found = Sources.parse([text]).environment()
     except BadConfig:
         return
-    assert complaint_of_library({SOURCES: environment[SOURCES]}) == ""
+    assert complaint_of_library({SOURCES: found[SOURCES]}) == ""
 
 
 @settings(max_examples=100, deadline=None)
@@ -85,14 +99,14 @@ def test_any_ports_leave_a_program_as_it_was(value: str) -> None:
 
 def test_both_families_and_both_ways_of_saying_more() -> None:
     sources = Sources.parse(["10.0.0.0/31,fd81::/64", "10.0.0.2"], "40000-49999")
-    environment = sources.environment({"HOME": "/", PRELOAD: "other.so:" + str(LIBRARY), PORTS: "1-2"})
-    assert environment == {
+    old = {"HOME": "/", PRELOAD: "other.so:" + str(LIBRARY), PORTS: "1-2"}
+    assert environment(old, sources) == {
         "HOME": "/",
         PRELOAD: f"{LIBRARY}:other.so",
         SOURCES: "10.0.0.0-10.0.0.2,fd81::-fd81::ffff:ffff:ffff:ffff",
         PORTS: "40000-49999",
     }
-    assert PORTS not in Sources.parse(["10.0.0.1"]).environment({PORTS: "1-2"}), "an outer one's ports are not ours"
+    assert PORTS not in environment({PORTS: "1-2"}, Sources.parse(["10.0.0.1"])), "an outer one's ports are not ours"
 
 
 @pytest.mark.parametrize(
@@ -150,13 +164,13 @@ def compiled(folder: Path, compiler: str, *words: str) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(MissingFeature) as caught:
-        require_loadable(path)
+        require_loadable(path, SOURCES_OTHERWISE)
     assert "SNAT" in str(caught.value), "what can be done instead"
     return str(caught.value)
 
 
 def test_this_python_is_loadable() -> None:
-    assert require_loadable(Path(sys.executable)).libc in ("glibc", "musl")
+    assert require_loadable(Path(sys.executable), "").libc in ("glibc", "musl")
 
 
 def test_a_static_program(tmp_path: Path) -> None:
@@ -190,7 +204,7 @@ def test_a_program_in_go() -> None:
 def test_a_program_that_takes_on_rights(tmp_path: Path) -> None:
     program = tmp_path / "program"
     shutil.copy(TRUE, program)
-    require_loadable(program)
+    require_loadable(program, "")
     if os.geteuid() != 0:
         pytest.skip("giving a file to another user needs root")
     os.chown(program, 65_534, -1)
@@ -201,7 +215,7 @@ def test_a_program_that_takes_on_rights(tmp_path: Path) -> None:
 def test_a_script_is_what_runs_it(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text(f"#!{sys.executable} -I\nprint(1)\n")
-    assert require_loadable(script).path == Path(sys.executable)
+    assert require_loadable(script, "").path == Path(sys.executable)
     static = compiled(tmp_path, "gcc", "-static")
     script.write_text(f"#!{static}\n")
     assert f"{script} runs {static}, which is linked statically" in refusal(script)
@@ -215,7 +229,7 @@ def test_what_is_no_program(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises((BadConfig, MissingFeature)):
-        require_loadable(path)
+        require_loadable(path, "")
 
 
 @settings(max_examples=200, deadline=None)
@@ -235,7 +249,83 @@ def test_a_script_that_runs_itself(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text(f"#!{script}\n")
     with pytest.raises(BadConfig, match="names no program"):
-        require_loadable(script)
+        require_loadable(script, "")
+
+
+# Handoffs.
+
+listeners = st.one_of(
+    st.builds("{}:{}".format, st.builds(IPv4Address, st.integers(0, 2**32 - 1)), st.integers(0, 70_000)),
+    st.builds("[{}]:{}".format, st.builds(IPv6Address, st.integers(0, 2**128 - 1)), st.integers(1, 65_535)),
+    st.text("0123456789abcdef:./-,=[]% ", max_size=30),
+    st.text(max_size=150).map("/run/{}".format),
+)
+paths = st.text(max_size=120).map("/run/{}".format)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.builds("{}={}".format, listeners, paths), min_size=1, max_size=4))
+@example(["0.0.0.0:80=/run/web", "[::]:80=/run/web", "/run/web.sock=/run/web"])
+@example(["[::ffff:10.0.0.1]:80=/run/web"])
+@example(["[fe80::1%lo]:80=/run/web"])
+@example(["127.0.0.1:80= /run/web "])
+@example(["127.0.0.1:80=/run/" + "ä" * 52, "127.0.0.1:81=/run/" + "ä" * 51])
+@example([f"127.0.0.1:{1 + number}=/run/web" for number in range(MOST_HANDOFFS)])
+@example([f"127.0.0.1:{1 + number}=/run/web" for number in range(MOST_HANDOFFS + 1)])
+def test_handoffs_that_the_command_accepts_the_library_accepts(texts: list[str]) -> None:
+    try:
+        found = Handoffs.parse(texts, "660").environment()
+    except BadConfig:
+        return
+    assert complaint_of_library({HANDOFF: found[HANDOFF], MODE: found[MODE]}) == ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300).filter(lambda value: b"\0" not in value))
+@example(b"")
+@example(b"127.0.0.1:80=/run/" + b"a" * 200)
+@example(b"127.0.0.1:80=/run/a," * 17)
+@example(b"127.0.0.1:80=/run/\xff")
+def test_any_bytes_for_handoffs_leave_a_program_as_it_was(value: bytes) -> None:
+    said = complaint_of_library({HANDOFF: value})
+    assert said == "" or said.startswith("fourtuple: FOURTUPLE_HANDOFF ")
+
+
+@pytest.mark.parametrize("value", ["", "8", "1000", "-1", "+6", "rw"])
+def test_any_mode_leaves_a_program_as_it_was(value: str) -> None:
+    said = complaint_of_library({HANDOFF: "127.0.0.1:80=/run/web", MODE: value})
+    assert said.startswith("fourtuple: FOURTUPLE_HANDOFF_MODE needs permissions")
+
+
+def test_handoffs_go_with_sources_or_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    handoffs = Handoffs.parse(["127.0.0.1:80=web", "/run/web.sock=/run/web"])
+    expected = {PRELOAD: str(LIBRARY), HANDOFF: f"127.0.0.1:80={tmp_path}/web,/run/web.sock=/run/web"}
+    assert environment({MODE: "666"}, handoffs) == expected, "an outer one's mode is not ours"
+    both = environment({}, Sources.parse(["10.0.0.1"]), handoffs)
+    assert both == expected | {SOURCES: "10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("127.0.0.1:80", "LISTENER=PATH is needed"),
+        ("80=/run/web", "`ss -ltn`"),
+        ("localhost:80=/run/web", "`ss -ltn`"),
+        ("127.0.0.1:0=/run/web", "`ss -ltn`"),
+        ("[fe80::1%lo]:80=/run/web", "one link only"),
+        ("127.0.0.1:80=", "no path for a socket"),
+        ("127.0.0.1:80=/run/a=b", "no path for a socket"),
+        ("127.0.0.1:80=/run/a,b", "no path for a socket"),
+        ("127.0.0.1:80=/run/" + "a" * 103, "107 bytes"),
+        ("/run/web=/run/web", "the same on both sides"),
+    ],
+)
+def test_a_mistake_in_a_handoff_is_named(text: str, says: str) -> None:
+    with pytest.raises(BadConfig) as caught:
+        Handoffs.parse([text])
+    assert caught.value.path == "--handoff"
+    assert says in caught.value.why
 
 
 # The command.
@@ -248,7 +338,13 @@ def test_a_script_that_runs_itself(tmp_path: Path) -> None:
         (["--from", "10.0.0.1/8", "--", "true"], Exit.USAGE, "--from: '10.0.0.1/8'"),
         (["--from", "127.0.0.1", "--range", "x", "--", "true"], Exit.USAGE, "--range: 'x'"),
         (["--from", "127.0.0.1"], Exit.USAGE, "Missing argument"),
-        (["--", "true"], Exit.USAGE, "Missing option '--from'"),
+        (["--", "true"], Exit.USAGE, "--from ADDRESSES or --handoff LISTENER=PATH is needed"),
+        (["--range", "1-2", "--handoff", "127.0.0.1:80=/run/a", "--", "true"], Exit.USAGE, "--from is needed"),
+        (["--mode", "660", "--from", "127.0.0.1", "--", "true"], Exit.USAGE, "--handoff is needed"),
+        (["--mode", "9", "--handoff", "127.0.0.1:80=/run/a", "--", "true"], Exit.USAGE, "--mode: '9'"),
+        (["--handoff", "80=/run/a", "--", "true"], Exit.USAGE, "--handoff: '80'"),
+        (["--handoff", "[::1]:80=/a", "--handoff", "[0::1]:80=/b", "--", "true"], Exit.USAGE, "is there twice"),
+        (["--by", "cgroup", "--handoff", "127.0.0.1:80=/run/a", "--", "true"], Exit.USAGE, "not possible with --by"),
         (["--from", "127.0.0.1", "--", ""], Exit.USAGE, "'' is not found"),
     ],
 )
@@ -256,6 +352,14 @@ def test_wrong_use(capsys: pytest.CaptureFixture[str], arguments: list[str], sta
     assert main(["run", *arguments]) == status
     captured = capsys.readouterr()
     assert (captured.out, says in captured.err) == ("", True), captured.err
+
+
+def test_what_can_be_done_instead_is_what_was_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = str(compiled(tmp_path, "gcc", "-static"))
+    assert main(["run", "--handoff", "127.0.0.1:80=/run/a", "--", program]) == Exit.UNABLE
+    assert 'delivery = "relay"' in capsys.readouterr().err.replace("\n", " ")
+    assert main(["run", "--from", "127.0.0.1", "--", program]) == Exit.UNABLE
+    assert "SNAT" in capsys.readouterr().err
 
 
 def test_a_set_of_sources_is_one_of_each_family() -> None:

@@ -1,21 +1,30 @@
-//! What `fourtuple run` loads into a program: connect(), bind() and getsockname() of TCP sockets, done as a program
-//! does them that knows about the tuple space.
+//! What `fourtuple run` loads into a program, for two ends.
 //!
-//! Decides, per call, whether to step in. It does so for a TCP socket that names no local port itself; on any doubt the
-//! call goes on as it came. Does not know UDP, other families, nor programs that make system calls without libc. Reads
-//! `FOURTUPLE_SOURCES` and `FOURTUPLE_PORTS` once, when it is loaded. Allocates nothing, takes no lock, keeps no state
-//! per descriptor: what is to be remembered of a socket is in its options, and so survives dup(), fork() and exec().
-//! Nothing with a destructor lives across a call to the next function, which a thread may be cancelled in.
+//! Connections: connect(), bind() and getsockname() of TCP sockets, done as a program does them that knows about the
+//! tuple space. Steps in for a TCP socket that names no local port itself. Reads `FOURTUPLE_SOURCES`, `FOURTUPLE_PORTS`.
+//!
+//! Listeners: bind(), listen(), accept(), accept4(), getsockname(), getsockopt() and setsockopt(), so that a listener
+//! gets its clients from a broker (docs/handoff.md). Steps in for one that `FOURTUPLE_HANDOFF` names.
+//!
+//! Decides, per call, whether to step in; on any doubt the call goes on as it came. Does not know UDP, nor programs that
+//! make system calls without libc. Reads the environment once, when it is loaded. Allocates nothing, takes no lock,
+//! keeps no state per descriptor: what is to be remembered of a socket is in its options or its name, and so survives
+//! dup(), fork() and exec(). Nothing with a destructor lives across a call to the next function, which a thread may be
+//! cancelled in.
 
 #![cfg_attr(not(test), no_std)]
 
 #[cfg(test)]
 extern crate std;
 
+mod accepting;
+mod handoffs;
 mod socket;
 mod sources;
+mod start;
 mod steps;
 
+pub use accepting::{accept, accept4, getsockopt, listen, setsockopt};
 pub use steps::{bind, connect, getsockname};
 
 /// Nothing here panics; if it did after all, the program would have to end.

@@ -1,11 +1,11 @@
-//! A program's socket as this library sees it: addresses in the kernel's form, three options, and the next functions
-//! in the line of libraries, which are libc's own unless another preload library stands between.
+//! A program's socket as this library sees it: addresses in the kernel's form, its options, and the next functions in
+//! the line of libraries, which are libc's own unless another preload library stands between.
 //!
 //! Decides nothing. Allocates nothing and takes no lock, so that it may run in a signal handler. What is called here is
 //! never `libc::connect` and the like: in the finished library those names are ours.
 
 use core::ffi::{CStr, c_int, c_void};
-use core::mem::{MaybeUninit, transmute};
+use core::mem::{MaybeUninit, transmute_copy};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -18,43 +18,117 @@ const IP_LOCAL_PORT_RANGE: c_int = 51;
 const IPV6_FREEBIND: c_int = 78;
 
 /// connect() and bind(): what a program may unwind through by pthread_cancel, hence "C-unwind".
-pub(crate) type Naming = unsafe extern "C-unwind" fn(c_int, *const sockaddr, socklen_t) -> c_int;
-/// getsockname().
-pub(crate) type Asking = unsafe extern "C-unwind" fn(c_int, *mut sockaddr, *mut socklen_t) -> c_int;
+type Naming = unsafe extern "C-unwind" fn(c_int, *const sockaddr, socklen_t) -> c_int;
+/// getsockname() and accept().
+type Asking = unsafe extern "C-unwind" fn(c_int, *mut sockaddr, *mut socklen_t) -> c_int;
+type Accepting = unsafe extern "C-unwind" fn(c_int, *mut sockaddr, *mut socklen_t, c_int) -> c_int;
+type Listening = unsafe extern "C" fn(c_int, c_int) -> c_int;
+type Reading = unsafe extern "C" fn(c_int, c_int, c_int, *mut c_void, *mut socklen_t) -> c_int;
+type Setting = unsafe extern "C" fn(c_int, c_int, c_int, *const c_void, socklen_t) -> c_int;
 
-static NEXT_CONNECT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-static NEXT_BIND: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-static NEXT_GETSOCKNAME: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+/// The next function of a name.
+struct Next(&'static CStr, AtomicPtr<c_void>);
+
+static CONNECT: Next = Next::new(c"connect");
+static BIND: Next = Next::new(c"bind");
+static GETSOCKNAME: Next = Next::new(c"getsockname");
+static LISTEN: Next = Next::new(c"listen");
+static ACCEPT: Next = Next::new(c"accept");
+static ACCEPT4: Next = Next::new(c"accept4");
+static GETSOCKOPT: Next = Next::new(c"getsockopt");
+static SETSOCKOPT: Next = Next::new(c"setsockopt");
 
 /// Look the next functions up. Done once when the library is loaded, because dlsym() may take locks.
 pub(crate) fn find_next() {
-    for (slot, name) in [(&NEXT_CONNECT, c"connect"), (&NEXT_BIND, c"bind"), (&NEXT_GETSOCKNAME, c"getsockname")] {
-        next(slot, name);
+    for next in [&CONNECT, &BIND, &GETSOCKNAME, &LISTEN, &ACCEPT, &ACCEPT4, &GETSOCKOPT, &SETSOCKOPT] {
+        next.find();
+    }
+}
+
+impl Next {
+    const fn new(name: &'static CStr) -> Next {
+        Next(name, AtomicPtr::new(ptr::null_mut()))
+    }
+
+    fn find(&self) -> *mut c_void {
+        let known = self.1.load(Ordering::Relaxed);
+        if !known.is_null() {
+            return known;
+        }
+        // SAFETY: the name ends with a zero byte. Threads that both ask store the same answer.
+        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.0.as_ptr()) };
+        self.1.store(found, Ordering::Relaxed);
+        found
+    }
+
+    /// # Safety
+    /// `F` is the type of the function of this name.
+    unsafe fn get<F>(&self) -> Option<F> {
+        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+        let found = self.find();
+        // SAFETY: dlsym() found it under the name, so the caller's `F` is its type, and a pointer by the line above.
+        (!found.is_null()).then(|| unsafe { transmute_copy::<*mut c_void, F>(&found) })
     }
 }
 
 /// The next connect().
 pub(crate) unsafe fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
-    // SAFETY: the caller's arguments go on as they are; `named` is a connect().
-    named(&NEXT_CONNECT, c"connect").map_or_else(refused, |next| unsafe { next(fd, address, length) })
+    // SAFETY: the type is that of connect(); the caller's arguments go on as they are.
+    unsafe { CONNECT.get::<Naming>().map_or_else(refused, |next| next(fd, address, length)) }
 }
 
 /// The next bind().
 pub(crate) unsafe fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
-    // SAFETY: the caller's arguments go on as they are; `named` is a bind().
-    named(&NEXT_BIND, c"bind").map_or_else(refused, |next| unsafe { next(fd, address, length) })
+    // SAFETY: the type is that of bind(); the caller's arguments go on as they are.
+    unsafe { BIND.get::<Naming>().map_or_else(refused, |next| next(fd, address, length)) }
 }
 
 /// The next getsockname().
 pub(crate) unsafe fn getsockname(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int {
-    let next = next(&NEXT_GETSOCKNAME, c"getsockname");
-    if next.is_null() {
-        return refused();
-    }
-    // SAFETY: dlsym() found it under this name, so this is its type.
-    let next: Asking = unsafe { transmute(next) };
-    // SAFETY: the caller's arguments go on as they are.
-    unsafe { next(fd, address, length) }
+    // SAFETY: the type is that of getsockname(); the caller's arguments go on as they are.
+    unsafe { GETSOCKNAME.get::<Asking>().map_or_else(refused, |next| next(fd, address, length)) }
+}
+
+/// The next listen().
+pub(crate) unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
+    // SAFETY: the type is that of listen(); the caller's arguments go on as they are.
+    unsafe { LISTEN.get::<Listening>().map_or_else(refused, |next| next(fd, backlog)) }
+}
+
+/// The next accept().
+pub(crate) unsafe fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int {
+    // SAFETY: the type is that of accept(); the caller's arguments go on as they are.
+    unsafe { ACCEPT.get::<Asking>().map_or_else(refused, |next| next(fd, address, length)) }
+}
+
+/// The next accept4().
+pub(crate) unsafe fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int {
+    // SAFETY: the type is that of accept4(); the caller's arguments go on as they are.
+    unsafe { ACCEPT4.get::<Accepting>().map_or_else(refused, |next| next(fd, address, length, flags)) }
+}
+
+/// The next getsockopt().
+pub(crate) unsafe fn getsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    length: *mut socklen_t,
+) -> c_int {
+    // SAFETY: the type is that of getsockopt(); the caller's arguments go on as they are.
+    unsafe { GETSOCKOPT.get::<Reading>().map_or_else(refused, |next| next(fd, level, name, value, length)) }
+}
+
+/// The next setsockopt().
+pub(crate) unsafe fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    length: socklen_t,
+) -> c_int {
+    // SAFETY: the type is that of setsockopt(); the caller's arguments go on as they are.
+    unsafe { SETSOCKOPT.get::<Setting>().map_or_else(refused, |next| next(fd, level, name, value, length)) }
 }
 
 /// The errno of this thread.
@@ -231,32 +305,15 @@ impl Socket {
         let mut value = 0u32;
         let mut length = size_of::<u32>() as socklen_t;
         // SAFETY: `value` is `length` writable bytes.
-        let result = unsafe { libc::getsockopt(self.0, level, name, (&raw mut value).cast(), &raw mut length) };
+        let result = unsafe { getsockopt(self.0, level, name, (&raw mut value).cast(), &raw mut length) };
         (result == 0 && length as usize == size_of::<u32>()).then_some(value)
     }
 
     fn set(self, level: c_int, name: c_int, value: u32) -> bool {
         let length = size_of::<u32>() as socklen_t;
         // SAFETY: `value` is `length` readable bytes.
-        unsafe { libc::setsockopt(self.0, level, name, (&raw const value).cast(), length) == 0 }
+        unsafe { setsockopt(self.0, level, name, (&raw const value).cast(), length) == 0 }
     }
-}
-
-fn named(slot: &AtomicPtr<c_void>, name: &CStr) -> Option<Naming> {
-    let next = next(slot, name);
-    // SAFETY: dlsym() found it under the name connect or bind, so this is its type.
-    (!next.is_null()).then(|| unsafe { transmute::<*mut c_void, Naming>(next) })
-}
-
-fn next(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
-    let known = slot.load(Ordering::Relaxed);
-    if !known.is_null() {
-        return known;
-    }
-    // SAFETY: `name` ends with a zero byte. Threads that both ask store the same answer.
-    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-    slot.store(found, Ordering::Relaxed);
-    found
 }
 
 /// There is no libc behind us, which cannot be in a program that has called it.

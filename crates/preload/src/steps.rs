@@ -1,18 +1,16 @@
-//! The three functions that programs call in place of libc's, and what each does.
+//! connect(), bind() and getsockname(), which programs call in place of libc's.
 //!
-//! Decides which source a connection gets and what happens when it has no port left. Knows how no option or address
-//! looks to the kernel: that is `socket`.
+//! Decides which source a connection gets and what happens when it has no port left; listeners that a broker serves are
+//! `accepting`'s. Knows how no option or address looks to the kernel: that is `socket`.
 
-use core::cell::UnsafeCell;
-use core::ffi::{CStr, c_char, c_int};
-use core::mem::MaybeUninit;
-use core::ptr;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::ffi::c_int;
 
 use libc::{sockaddr, socklen_t};
 
+use crate::accepting;
 use crate::socket::{self, Endpoint, Socket};
 use crate::sources::{Pool, Rounds, Sources, mixed};
+use crate::start::{Once, complain, variable};
 
 /// Bounds a connect() that finds no free port anywhere: each address costs the kernel a search of the whole range, 1 to
 /// 3 ms for 64,512 ports (limits catalogue A3). All addresses fill evenly, so that the last ones are found long before.
@@ -28,25 +26,12 @@ struct Config {
     seed: u64,
 }
 
-/// Written once, by the constructor, before anything can read it.
-struct Slot(UnsafeCell<MaybeUninit<Config>>);
-
-// SAFETY: the one writer is the constructor; readers wait for READY, which it sets last.
-unsafe impl Sync for Slot {}
-
-static CONFIG: Slot = Slot(UnsafeCell::new(MaybeUninit::uninit()));
-static READY: AtomicBool = AtomicBool::new(false);
+static CONFIG: Once<Config> = Once::new();
 static ROUNDS: Rounds = Rounds::new();
 
-/// Called by the dynamic loader before main(). A call that comes earlier still finds nothing READY and goes on as it is.
-#[cfg(panic = "abort")]
-#[used]
-#[unsafe(link_section = ".init_array")]
-static CONSTRUCTOR: extern "C" fn() = load;
-
-#[cfg_attr(not(panic = "abort"), expect(dead_code, reason = "only the shared object has a constructor"))]
-extern "C" fn load() {
-    socket::find_next();
+/// # Safety
+/// Called by the constructor, once.
+pub(crate) unsafe fn load() {
     let Some(sources) = variable(c"FOURTUPLE_SOURCES") else { return };
     let ports = variable(c"FOURTUPLE_PORTS");
     let sources = match core::str::from_utf8(sources).map(Sources::parse) {
@@ -57,14 +42,8 @@ extern "C" fn load() {
     let Some(range) = ports.map_or(Some(WHOLE_RANGE), port_range) else {
         return complain("FOURTUPLE_PORTS", ports.unwrap_or_default(), "needs LOW-HIGH, each from 1 to 65535");
     };
-    // SAFETY: the loader runs constructors once, one after the other, and READY is still false.
-    unsafe { (*CONFIG.0.get()).write(Config { sources, range, seed: seed() }) };
-    READY.store(true, Ordering::Release);
-}
-
-fn config() -> Option<&'static Config> {
-    // SAFETY: READY was set after the value was written, and nobody writes again.
-    READY.load(Ordering::Acquire).then(|| unsafe { (*CONFIG.0.get()).assume_init_ref() })
+    // SAFETY: the caller's promise.
+    unsafe { CONFIG.set(Config { sources, range, seed: seed() }) };
 }
 
 /// connect(2): an unbound TCP socket gets a source out of the set, and every port of the range before it fails.
@@ -75,7 +54,8 @@ fn config() -> Option<&'static Config> {
 pub unsafe extern "C-unwind" fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
     let errno = socket::errno();
     // SAFETY: the caller's promise.
-    let destination = config().and_then(|config| unsafe { Endpoint::read(address, length) }.map(|end| (config, end)));
+    let destination =
+        CONFIG.get().and_then(|config| unsafe { Endpoint::read(address, length) }.map(|end| (config, end)));
     let Some((config, destination)) = destination else {
         // SAFETY: the caller's promise.
         return unsafe { socket::connect(fd, address, length) };
@@ -143,9 +123,13 @@ pub unsafe extern "C-unwind" fn connect(fd: c_int, address: *const sockaddr, len
 /// As bind(2).
 #[cfg_attr(panic = "abort", unsafe(no_mangle))]
 pub unsafe extern "C-unwind" fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
+    // SAFETY: the caller's promise.
+    if let Some(result) = unsafe { accepting::take_place(fd, address, length) } {
+        return result;
+    }
     let errno = socket::errno();
     // SAFETY: the caller's promise.
-    let deferred = config().and_then(|config| match unsafe { Endpoint::read(address, length) } {
+    let deferred = CONFIG.get().and_then(|config| match unsafe { Endpoint::read(address, length) } {
         Some(Endpoint { port: 0, .. }) => defer(config, fd),
         _ => None,
     });
@@ -171,10 +155,11 @@ pub unsafe extern "C-unwind" fn getsockname(fd: c_int, address: *mut sockaddr, l
     let room = if length.is_null() { 0 } else { unsafe { *length } };
     // SAFETY: the caller's promise.
     let result = unsafe { socket::getsockname(fd, address, length) };
-    if result != 0 {
+    // SAFETY: it was written to just now, `room` bytes at most.
+    if result != 0 || unsafe { accepting::rename(fd, address, length, room) } {
         return result;
     }
-    let settled = config().is_some_and(|config| settle(config, fd));
+    let settled = CONFIG.get().is_some_and(|config| settle(config, fd));
     socket::set_errno(errno);
     if !settled {
         return result;
@@ -259,20 +244,4 @@ fn seed() -> u64 {
     // SAFETY: eight writable bytes. Where it fails, processes differ by their number alone.
     unsafe { libc::getrandom((&raw mut seed).cast(), size_of::<u64>(), libc::GRND_NONBLOCK) };
     mixed(seed)
-}
-
-fn variable(name: &CStr) -> Option<&'static [u8]> {
-    // SAFETY: the name ends with a zero byte; this runs before main(), when no thread can change the environment.
-    let value: *const c_char = unsafe { libc::getenv(name.as_ptr()) };
-    // SAFETY: getenv() answers null or a string that ends with a zero byte.
-    (!ptr::eq(value, ptr::null())).then(|| unsafe { CStr::from_ptr(value) }.to_bytes())
-}
-
-/// One line on standard error, as the dynamic loader writes when it cannot load a library. The program runs as it is.
-fn complain(name: &str, value: &[u8], why: &str) {
-    let start = value.get(..200).unwrap_or(value);
-    for part in [b"fourtuple: ", name.as_bytes(), b" ", why.as_bytes(), b", so it is ignored: ", start, b"\n"] {
-        // SAFETY: as many readable bytes as is said. Nobody can be told if it fails.
-        unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
-    }
 }

@@ -1,4 +1,4 @@
-"""`fourtuple run`: start a program that cannot be changed, with many source addresses.
+"""`fourtuple run`: start a program that cannot be changed, with many source addresses, or as a broker's service.
 
 Decides the options and what becomes of this process: with the preload library it turns into the program, with a cgroup
 it waits for the program and ends as that did. What the program is started with, and whether that can work, is decided
@@ -38,13 +38,13 @@ class By(StrEnum):
 def run(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="The program to run, and its arguments.")],
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--from",
             metavar="ADDRESSES",
             help="Where its connections come from: addresses, ranges and prefixes, such as 10.81.0.0/16; repeatable.",
         ),
-    ],
+    ] = None,
     ports: Annotated[
         str | None,
         typer.Option("--range", metavar="LOW-HIGH", help="Ports to use; default: the host's whole ephemeral range."),
@@ -52,32 +52,66 @@ def run(
     by: Annotated[
         By, typer.Option(help="A library loaded into the program, or a BPF program on a cgroup (root; any program).")
     ] = By.PRELOAD,
+    handoff: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LISTENER=PATH",
+            help="What it listens on, ADDRESS:PORT or an absolute path, and the socket file at which a broker hands it "
+            'the clients instead (a service with delivery = "handoff"); repeatable.',
+        ),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(metavar="MODE", help="Permissions of the socket files: who may hand clients over; default 600."),
+    ] = None,
 ) -> int:
-    """Run COMMAND with its TCP connections spread over many source addresses.
+    """Run COMMAND with its TCP connections spread over many source addresses, or with clients that a broker hands over.
 
     By preload: connections that name no source get one out of ADDRESSES, each in turn, and the next one where no port
     is left; each port serves every destination; the port search is flat. Not for programs that are linked statically
     or written in Go. By cgroup: for those too, but the address is chosen by chance and that is all.
 
+    With --handoff COMMAND does not listen itself, and sees each client's real address. By preload only.
+
     Write -- before COMMAND. UDP is left alone, and so is a destination on loopback, unless ADDRESSES are loopback, too.
-    Changes nothing on the host that outlasts COMMAND.
+    Changes nothing on the host that outlasts COMMAND but the socket files of --handoff.
 
     Exit status: the command's own; 64 wrong usage, 69 it cannot work with this command or host.
     """
-    from fourtuple.preload import Sources, require_host, require_loadable
+    from fourtuple.preload import (
+        HANDOFF_OTHERWISE,
+        SOURCES_OTHERWISE,
+        Handoffs,
+        Sources,
+        environment,
+        require_host,
+        require_loadable,
+    )
 
-    wanted = Sources.parse(sources, ports)
+    if not sources and not handoff:
+        raise BadConfig(
+            "--from", "--from ADDRESSES or --handoff LISTENER=PATH is needed: what is COMMAND to be run with?"
+        )
+    wanted = Sources.parse(sources, ports) if sources else None
+    if wanted is None and ports is not None:
+        raise BadConfig("--range", "is for connections: --from is needed as well")
     if by is By.CGROUP and ports is not None:
         raise BadConfig("--range", "not possible with --by cgroup: a BPF program cannot set IP_LOCAL_PORT_RANGE")
+    if by is By.CGROUP and handoff:
+        raise BadConfig("--handoff", "not possible with --by cgroup: a BPF program cannot take a listener's place")
+    if mode is not None and not handoff:
+        raise BadConfig("--mode", "is for socket files: --handoff is needed as well")
+    listeners = Handoffs.parse(handoff, mode) if handoff else None
     found = shutil.which(command[0])
     if found is None:
         raise BadConfig("COMMAND", f"{command[0]!r} is not found, or may not be executed")
     if by is By.PRELOAD:
-        require_loadable(Path(found))
-    require_host(wanted)
+        require_loadable(Path(found), SOURCES_OTHERWISE if wanted else HANDOFF_OTHERWISE)
+    if wanted is not None:
+        require_host(wanted)
     sys.stdout.flush()
-    if by is By.PRELOAD:
-        _become(found, command, wanted.environment(os.environ))
+    if by is By.PRELOAD or wanted is None:
+        _become(found, command, environment(os.environ, *(one for one in (wanted, listeners) if one is not None)))
 
     from fourtuple.hook import cgroup_with, require_bindable
 

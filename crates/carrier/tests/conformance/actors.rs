@@ -469,6 +469,8 @@ pub(crate) enum Manner {
     Echo,
     /// Echo what was heard only after the guest's FIN.
     EchoAfterFin,
+    /// Keep what came until the next timeout.
+    EchoLater,
     /// Close every connection as soon as it says something (earlier, and connect() itself may see the end).
     HangUp {
         abort: bool,
@@ -620,7 +622,9 @@ impl Core for Host {
                     if self.manner != Manner::EchoAfterFin {
                         outbox.push(Command::Pause { conn });
                     }
-                    self.go_on(conn, outbox);
+                    if self.manner != Manner::EchoLater {
+                        self.go_on(conn, outbox);
+                    }
                 }
                 _ => outbox.buffers.release(buf),
             },
@@ -638,6 +642,10 @@ impl Core for Host {
 
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
         self.next_look = now.after(LOOK_EVERY);
+        if self.manner == Manner::EchoLater {
+            let all: Vec<_> = self.waiting.keys().copied().collect();
+            all.into_iter().for_each(|(index, generation)| self.go_on(ConnId { index, generation }, outbox));
+        }
         if !self.over.load(Ordering::Acquire) || self.ended {
             return;
         }

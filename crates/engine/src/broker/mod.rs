@@ -752,7 +752,8 @@ fn is_passing(error: Errno) -> bool {
 
 fn reason_of(error: Errno) -> Reason {
     match error {
-        Errno::ENOENT | Errno::ECONNREFUSED => Reason::ServiceAbsent,
+        // EPIPE, ECONNRESET: whoever was there is gone.
+        Errno::ENOENT | Errno::ECONNREFUSED | Errno::EPIPE | Errno::ECONNRESET => Reason::ServiceAbsent,
         Errno::EAGAIN | Errno::ETIMEDOUT => Reason::ServiceFull,
         _ => Reason::ServiceUnreachable,
     }
