@@ -147,6 +147,10 @@ class Registry:
     def open(path: str | PathLike[str], create: bool, most_bytes: int | None) -> Registry:
         """Open the folder, made if `create`, for at most so many bytes."""
 
+    @staticmethod
+    def sealed(path: str | PathLike[str], services: Sequence[_ServiceRow], routes: Sequence[_RouteRow]) -> Registry:
+        """A registry of these rows alone, in the empty file at `path`, which nobody else opens; it never changes."""
+
     def put(self, rows: Sequence[_ServiceRow], mode: str) -> tuple[int, int]:
         """Write rows in one transaction; gives back how many were new and how many replaced."""
 

@@ -6,16 +6,16 @@ no connection: which service one means, the registry says; how it gets there, th
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from fourtuple.brokerfile import BrokerFile, ListenTable
 from fourtuple.engine import (
+    PROTOCOLS,
     BrokerConfig,
     BrokerListener,
     CarrierName,
@@ -27,7 +27,7 @@ from fourtuple.engine import (
 )
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
-from fourtuple.registry import Registry
+from fourtuple.registry import Sealed, sealed
 from fourtuple.tuples import Endpoint
 
 BUFFER_BYTES = 32_768
@@ -51,7 +51,7 @@ class Limits:
 def running(
     file: BrokerFile,
     *,
-    store: Path | None = None,
+    store: Path | Sealed | None = None,
     limits: Limits | None = None,
     ledger: Path | None = None,
     ledger_every: int = 1,
@@ -60,26 +60,22 @@ def running(
 ) -> Iterator[Engine]:
     """A broker for the listeners of `file`, with the services of `store`, or else those of the file itself."""
     chosen = limits or Limits()
-    with ExitStack() as stack:
-        if store is None:
-            store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fourtuple-services-")))
-            stack.enter_context(_filled(store, file))
-        elif file.services or file.routes:
-            raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
-        config = BrokerConfig(
-            listeners=tuple(_listener(table) for table in file.listen),
-            store=store,
-            most_connections=chosen.most_connections,
-            most_per_source=chosen.most_per_source,
-            most_per_service=chosen.most_per_service,
-            delivery_timeout_s=chosen.delivery_timeout_s,
-            ledger=ledger,
-            ledger_every=ledger_every,
-        )
-        settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
-        raise_soft_descriptors()
-        with Engine.start(config, carrier, workers, settings) as engine:
-            yield engine
+    if store is not None and (file.services or file.routes):
+        raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
+    config = BrokerConfig(
+        listeners=tuple(_listener(file, table) for table in file.listen),
+        store=store or sealed(file.services, file.routes),
+        most_connections=chosen.most_connections,
+        most_per_source=chosen.most_per_source,
+        most_per_service=chosen.most_per_service,
+        delivery_timeout_s=chosen.delivery_timeout_s,
+        ledger=ledger,
+        ledger_every=ledger_every,
+    )
+    settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
+    raise_soft_descriptors()
+    with Engine.start(config, carrier, workers, settings) as engine:
+        yield engine
 
 
 def end(engine: Engine, grace_s: float, hurried: Callable[[], bool]) -> None:
@@ -99,15 +95,7 @@ def reasons(snapshot: Snapshot) -> dict[str, int]:
     return {name.removeprefix("ended_"): count for name in names if (count := getattr(snapshot, name))}
 
 
-@contextmanager
-def _filled(store: Path, file: BrokerFile) -> Iterator[Registry]:
-    with Registry(store) as registry:
-        registry.add(file.services)
-        registry.add_routes(file.routes)
-        yield registry
-
-
-def _listener(table: ListenTable) -> BrokerListener:
+def _listener(file: BrokerFile, table: ListenTable) -> BrokerListener:
     host, _, port = table.address.rpartition(":")
     endpoint = Endpoint(ip_address(host.strip("[]")), int(port))
     return BrokerListener(
@@ -117,4 +105,6 @@ def _listener(table: ListenTable) -> BrokerListener:
         proxy_from=table.proxy_from,
         proxy_optional=table.proxy_optional,
         postgres_tls=PostgresTls(table.postgres_tls),
+        protocols=PROTOCOLS if table.probes is None else table.probes,
+        patterns=tuple(one.pattern() for one in file.pattern if table.wants(one)),
     )

@@ -1,4 +1,4 @@
-"""broker.toml: listeners, services and routes of a small installation in one file.
+"""broker.toml: listeners, patterns, services and routes of a small installation in one file.
 
 Decides what such a file may say, and that an error names its line and key. Knows no open registry and no socket: what
 becomes of a listener is the broker's.
@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
+from fourtuple.engine import PATTERN_ENDS, PROBES, BytePattern
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
@@ -25,6 +26,9 @@ LARGEST_BYTES = 4 << 20
 _Number = Annotated[int, Field(ge=1, le=HIGHEST)]
 _Patience = Annotated[int, Field(ge=0, le=HIGHEST)]
 _Port = Annotated[int, Field(ge=1, le=65_535)]
+_PATTERN = "pattern:"
+_SPOKEN = {"http1" if probe == "http" else probe: probe for probe in PROBES}
+"""What a listener may look for, in the words of a route, and the probe that does."""
 
 
 class _Table(pydantic.BaseModel):
@@ -74,6 +78,41 @@ class RouteTable(_Options):
         return Route(match=Match(**given), **rest)
 
 
+class PatternTable(_Table):
+    """`[[pattern]]`: bytes at an offset, by which a route can tell what no probe knows."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")]
+    """A route has it as `protocol = "pattern:NAME"`."""
+    offset: Annotated[int, Field(ge=0, lt=PATTERN_ENDS)] = 0
+    """Bytes of the connection before it."""
+    text: str | None = None
+    """Its bytes, as UTF-8; or else `hex`."""
+    hex: str | None = None
+    """Its bytes in hexadecimal digits; blanks between bytes do not count."""
+
+    @pydantic.field_validator("text", "hex")
+    @classmethod
+    def _few_bytes(cls, given: str | None, info: pydantic.ValidationInfo) -> str | None:
+        if given is not None:
+            data = bytes.fromhex(given) if info.field_name == "hex" else given.encode()
+            try:
+                BytePattern(name="", offset=info.data.get("offset", 0), bytes=data)
+            except BadConfig as error:
+                raise ValueError(f"{error.path}: {error.why}") from None
+        return given
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.text is None) == (self.hex is None):
+            raise ValueError("text or hex is needed, and not both")
+        return self
+
+    def pattern(self) -> BytePattern:
+        """As the engine has it."""
+        data = bytes.fromhex(self.hex) if self.hex is not None else (self.text or "").encode()
+        return BytePattern(name=self.name, offset=self.offset, bytes=data)
+
+
 class ListenTable(_Table):
     """`[[listen]]`: where the broker takes connections, and what holds for these."""
 
@@ -83,6 +122,8 @@ class ListenTable(_Table):
     """Where a connection goes that nothing else matches: `service:NAME` or a target."""
     sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3_000
     """How long a connection may take to show what it wants."""
+    protocols: tuple[str, ...] | None = Field(default=None, strict=False)
+    """What is looked for, in the words of a route; if not given, everything but tcpmux."""
     proxy_from: tuple[str, ...] = Field(default=(), strict=False)
     """Prefixes whose PROXY headers are believed, and demanded."""
     proxy_optional: bool = False
@@ -100,6 +141,25 @@ class ListenTable(_Table):
         if ip_address(host[1:-1] if bracketed else host).version != (6 if bracketed else 4):
             raise ValueError("an IPv6 address stands in brackets, and an IPv4 address without")
         return text
+
+    @pydantic.field_validator("protocols")
+    @classmethod
+    def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            if name not in _SPOKEN and not name.startswith(_PATTERN):
+                raise ValueError(f"{name[:40]!r} is none of {', '.join(_SPOKEN)}, pattern:NAME")
+        return names
+
+    @property
+    def probes(self) -> tuple[str, ...] | None:
+        """Those of `protocols`, by their names; None if there is no such list."""
+        if self.protocols is None:
+            return None
+        return tuple(_SPOKEN[name] for name in self.protocols if name in _SPOKEN)
+
+    def wants(self, pattern: PatternTable) -> bool:
+        """Whether it looks for a pattern of the file."""
+        return self.protocols is None or _PATTERN + pattern.name in self.protocols
 
     @pydantic.field_validator("proxy_from")
     @classmethod
@@ -119,6 +179,7 @@ class BrokerFile(_Table):
     """The whole file."""
 
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
+    pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)
 
@@ -169,6 +230,7 @@ class BrokerFile(_Table):
         for place, route in enumerate(found.route):
             _judge(named, text, ("route", place), partial(_check_route, route))
         found._require_once(named, text)
+        found._require_patterns(named, text)
         return found
 
     def _require_once(self, named: str, text: str) -> None:
@@ -188,6 +250,23 @@ class BrokerFile(_Table):
                 name = listener.default.removeprefix("service:")
                 if name != listener.default and name not in names and names:
                     raise _at(named, text, ("listen", place, "default"), f"there is no service {name} in this file")
+
+    def _require_patterns(self, named: str, text: str) -> None:
+        names: dict[str, int] = {}
+        for place, pattern in enumerate(self.pattern):
+            if names.setdefault(_PATTERN + pattern.name, place) != place:
+                raise _at(named, text, ("pattern", place, "name"), f"{pattern.name!r} is taken by an earlier pattern")
+        wanted: list[tuple[tuple[str, int, str], str]] = [
+            (("listen", place, "protocols"), name)
+            for place, listener in enumerate(self.listen)
+            for name in listener.protocols or ()
+        ]
+        wanted += [(("route", place, "protocol"), route.protocol or "") for place, route in enumerate(self.route)]
+        for key, name in wanted:
+            if name.startswith(_PATTERN) and name not in names:
+                raise _at(
+                    named, text, key, f"there is no [[pattern]] named {name.removeprefix(_PATTERN)!r} in this file"
+                )
 
 
 def _check_service(table: ServiceTable) -> None:

@@ -210,6 +210,26 @@ class PostgresTls(Enum):
     """The service answers; only the protocol is known."""
 
 
+PATTERN_BYTES = 64
+PATTERN_ENDS = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BytePattern:
+    """Bytes at an offset from the beginning of a connection. A route calls it `pattern:` and its name."""
+
+    name: str
+    offset: int
+    bytes: bytes
+
+    def __post_init__(self) -> None:
+        _instance("name", self.name, str)
+        _instance("bytes", self.bytes, bytes)
+        if not 1 <= len(self.bytes) <= PATTERN_BYTES:
+            raise BadConfig("bytes", f"are {len(self.bytes)}; 1 to {PATTERN_BYTES} are needed")
+        _whole("offset", self.offset, 0, PATTERN_ENDS - len(self.bytes))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerListener:
     """Where a broker takes connections."""
@@ -224,6 +244,10 @@ class BrokerListener:
     proxy_optional: bool = False
     """Connections from there may do without."""
     postgres_tls: PostgresTls = PostgresTls.OFFERED
+    protocols: tuple[str, ...] = PROTOCOLS
+    """Probes, by their names."""
+    patterns: tuple[BytePattern, ...] = ()
+    """Asked after all probes, in their order."""
 
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
@@ -239,9 +263,8 @@ class BrokerConfig:
     """
 
     listeners: tuple[BrokerListener, ...]
-    store: Path
-    """The folder of the registry."""
-    protocols: tuple[str, ...] = PROTOCOLS
+    store: Path | _core.Registry
+    """The folder of the registry, or a sealed one (`fourtuple.registry.sealed`)."""
     backlog: int = 4_096
     delivery_timeout_s: float = 5.0
     """How long a connection waits for a service that is absent or full, unless the service says it."""
@@ -262,7 +285,7 @@ class BrokerConfig:
             raise BadConfig("listeners", "is empty; at least one is needed")
         if len({listener.endpoint for listener in self.listeners}) < len(self.listeners):
             raise BadConfig("listeners", "name an endpoint twice; each may be named once")
-        _instance("store", self.store, Path)
+        _instance("store", self.store, (Path, _core.Registry))
         _whole("backlog", self.backlog, 1, 2**31 - 1)
         _seconds("delivery_timeout_s", self.delivery_timeout_s, 0)
         _whole("most_connections", self.most_connections, 0, HIGHEST_COUNT // 4)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeAlias
 
 from fourtuple import _core
 from fourtuple.errors import BadConfig
@@ -179,8 +179,11 @@ class Registry:
 
     def export_text(self, text_format: str) -> Iterator[bytes]:
         """All services as CSV with a header or as JSON lines, in blocks, from one snapshot."""
+        return self._exported(_known(text_format))
+
+    def _exported(self, text_format: str) -> Iterator[bytes]:
         pages = self._core.pages(None)
-        if _known(text_format) == "csv":
+        if text_format == "csv":
             yield ",".join(COLUMNS).encode() + b"\n"
         while block := pages.text(text_format, _PAGE_ROWS):
             yield block
@@ -227,6 +230,21 @@ class Registry:
             new, old = self._core.put(batch, mode)
             added, replaced = added + new, replaced + old
         return Counts(added=added, replaced=replaced)
+
+
+Sealed: TypeAlias = _core.Registry
+
+
+def sealed(services: Iterable[Service], routes: Iterable[Route]) -> Sealed:
+    """A registry of these services and routes in memory alone, for a `BrokerConfig`. Nobody can change it, and it is
+    gone with the process, however that ends."""
+    memory = os.memfd_create("fourtuple-services")
+    try:
+        path = f"/proc/self/fd/{memory}"
+        return _core.Registry.sealed(path, [one.row for one in services], [one.row for one in routes])
+    finally:
+        # It has its own descriptor by now.
+        os.close(memory)
 
 
 def check(services: Iterable[Service], routes: Iterable[Route]) -> None:

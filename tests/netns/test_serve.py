@@ -3,60 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-PATIENCE_S = 30
+from tests.netns.brokering import PATIENCE_S, free_port, listens, needed, process, run, wait_for
+
 NAMES = ("one.example.com", "two.example.com")
-
-
-def needed(*programs: str) -> None:
-    for program in programs:
-        if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
-            pytest.skip(f"{program} is not installed")
-
-
-def run(*command: str, stdin: str = "") -> str:
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    return done.stdout + done.stderr
-
-
-def wait_for(ready: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not ready():
-        assert time.monotonic() < until_s, "it does not come up"
-        time.sleep(0.02)
-
-
-@contextmanager
-def process(*command: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
-        try:
-            yield started
-        finally:
-            if started.poll() is None:
-                started.terminate()
-                try:
-                    started.wait(PATIENCE_S)
-                except subprocess.TimeoutExpired:
-                    started.kill()
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @contextmanager
@@ -81,11 +46,6 @@ def greeting(path: Path) -> Iterator[None]:
         # close() alone does not end an accept() in another thread.
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(PATIENCE_S)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def nginx_file(folder: Path) -> Path:

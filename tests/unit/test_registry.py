@@ -315,7 +315,7 @@ def test_routes_on_the_command_line(run: Run) -> None:
         (("import", "/nowhere.csv"), "FILE"), (("check", "/nowhere.toml"), "/nowhere.toml"),
         (("list", "--store", ""), "--store"),
         (("route", "match", "--source", "x"), "--source"), (("route", "add", "x"), "to"), (("show", "a b"), "name"),
-        (("list", "--under", "a b"), "--under"), (("export", "x.toml"), "format"),
+        (("list", "--under", "a b"), "--under"),
     ],
 )  # fmt: skip
 def test_bad_options_are_named(run: Run, arguments: tuple[str, ...], named: str) -> None:
@@ -324,6 +324,14 @@ def test_bad_options_are_named(run: Run, arguments: tuple[str, ...], named: str)
     assert status == 64
     assert named in error
     assert "Traceback" not in error
+
+
+def test_an_export_that_cannot_be_empties_no_file(run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "broker.toml"
+    mine.write_text("mine")
+    run("add", "there", "unix:/a")
+    status, _, error = run("export", str(mine))
+    assert (status, "format" in error, mine.read_text()) == (64, True, "mine")
 
 
 def test_completion(run: Run) -> None:

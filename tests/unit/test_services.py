@@ -188,6 +188,65 @@ def test_an_error_gives_line_and_key(old: str, new: str, line: int, key: str) ->
     assert refused.value.why.startswith(f"line {line}, {key}: "), refused.value.why
 
 
+PATTERNS = """\
+[[listen]]
+address = "127.0.0.1:443"
+protocols = ["http1", "pattern:dns", "tcpmux"]
+
+[[listen]]
+address = "127.0.0.1:444"
+
+[[pattern]]
+name = "dns"
+offset = 4
+hex = "01 00"
+
+[[pattern]]
+name = "rtsp"
+text = "OPTIONS rtsp:"
+
+[[route]]
+protocol = "pattern:rtsp"
+to = "unix:/run/rtsp"
+"""
+
+
+def test_what_a_listener_looks_for() -> None:
+    first, second = (file := BrokerFile.parse(PATTERNS.encode(), "broker.toml")).listen
+    assert (first.probes, second.probes) == (("http", "tcpmux"), None)
+    assert [[listener.wants(one) for one in file.pattern] for listener in file.listen] == [[True, False], [True, True]]
+    dns, rtsp = (one.pattern() for one in file.pattern)
+    assert (dns.offset, dns.bytes, rtsp.offset, rtsp.bytes) == (4, b"\x01\x00", 0, b"OPTIONS rtsp:")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "key"),
+    [
+        ('"http1"', '"http"', 3, "listen[0].protocols"),
+        ('"http1"', '"unknown"', 3, "listen[0].protocols"),
+        ("pattern:dns", "pattern:rdns", 3, "listen[0].protocols"),
+        ("pattern:rtsp", "pattern:rtps", 18, "route[0].protocol"),
+        ("pattern:rtsp", "pattern:", 18, "route[0].protocol"),
+        ('"rtsp"', '"dns"', 14, "pattern[1].name"),
+        ('"rtsp"', '"RTSP"', 14, "pattern[1].name"),
+        ("offset = 4", "offset = 4096", 10, "pattern[0].offset"),
+        ("offset = 4", "offset = 4095", 11, "pattern[0].hex"),
+        ("offset = 4", "offset = -1", 10, "pattern[0].offset"),
+        ("offset = 4", "at = 4", 10, "pattern[0].at"),
+        ('"01 00"', '"0g"', 11, "pattern[0].hex"),
+        ('"01 00"', '""', 11, "pattern[0].hex"),
+        ('text = "OPTIONS rtsp:"', f'text = "{"x" * 65}"', 15, "pattern[1].text"),
+        ('text = "OPTIONS rtsp:"', 'text = "a"\nhex = "61"', 13, "pattern[1]"),
+        ('text = "OPTIONS rtsp:"', "", 13, "pattern[1]"),
+    ],
+)
+def test_an_error_in_a_pattern_gives_line_and_key(old: str, new: str, line: int, key: str) -> None:
+    assert old in PATTERNS
+    with pytest.raises(BadConfig) as refused:
+        BrokerFile.parse(PATTERNS.replace(old, new).encode(), "broker.toml")
+    assert refused.value.why.startswith(f"line {line}, {key}: "), refused.value.why
+
+
 @pytest.mark.parametrize("data", [b"a = ", b"\xff", b"a = [" * 5_000, b"x" * (5 << 20), b'a = "\0"'])
 def test_what_is_no_toml(data: bytes) -> None:
     with pytest.raises(BadConfig, match=r"broker\.toml: "):

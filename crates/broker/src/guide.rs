@@ -14,7 +14,7 @@ use std::time::Duration;
 use fourtuple_engine::ListenerId;
 use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
-use fourtuple_sniff::{Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
+use fourtuple_sniff::{Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
 
 /// Where a connection goes that nothing else matches.
 #[derive(Clone)]
@@ -56,50 +56,75 @@ pub struct Reading {
     spoke: bool,
 }
 
+/// What is looked for in the connections of one listener, under which rules, and who gets the rest.
+#[derive(Clone)]
+pub struct Looking {
+    sniffer: Sniffer<'static>,
+    patterns: Vec<Pattern>,
+    /// Of the patterns, as a route has them.
+    names: Vec<String>,
+    fallback: Option<Fallback>,
+    rules: Rules,
+}
+
 /// Sniffers and registry of one worker.
 pub struct BrokerGuide {
     store: Arc<Store>,
-    sniffer: Sniffer<'static>,
     scratch: Box<Scratch>,
     alpn: Vec<u8>,
     /// By listener.
-    fallbacks: Vec<Option<Fallback>>,
-    /// By listener.
-    rules: Vec<Rules>,
+    looking: Vec<Looking>,
+}
+
+impl Looking {
+    /// Look for these protocols and patterns; a pattern's name is what a route says of it.
+    pub fn new(
+        protocols: impl IntoIterator<Item = Protocol>,
+        patterns: impl IntoIterator<Item = (String, Pattern)>,
+        fallback: Option<Fallback>,
+    ) -> Looking {
+        let (names, patterns): (Vec<_>, Vec<_>) = patterns.into_iter().unzip();
+        let asked_last = (!patterns.is_empty()).then_some(Protocol::Pattern);
+        let sniffer = Sniffer::new(protocols.into_iter().chain(asked_last));
+        Looking { sniffer, patterns, names, fallback, rules: Rules::default() }
+    }
+
+    /// Under other rules than the usual ones.
+    #[must_use]
+    pub fn under(self, rules: Rules) -> Looking {
+        Looking { rules, ..self }
+    }
+
+    /// Whether it stands in a prefix whose headers are believed.
+    fn is_proxy(&self, peer: SocketAddr) -> bool {
+        self.rules.proxies.iter().any(|prefix| prefix.contains(peer.ip()))
+    }
+
+    fn bound(&self) -> usize {
+        let prelude = if self.rules.proxies.is_empty() { Prelude::None } else { Prelude::Required };
+        self.sniffer.with_prelude(prelude).bound()
+    }
 }
 
 impl BrokerGuide {
-    /// A guide that enables these protocols; `fallbacks` by listener.
-    pub fn new(
-        store: Arc<Store>,
-        protocols: impl IntoIterator<Item = Protocol>,
-        fallbacks: Vec<Option<Fallback>>,
-    ) -> BrokerGuide {
-        let sniffer = Sniffer::new(protocols);
-        let rules = vec![Rules::default(); fallbacks.len()];
-        BrokerGuide { store, sniffer, scratch: Box::new(Scratch::new()), alpn: Vec::new(), fallbacks, rules }
-    }
-
-    /// Under other rules than the usual ones, by listener.
-    #[must_use]
-    pub fn with_rules(self, rules: Vec<Rules>) -> BrokerGuide {
-        BrokerGuide { rules, ..self }
+    /// A guide with what each listener looks for.
+    pub fn new(store: Arc<Store>, looking: Vec<Looking>) -> BrokerGuide {
+        BrokerGuide { store, scratch: Box::new(Scratch::new()), alpn: Vec::new(), looking }
     }
 
     /// Bytes that it may ask for.
     pub fn bound(&self) -> usize {
-        let trusts = self.rules.iter().any(|rules| !rules.proxies.is_empty());
-        self.sniffer.with_prelude(if trusts { Prelude::Required } else { Prelude::None }).bound()
+        self.looking.iter().map(Looking::bound).max().unwrap_or(0)
     }
 
     fn fall_back(&self, listener: ListenerId, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
-        match self.fallbacks.get(listener.0 as usize) {
-            Some(Some(Fallback::Target(target))) => {
+        match &self.looking[listener.0 as usize].fallback {
+            Some(Fallback::Target(target)) => {
                 let (delivery, options) = (fourtuple_registry::Delivery::Relay, Options::default());
                 choose(Resolved { service: None, target: target.clone(), delivery, options }, shown, chosen);
                 Guidance::Found
             }
-            Some(Some(Fallback::Service(name))) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
+            Some(Fallback::Service(name)) => match self.store.reader().and_then(|reader| reader.by_name(name)) {
                 Ok(Some(found)) => {
                     let fourtuple_registry::Service { name, target, delivery, options, .. } = found;
                     choose(Resolved { service: Some(name), target, delivery, options }, shown, chosen);
@@ -107,13 +132,8 @@ impl BrokerGuide {
                 }
                 Ok(None) | Err(_) => Guidance::NoRoute,
             },
-            _ => Guidance::NoRoute,
+            None => Guidance::NoRoute,
         }
-    }
-
-    /// Whether it stands in a prefix whose headers the listener believes.
-    fn is_proxy(&self, listener: ListenerId, peer: SocketAddr) -> bool {
-        self.rules[listener.0 as usize].proxies.iter().any(|prefix| prefix.contains(peer.ip()))
     }
 }
 
@@ -121,20 +141,24 @@ impl Guide for BrokerGuide {
     type Memory = Reading;
 
     fn trusts(&self, listener: ListenerId, peer: SocketAddr) -> bool {
-        self.is_proxy(listener, peer)
+        self.looking[listener.0 as usize].is_proxy(peer)
     }
 
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Reading, chosen: &mut Chosen) -> Guidance {
-        let rules = &self.rules[shown.listener.0 as usize];
-        let (may_be_direct, postgres_tls) = (rules.may_be_direct, rules.postgres_tls);
+        let looking = &self.looking[shown.listener.0 as usize];
+        let Rules { may_be_direct, postgres_tls, .. } = looking.rules;
         // Once it has spoken for another, the names are that one's.
-        let is_proxy = !memory.spoke && shown.names.is_some_and(|(peer, _)| self.is_proxy(shown.listener, peer));
+        let is_proxy = !memory.spoke && shown.names.is_some_and(|(peer, _)| looking.is_proxy(peer));
         let prelude = match (is_proxy, may_be_direct) {
             (false, _) => Prelude::None,
             (true, false) => Prelude::Required,
             (true, true) => Prelude::Allowed,
         };
-        let sniffer = self.sniffer.with_prelude(prelude).with_postgres_tls(postgres_tls != PostgresTls::Declined);
+        let sniffer = looking
+            .sniffer
+            .with_patterns(&looking.patterns)
+            .with_prelude(prelude)
+            .with_postgres_tls(postgres_tls != PostgresTls::Declined);
         let (source, destination) = shown.names.unzip();
         let mut seen = Seen { source, destination, ..Seen::default() };
         self.alpn.clear();
@@ -183,7 +207,7 @@ impl Guide for BrokerGuide {
                 seen.wide_port = found.number;
                 seen.protocol = Some(match found.protocol {
                     Protocol::Http => "http1",
-                    Protocol::Pattern => "unknown",
+                    Protocol::Pattern => &looking.names[usize::from(found.pattern.unwrap_or_default())],
                     other => other.probe().name,
                 });
                 (seen.user, seen.database, seen.client) = (found.user, found.database, found.client);
@@ -265,9 +289,20 @@ mod tests {
         let (delivery, options) =
             (fourtuple_registry::Delivery::Relay, Options { proxy: Some(1), ..Options::default() });
         let to = "tcp:127.0.0.1:22".to_owned();
-        store.add_routes(&[Route { conditions, to, delivery, options }], true).unwrap();
+        let ssh = Route { conditions, to, delivery, options };
+        let conditions = Conditions::checked([("protocol", "pattern:two")]).unwrap();
+        let (to, options) = ("unix:/run/two".to_owned(), Options::default());
+        store.add_routes(&[ssh, Route { conditions, to, delivery, options }], true).unwrap();
         let fallback = Some(Fallback::Service(Box::new(Name::parse(b"other").unwrap())));
-        BrokerGuide::new(store, [Protocol::Tls, Protocol::Http, Protocol::Ssh], vec![fallback, None])
+        let protocols = [Protocol::Tls, Protocol::Http, Protocol::Ssh];
+        let patterns = [("pattern:one", &b"\x00one"[..]), ("pattern:two", b"\x00two")]
+            .map(|(name, bytes)| (name.to_owned(), Pattern::new(2, bytes).unwrap()));
+        let looking = [
+            Looking::new(protocols, [], fallback),
+            Looking::new(protocols, [], None),
+            Looking::new([], patterns, None),
+        ];
+        BrokerGuide::new(store, looking.into())
     }
 
     fn asked(guide: &mut BrokerGuide, listener: u32, bytes: &[u8], last: bool) -> (Guidance, Chosen) {
@@ -297,6 +332,22 @@ mod tests {
             let (guidance, chosen) = asked(&mut guide, 0, bytes, true);
             assert_eq!((guidance, chosen.address), (Guidance::Found, Address::Unix(b"\0other".to_vec())), "{bytes:?}");
             assert_eq!(asked(&mut guide, 1, bytes, true).0, Guidance::NoRoute);
+        }
+    }
+
+    #[test]
+    fn each_listener_looks_for_its_own() {
+        let folder = crate::Folder::new();
+        let mut guide = guide(&folder);
+        let (guidance, chosen) = asked(&mut guide, 2, b"..\x00two", false);
+        assert_eq!((guidance, chosen.address), (Guidance::Found, Address::Unix(b"/run/two".to_vec())));
+        for (listener, bytes, expected) in [
+            (2, &b"..\x00one"[..], Guidance::NoRoute),
+            (2, b"..\x00", Guidance::More),
+            (2, b"SSH-2.0-x\r\n", Guidance::NoRoute),
+            (1, b"..\x00two", Guidance::NoRoute),
+        ] {
+            assert_eq!(asked(&mut guide, listener, bytes, true).0, expected, "{listener}: {}", bytes.escape_ascii());
         }
     }
 

@@ -1,11 +1,14 @@
 //! A ledger in a file: one JSON object per line and connection, appended by a thread of its own a few times a second.
 //!
-//! Decides the form of an entry and how much may wait. Knows nothing of why connections end.
+//! Decides the form of an entry, how much may wait, and that a full disk costs whole lines: each worker fills a place of
+//! its own, and one thread writes them all, so that what a short write has begun is finished before anything else is
+//! written. Knows nothing of why connections end.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,10 +19,11 @@ const FLUSH_EVERY: Duration = Duration::from_millis(100);
 /// What may wait while the disk does not keep up; entries beyond it are lost, and the next one says how many.
 const MOST_WAITING_BYTES: usize = 4 << 20;
 
-/// Appends entries to a file. Dropped, it writes what is left.
+/// Appends one worker's entries to a file. Dropped, it writes what is left.
 #[derive(Debug)]
 pub struct LedgerFile {
     shared: Arc<Shared>,
+    worker: usize,
     /// Keep one entry in so many.
     every: u32,
     passed: u32,
@@ -27,21 +31,30 @@ pub struct LedgerFile {
 
 #[derive(Debug)]
 struct Shared {
-    waiting: Mutex<Waiting>,
-    file: File,
+    /// By worker.
+    waiting: Vec<Mutex<String>>,
+    /// Entries, since the last one in the file that says so.
+    lost: AtomicU64,
+    output: Mutex<Output>,
 }
 
-#[derive(Default, Debug)]
-struct Waiting {
-    text: String,
-    lost: u64,
+#[derive(Debug)]
+struct Output {
+    file: File,
+    /// What is left of a line that the disk had no room for.
+    rest: Vec<u8>,
 }
 
 impl LedgerFile {
-    /// Append to the file at `path`, one entry in `every`.
-    pub fn append(path: &Path, every: u32) -> io::Result<LedgerFile> {
+    /// Append to the file at `path`, one entry in `every`; one ledger for each of so many workers.
+    pub fn append(path: &Path, every: u32, workers: usize) -> io::Result<Vec<LedgerFile>> {
         let file = OpenOptions::new().append(true).create(true).open(path)?;
-        let shared = Arc::new(Shared { waiting: Mutex::default(), file });
+        let waiting = (0..workers).map(|_| Mutex::default()).collect();
+        let shared = Arc::new(Shared {
+            waiting,
+            lost: AtomicU64::new(0),
+            output: Mutex::new(Output { file, rest: Vec::new() }),
+        });
         let writer = Arc::downgrade(&shared);
         std::thread::Builder::new().name("fourtuple-ledger".into()).spawn(move || {
             while let Some(shared) = writer.upgrade() {
@@ -50,7 +63,8 @@ impl LedgerFile {
                 std::thread::sleep(FLUSH_EVERY);
             }
         })?;
-        Ok(LedgerFile { shared, every: every.max(1), passed: 0 })
+        let every = every.max(1);
+        Ok((0..workers).map(|worker| LedgerFile { shared: Arc::clone(&shared), worker, every, passed: 0 }).collect())
     }
 }
 
@@ -62,14 +76,14 @@ impl Ledger for LedgerFile {
         }
         self.passed = 0;
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut waiting = self.shared.waiting();
-        if waiting.text.len() >= MOST_WAITING_BYTES {
-            waiting.lost += 1;
+        let Shared { waiting, lost, .. } = self.shared.as_ref();
+        let mut waiting = locked(&waiting[self.worker]);
+        if waiting.len() >= MOST_WAITING_BYTES {
+            lost.fetch_add(1, Relaxed);
             return;
         }
-        let lost = std::mem::take(&mut waiting.lost);
         // Writing to a string cannot fail.
-        let _ = write_entry(&mut waiting.text, entry, time, lost);
+        let _ = write_entry(&mut waiting, entry, time);
     }
 }
 
@@ -80,19 +94,56 @@ impl Drop for LedgerFile {
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn flush(&self) {
-        let text = std::mem::take(&mut self.waiting().text);
-        if !text.is_empty() && (&self.file).write_all(text.as_bytes()).is_err() {
-            self.waiting().lost += text.lines().count() as u64;
+        let mut output = locked(&self.output);
+        let mut text = std::mem::take(&mut output.rest);
+        let begun = text.len();
+        for waiting in &self.waiting {
+            let mut waiting = locked(waiting);
+            text.extend_from_slice(waiting.as_bytes());
+            waiting.clear();
         }
+        let owed = self.lost.load(Relaxed);
+        if owed > 0 && text.len() > begun {
+            let end = begun + line_end(&text[begun..]) - "}\n".len();
+            text.splice(end..end, format!(r#","lost_before":{owed}"#).into_bytes());
+        }
+        let written = write_some(&mut output.file, &text);
+        if written > begun {
+            self.lost.fetch_sub(owed, Relaxed);
+        }
+        let is_torn = if written == 0 { begun > 0 } else { text[written - 1] != b'\n' };
+        let torn = if is_torn { line_end(&text[written..]) } else { 0 };
+        let lost = text[written + torn..].iter().filter(|&&byte| byte == b'\n').count();
+        output.rest = text[written..written + torn].to_vec();
+        self.lost.fetch_add(lost as u64, Relaxed);
     }
 }
 
-fn write_entry(text: &mut String, entry: &Ended<'_>, time: Duration, lost: u64) -> std::fmt::Result {
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How much of it was written before the file took no more.
+fn write_some(file: &mut impl Write, text: &[u8]) -> usize {
+    let mut written = 0;
+    while written < text.len() {
+        match file.write(&text[written..]) {
+            Ok(0) => break,
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    written
+}
+
+/// Where the first line ends.
+fn line_end(text: &[u8]) -> usize {
+    text.iter().position(|&byte| byte == b'\n').map_or(text.len(), |end| end + 1)
+}
+
+fn write_entry(text: &mut String, entry: &Ended<'_>, time: Duration) -> std::fmt::Result {
     let quoted = serde_json::Value::from(entry.service);
     let took = entry.ended.since(entry.accepted);
     write!(text, r#"{{"time":{}.{:06}"#, time.as_secs(), time.subsec_micros())?;
@@ -103,9 +154,6 @@ fn write_entry(text: &mut String, entry: &Ended<'_>, time: Duration, lost: u64) 
     write!(text, r#","service":{quoted},"reason":"{}""#, entry.reason.name())?;
     write!(text, r#","took_ms":{}.{:03}"#, took.as_millis(), took.subsec_micros() % 1000)?;
     write!(text, r#","bytes_up":{},"bytes_down":{}"#, entry.bytes_up, entry.bytes_down)?;
-    if lost > 0 {
-        write!(text, r#","lost_before":{lost}"#)?;
-    }
     text.push_str("}\n");
     Ok(())
 }
@@ -120,7 +168,7 @@ mod tests {
     fn entries_are_lines_of_json_and_sampled() {
         let folder = crate::Folder::new();
         let path = folder.path().join("log");
-        let mut ledger = LedgerFile::append(&path, 2).unwrap();
+        let [mut ledger] = <[_; 1]>::try_from(LedgerFile::append(&path, 2, 1).unwrap()).unwrap();
         let entry = Ended {
             peer: Some("[2001:db8::1]:7".parse().unwrap()),
             service: "a\"b",

@@ -4,9 +4,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, PostgresTls, Rules};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
@@ -16,12 +17,13 @@ use fourtuple_engine::script::{Act, Script};
 use fourtuple_engine::space::{Addresses, Ports, Space};
 use fourtuple_engine::speech::Tokens;
 use fourtuple_engine::{Core, Order, SourceChoice, Transport};
-use fourtuple_registry::{Name, Prefix, Store, Target};
-use fourtuple_sniff::{PROBES, Protocol};
+use fourtuple_registry::{Name, PATTERN, Prefix, Store, Target};
+use fourtuple_sniff::{PROBES, Pattern, Protocol};
 use fourtuple_tls::{Client, Secured, Settings};
 use pyo3::prelude::*;
 
 use crate::failure::{BadConfig, unregistered};
+use crate::registry::Registry;
 
 /// From this many listeners on, workers share them out instead of each listening on all.
 const MANY_LISTENERS: usize = 1_000;
@@ -102,8 +104,7 @@ pub(crate) struct EchoRequest {
 #[derive(FromPyObject)]
 pub(crate) struct BrokerRequest {
     listeners: Vec<ListenerRequest>,
-    store: PathBuf,
-    protocols: Vec<String>,
+    store: StoreRequest,
     backlog: u32,
     #[pyo3(from_py_with = seconds)]
     delivery_timeout_s: Duration,
@@ -112,6 +113,13 @@ pub(crate) struct BrokerRequest {
     most_per_service: u32,
     ledger: Option<PathBuf>,
     ledger_every: u32,
+}
+
+/// A registry that is open, or the folder of one.
+#[derive(FromPyObject)]
+enum StoreRequest {
+    Open(Py<Registry>),
+    At(PathBuf),
 }
 
 /// `fourtuple.engine.BrokerListener`.
@@ -125,6 +133,16 @@ struct ListenerRequest {
     proxy_optional: bool,
     #[pyo3(from_py_with = postgres_tls)]
     postgres_tls: PostgresTls,
+    protocols: Vec<String>,
+    patterns: Vec<PatternRequest>,
+}
+
+/// `fourtuple.engine.BytePattern`.
+#[derive(FromPyObject)]
+struct PatternRequest {
+    name: String,
+    offset: u16,
+    bytes: Vec<u8>,
 }
 
 /// `fourtuple.tuples.TupleSpace`, a product of four sets.
@@ -186,10 +204,14 @@ impl Request {
             Request::Load(LoadRequest { tls: Some(tls), .. }) => Some(tls.client()?),
             _ => None,
         };
+        let mut ledgers = match self {
+            Request::Broker(broker) => broker.ledgers(workers)?.into_iter(),
+            _ => Vec::new().into_iter(),
+        };
         let core = |worker| match self {
             Request::Load(load) => Ok(load.core(worker, workers, client.clone())),
             Request::Echo(echo) => Ok(Box::new(EchoCore::new(echo.share(worker, workers))) as Box<dyn Core>),
-            Request::Broker(broker) => broker.core(worker, workers),
+            Request::Broker(broker) => broker.core(worker, workers, ledgers.next()),
         };
         (0..workers).map(core).collect()
     }
@@ -290,14 +312,9 @@ impl EchoRequest {
 }
 
 impl BrokerRequest {
-    fn core(&self, worker: u32, workers: u32) -> PyResult<Box<dyn Core>> {
-        let refused = |error: fourtuple_registry::Error| unregistered(&error);
-        let store = Store::open(&self.store, false, None).map_err(refused)?;
-        let fallbacks = self.listeners.iter().map(|listener| listener.fallback().map_err(refused));
-        let rules = self.listeners.iter().map(|listener| listener.rules().map_err(refused));
-        let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
-        let guide = BrokerGuide::new(store, protocols, fallbacks.collect::<PyResult<_>>()?)
-            .with_rules(rules.collect::<PyResult<_>>()?);
+    fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<Box<dyn Core>> {
+        let looking = self.listeners.iter().map(ListenerRequest::looking);
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
@@ -314,14 +331,38 @@ impl BrokerRequest {
             most_per_source: each(self.most_per_source),
             most_per_service: each(self.most_per_service),
         };
-        let Some(path) = &self.ledger else { return Ok(Box::new(BrokerCore::new(config, guide, Unwritten))) };
-        let ledger = LedgerFile::append(path, self.ledger_every)
-            .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))?;
-        Ok(Box::new(BrokerCore::new(config, guide, ledger)))
+        Ok(match ledger {
+            Some(ledger) => Box::new(BrokerCore::new(config, guide, ledger)),
+            None => Box::new(BrokerCore::new(config, guide, Unwritten)),
+        })
+    }
+
+    /// One for each worker, or none at all.
+    fn ledgers(&self, workers: u32) -> PyResult<Vec<LedgerFile>> {
+        let Some(path) = &self.ledger else { return Ok(Vec::new()) };
+        LedgerFile::append(path, self.ledger_every, workers as usize)
+            .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))
+    }
+}
+
+impl StoreRequest {
+    fn opened(&self) -> PyResult<Arc<Store>> {
+        match self {
+            StoreRequest::Open(registry) => registry.get().opened(),
+            StoreRequest::At(path) => Store::open(path, false, None).map_err(|error| unregistered(&error)),
+        }
     }
 }
 
 impl ListenerRequest {
+    fn looking(&self) -> PyResult<Looking> {
+        let refused = |error: fourtuple_registry::Error| unregistered(&error);
+        let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
+        let patterns = self.patterns.iter().map(PatternRequest::pattern).collect::<PyResult<Vec<_>>>()?;
+        let rules = self.rules().map_err(refused)?;
+        Ok(Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules))
+    }
+
     fn rules(&self) -> Result<Rules, fourtuple_registry::Error> {
         let proxies =
             self.proxy_from.iter().map(|text| Prefix::checked("proxy_from", text)).collect::<Result<_, _>>()?;
@@ -334,6 +375,14 @@ impl ListenerRequest {
             Some(name) => Fallback::Service(Box::new(Name::checked("default", name)?)),
             None => Fallback::Target(Target::checked("default", text)?),
         }))
+    }
+}
+
+impl PatternRequest {
+    fn pattern(&self) -> PyResult<(String, Pattern)> {
+        let pattern = Pattern::new(self.offset, &self.bytes);
+        let refused = || BadConfig::new_err(("pattern", format!("{:?} has no bytes, or too many", self.name)));
+        Ok((format!("{PATTERN}{}", self.name), pattern.ok_or_else(refused)?))
     }
 }
 

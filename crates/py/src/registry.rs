@@ -2,6 +2,7 @@
 //!
 //! Converts and detaches; what a row, a route and a match are is decided in `fourtuple_registry`.
 
+use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -59,17 +60,22 @@ impl Registry {
         Ok(Registry { store: Mutex::new(Some(store)) })
     }
 
+    /// A registry of these rows alone, in the empty file at `path`, which nobody else opens; it never changes.
+    #[staticmethod]
+    fn sealed(py: Python<'_>, path: PathBuf, services: Vec<ServiceRow>, routes: Vec<RouteRow>) -> PyResult<Registry> {
+        let store = detached(py, || {
+            let mut batch = batch(services)?;
+            let routes = routes.into_iter().map(route).collect::<Result<Vec<_>, _>>()?;
+            let file = OpenOptions::new().read(true).write(true).open(&path);
+            Store::sealed(file.map_err(|error| Error::Io(path, error))?, &mut batch, &routes)
+        })?;
+        Ok(Registry { store: Mutex::new(Some(store)) })
+    }
+
     /// Write rows in one transaction; gives back how many were new and how many replaced.
     fn put(&self, py: Python<'_>, rows: Vec<ServiceRow>, mode: &str) -> PyResult<(u64, u64)> {
         let (store, mode) = (self.opened()?, self::mode(mode)?);
-        let counts = detached(py, || {
-            let mut batch = Batch::default();
-            for row in rows {
-                let name = row.0.clone();
-                batch.push(&service(row).map_err(|error| within(error, &name))?);
-            }
-            batch.commit(&store, mode)
-        })?;
+        let counts = detached(py, || self::batch(rows)?.commit(&store, mode))?;
         Ok((counts.added, counts.replaced))
     }
 
@@ -222,7 +228,8 @@ impl Registry {
 }
 
 impl Registry {
-    fn opened(&self) -> PyResult<Arc<Store>> {
+    /// What it has open.
+    pub(crate) fn opened(&self) -> PyResult<Arc<Store>> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let store = store.clone().ok_or_else(|| BadConfig::new_err(("store", "is closed; open it again")))?;
         store.of_this_process().map_err(|error| unregistered(&error))?;
@@ -390,6 +397,15 @@ fn route_row(route: Route) -> RouteRow {
     let Options { patience_ms, connections, proxy } = route.options;
     let fields = route.conditions.fields().into_iter().map(|(field, text)| (field.to_owned(), text)).collect();
     (fields, route.to, route.delivery.name().to_owned(), patience_ms, connections, proxy)
+}
+
+fn batch(rows: Vec<ServiceRow>) -> Result<Batch, Error> {
+    let mut batch = Batch::default();
+    for row in rows {
+        let name = row.0.clone();
+        batch.push(&service(row).map_err(|error| within(error, &name))?);
+    }
+    Ok(batch)
 }
 
 /// Of many services, which one was wrong.

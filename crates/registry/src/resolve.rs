@@ -21,7 +21,7 @@ pub struct Seen<'a> {
     pub name: Option<&'a [u8]>,
     /// Path of an HTTP request.
     pub path: Option<&'a [u8]>,
-    /// What is spoken: one of [`crate::PROTOCOLS`].
+    /// What is spoken: one of [`crate::PROTOCOLS`], or [`crate::PATTERN`] and a name.
     pub protocol: Option<&'a str>,
     /// The ALPN extension's ProtocolNameList without its own length (RFC 7301 3.1).
     pub alpn: Option<&'a [u8]>,

@@ -14,9 +14,11 @@ use crate::record::{Delivery, Options, coherent, take};
 use crate::resolve::Seen;
 use crate::target::Target;
 
-/// What the `protocol` of a route may be.
+/// What the `protocol` of a route may be, beside [`PATTERN`] and a name.
 pub const PROTOCOLS: [&str; 11] =
     ["tls", "http1", "http2", "websocket", "connect", "ssh", "postgres", "redis", "mqtt", "tcpmux", "unknown"];
+/// What stands before the name of a pattern: bytes at an offset, which whoever sniffs has a name for.
+pub const PATTERN: &str = "pattern:";
 /// Most routes under one anchor: a lookup may have to look at each of them.
 pub(crate) const MOST_PER_ANCHOR: usize = 1_000;
 const MOST_TEXT_BYTES: usize = 255;
@@ -128,7 +130,7 @@ pub struct Conditions {
     pub name: Option<Pattern>,
     /// The path is this one or below it, byte by byte as it was sent.
     pub path: Option<String>,
-    /// One of [`PROTOCOLS`].
+    /// One of [`PROTOCOLS`], or a pattern.
     pub protocol: Option<String>,
     /// Among the protocols that a client offers in TLS.
     pub alpn: Option<String>,
@@ -260,10 +262,7 @@ impl Conditions {
                 "wide_port" => read.wide_port = Some(whole(field, text, u32::MAX)?),
                 "name" => read.name = Some(Pattern::checked(field, text)?),
                 "path" => read.path = Some(path(field, text)?),
-                "protocol" if PROTOCOLS.contains(&text) => read.protocol = Some(text.to_owned()),
-                "protocol" => {
-                    return Err(Error::bad(field, format!("{} is not one of {}", shown(text), PROTOCOLS.join(", "))));
-                }
+                "protocol" => read.protocol = Some(protocol(field, text)?),
                 "alpn" => read.alpn = Some(plain(field, text)?),
                 "user" => read.user = Some(Wanted::checked(field, text)?),
                 "database" => read.database = Some(Wanted::checked(field, text)?),
@@ -440,6 +439,18 @@ fn offers(mut list: &[u8], protocol: &[u8]) -> bool {
         list = left;
     }
     false
+}
+
+fn protocol(field: &str, text: &str) -> Result<String> {
+    let is_pattern = text.strip_prefix(PATTERN).is_some_and(|name| {
+        (1..=32).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
+    });
+    if PROTOCOLS.contains(&text) || is_pattern {
+        return Ok(text.to_owned());
+    }
+    let allowed = "or pattern:NAME, a name of 1 to 32 of a-z, 0-9, - and _";
+    Err(Error::bad(field, format!("{} is not one of {}, {allowed}", shown(text), PROTOCOLS.join(", "))))
 }
 
 fn path(field: &str, text: &str) -> Result<String> {

@@ -5,9 +5,10 @@
 //! shared: LMDB's locks are the process's (fcntl(2)), and closing a second descriptor would drop them.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Bound;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -15,8 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use heed::types::Bytes;
-use heed::{Database, Env, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 
+use crate::batch::{Batch, Mode};
 use crate::failure::{Error, Result};
 use crate::name::Name;
 use crate::record::{Service, wide_port};
@@ -47,6 +49,8 @@ pub struct Store {
     path: PathBuf,
     most_bytes: u64,
     process: u32,
+    /// Of a sealed store: what it is in. Dropped after `env`, whose path names it by its number.
+    sealed: Option<File>,
 }
 
 /// How large a store is, in one snapshot.
@@ -91,12 +95,9 @@ impl Store {
             closing.wait_timeout(CLOSING);
         }
         lock_file(path).map_err(io)?;
-        let usual = most_bytes.unwrap_or(USUAL_MAP_BYTES);
-        let store = match Store::map(path, usual) {
-            Err(Error::Io(_, error)) if most_bytes.is_none() && error.kind() == io::ErrorKind::OutOfMemory => {
-                Store::map(path, MODEST_MAP_BYTES)?
-            }
-            other => other?,
+        let store = match most_bytes {
+            Some(most_bytes) => Store::map(path, most_bytes, EnvFlags::empty())?,
+            None => Store::map_usual(path, EnvFlags::empty())?,
         };
         let store = Arc::new(store);
         open.retain(|_, store| store.strong_count() > 0);
@@ -104,15 +105,37 @@ impl Store {
         Ok(store)
     }
 
-    fn map(path: &Path, most_bytes: u64) -> Result<Store> {
+    /// A store of these services and routes in an empty `file`, which nobody else has or will open, such as one of
+    /// memfd_create(2): without a folder there is nothing to leave behind. It is filled before anybody reads it and never
+    /// changes after that, so it needs no lock file.
+    pub fn sealed(file: File, services: &mut Batch, routes: &[Route]) -> Result<Arc<Store>> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let mut store = Store::map_usual(&path, EnvFlags::NO_SUB_DIR | EnvFlags::NO_LOCK)?;
+        services.commit(&store, Mode::Add)?;
+        store.add_routes(routes, false)?;
+        store.sealed = Some(file);
+        Ok(Arc::new(store))
+    }
+
+    fn map_usual(path: &Path, flags: EnvFlags) -> Result<Store> {
+        match Store::map(path, USUAL_MAP_BYTES, flags) {
+            Err(Error::Io(_, error)) if error.kind() == io::ErrorKind::OutOfMemory => {
+                Store::map(path, MODEST_MAP_BYTES, flags)
+            }
+            other => other,
+        }
+    }
+
+    fn map(path: &Path, most_bytes: u64, flags: EnvFlags) -> Result<Store> {
         let failed = |error: heed::Error| failed(path, most_bytes, error);
         // The map is in whole pages, of 64 KiB at most.
         let map_bytes = usize::try_from(most_bytes & !0xFFFF).unwrap_or(usize::MAX & !0xFFFF);
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(map_bytes).max_dbs(4).max_readers(MOST_READERS);
         // SAFETY: the file must not be changed but through LMDB while it is mapped. Its folder is made for its owner
-        // alone, this crate is the only opener, and each process opens it once (`OPEN`).
-        let env = unsafe { options.open(path) }.map_err(failed)?;
+        // alone, this crate is the only opener, and each process opens it once (`OPEN`). Without locks, nothing may be
+        // written while somebody reads: `sealed` alone asks for that, and `change` refuses from then on.
+        let env = unsafe { options.flags(flags).open(path) }.map_err(failed)?;
         env.clear_stale_readers().map_err(failed)?;
         let there = {
             let txn = env.read_txn().map_err(failed)?;
@@ -138,7 +161,8 @@ impl Store {
                 tables
             }
         };
-        Ok(Store { env, services, wide_ports, routes, path: path.to_owned(), most_bytes, process: process::id() })
+        let (path, process) = (path.to_owned(), process::id());
+        Ok(Store { env, services, wide_ports, routes, path, most_bytes, process, sealed: None })
     }
 
     /// Where it is.
@@ -225,6 +249,9 @@ impl Store {
         work: impl FnOnce(&mut RwTxn<'_>) -> std::result::Result<Result<T>, heed::Error>,
     ) -> Result<T> {
         self.of_this_process()?;
+        if self.sealed.is_some() {
+            return Err(Error::bad("store", "is sealed: what it holds was given when it was made"));
+        }
         let failed = |error| self.failed(error);
         let mut txn = self.env.write_txn().map_err(failed)?;
         let done = work(&mut txn).map_err(failed)??;

@@ -3,12 +3,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
-use fourtuple_registry::{Batch, Error, FORMAT, Format, Mode, Name, Options, Rows, Seen, Service, Store, write_row};
+use fourtuple_registry::{
+    Batch, Error, FORMAT, Format, Mode, Name, Options, Outcome, Rows, Seen, Service, Store, write_row,
+};
 use support::{Folder, open, put, route, service};
 
 const KILLS: u32 = 200;
@@ -47,6 +50,50 @@ fn what_was_put_is_there_and_after_it_was_closed() {
     assert_eq!(store.reader().unwrap().by_wide_port(90_000).unwrap(), None);
     let sizes = store.reader().unwrap().sizes().unwrap();
     assert_eq!((sizes.services, sizes.wide_ports, sizes.routes), (1, 0, 1));
+}
+
+/// An empty file that has no name any more.
+fn nameless(folder: &Folder) -> File {
+    let path = folder.0.join("nameless");
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    file
+}
+
+fn sealed(folder: &Folder, services: &[Service]) -> fourtuple_registry::Result<Arc<Store>> {
+    let mut batch = Batch::default();
+    services.iter().for_each(|service| batch.push(service));
+    Store::sealed(nameless(folder), &mut batch, &[route(&[("protocol", "ssh")], "service:a")])
+}
+
+#[test]
+fn a_sealed_store_holds_what_it_was_made_with_and_has_no_name() {
+    let folder = Folder::new();
+    let many: Vec<_> = (0..10_000).map(|number| service(&format!("s{number:05}"), "unix:/s")).collect();
+    // Two at once, as two brokers of one process have them.
+    let one = sealed(&folder, &[service("a", "unix:/one")]).unwrap();
+    let two = sealed(&folder, &[many.as_slice(), &[service("a", "unix:/two")]].concat()).unwrap();
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0);
+    assert_eq!(all(&one), [service("a", "unix:/one")]);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(all(&two).len(), many.len() + 1));
+        }
+    });
+    let seen = Seen { protocol: Some("ssh"), ..Seen::default() };
+    let Ok(Outcome::Found(found)) = two.reader().unwrap().resolve(&seen) else { panic!("the route is there") };
+    assert_eq!(found.target.to_string(), "unix:/two");
+    let version = two.version();
+    for refused in [
+        put(&two, Mode::Set, &[service("b", "unix:/b")]).map(|_| ()),
+        two.remove(&[name("a")]).map(|_| ()),
+        two.add_routes(&[route(&[("name", "**")], "service:a")], false),
+    ] {
+        assert!(refused.unwrap_err().to_string().contains("sealed"));
+    }
+    assert_eq!(two.version(), version);
+    assert!(sealed(&folder, &[service("a", "unix:/a"), service("a", "unix:/b")]).is_err());
+    assert!(sealed(&folder, &[service("b", "unix:/a")]).is_err(), "its route leads nowhere");
 }
 
 #[test]

@@ -39,7 +39,7 @@ mod tcpmux;
 mod tls;
 
 pub use http2::BYTES as HTTP2_BYTES;
-pub use pattern::Pattern;
+pub use pattern::{PATTERN_BYTES, Pattern};
 pub use shown::{Alpn, Scratch, Shown};
 pub use sniffer::{Prelude, Sniffer, State, Verdict};
 pub use tls::HELLO_BYTES;

@@ -12,7 +12,7 @@ pub struct Sniffer<'p> {
     enabled: u16,
     prelude: Prelude,
     encrypts_postgres: bool,
-    patterns: &'p [Pattern<'p>],
+    patterns: &'p [Pattern],
 }
 
 /// Whether a PROXY header stands in front.
@@ -109,7 +109,7 @@ impl<'p> Sniffer<'p> {
 
     /// What `Protocol::Pattern` looks for.
     #[must_use]
-    pub fn with_patterns(self, patterns: &'p [Pattern<'p>]) -> Self {
+    pub fn with_patterns(self, patterns: &'p [Pattern]) -> Self {
         Self { patterns, ..self }
     }
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import signal
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -17,20 +20,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fourtuple.cli import Exit
+from fourtuple.cli import Exit, count
 from fourtuple.cli.load import CarrierOption
-from fourtuple.errors import BadConfig
+from fourtuple.errors import BadConfig, EngineStopped
 
 if TYPE_CHECKING:
+    from fourtuple.brokerfile import BrokerFile
+    from fourtuple.demo import Pages
     from fourtuple.engine import Snapshot
+    from fourtuple.registry import Sealed
+    from fourtuple.tuples import Endpoint
 
 STARTS_WITHIN_S = 10.0
+DEMO_LISTENS = "127.0.0.1:8080"
+_SHOWN_WRONG = 10
 
 
 def serve(
     config: Annotated[
-        Path, typer.Option("--config", "-c", metavar="FILE", help="broker.toml: listeners, services, routes.")
-    ],
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="broker.toml: listeners, services, routes.")
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(
@@ -40,7 +49,7 @@ def serve(
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each connection that has ended.")
     ] = None,
-    log_every: Annotated[int, typer.Option(metavar="COUNT", help="One line for so many connections.")] = 1,
+    log_every: Annotated[int, typer.Option(metavar="COUNT", help="One line for so many connections of a worker.")] = 1,
     most: Annotated[int, typer.Option(metavar="COUNT", help="Connections at once; 0: no bound.")] = 0,
     most_per_source: Annotated[
         int, typer.Option(metavar="COUNT", help="At once from one IPv4 address or IPv6 /64; 0: no bound.")
@@ -59,24 +68,37 @@ def serve(
     every: Annotated[
         float, typer.Option(metavar="SECONDS", help="Print what there is so often; 0: at the end only.")
     ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print counters as JSON, one object per line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="No file: services of a demonstration, each with a page of its own.")
+    ] = False,
+    services: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="With --demo: how many, up to 1M; default: 100k.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="ADDRESS:PORT", help="With --demo: where; default: 127.0.0.1:8080.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="With --demo: ask every service for its page, compare, and end.")
+    ] = False,
 ) -> int:
     """Take connections on one port, see which service each means, and hand it over or relay it.
 
     A service that is absent or full is waited for, never dropped at once. SIGTERM or Ctrl-C ends it gracefully; a
     second one at once.
 
-    Exit status: 0 ended as asked, 64 wrong usage or file, 69 something is missing (a port that is taken).
+    Exit status: 0 ended as asked, 1 a page of --check was not what it should be, 64 wrong usage or file (or a port that
+    is taken), 69 something is missing.
     """
     from fourtuple.broker import Limits, end, running
-    from fourtuple.brokerfile import BrokerFile
     from fourtuple.engine import CarrierName, Phase
 
-    file = BrokerFile.read(config)
-    if not file.listen:
-        raise BadConfig(str(config), "has no [[listen]]; at least one is needed")
-    if every < 0 or grace < 0:
-        raise BadConfig("--every" if every < 0 else "--grace", "is negative; 0 or more is needed")
+    for option, given in (("--services", services), ("--listen", listen), ("--check", check or None)):
+        if given is not None and not demo:
+            raise BadConfig(option, "is for --demo; a broker.toml says these things itself")
+    for option, value in (("--every", every), ("--grace", grace)):
+        if value < 0:
+            raise BadConfig(option, "is negative; 0 or more is needed")
     console, signals = Console(highlight=False, soft_wrap=True), _Signals()
     limits = Limits(
         most_connections=most,
@@ -85,11 +107,16 @@ def serve(
         delivery_timeout_s=patience,
     )
     with ExitStack() as stack:
+        # First of all: until they are counted, a signal ends the process, and what follows leaves nothing behind then.
         stack.enter_context(signals)
+        if demo:
+            source = stack.enter_context(_demonstration(config, store, services, listen))
+        else:
+            source = _from_file(config, store)
         engine = stack.enter_context(
             running(
-                file,
-                store=store,
+                source.file,
+                store=source.store,
                 limits=limits,
                 ledger=log,
                 ledger_every=log_every,
@@ -99,19 +126,123 @@ def serve(
         )
         started = engine.wait_for(lambda now: now.phase is not Phase.RAMPING or not now.running, STARTS_WITHIN_S)
         if started.stopped_by is not None:
-            addresses = ", ".join(table.address for table in file.listen)
-            raise BadConfig(str(config), f"cannot listen on {addresses}: {started.stopped_by}")
+            addresses = ", ".join(table.address for table in source.file.listen)
+            raise BadConfig(source.named, f"cannot listen on {addresses}: {started.stopped_by}")
         if not as_json:
-            for table in file.listen:
+            for table in source.file.listen:
                 console.print(f"listening on {table.address} ({engine.carrier.value}, {engine.workers} workers)")
+            if engine.fallback_reason:
+                console.print(f"epoll, because {engine.fallback_reason}")
+            for line in source.demonstration.hints if source.demonstration is not None else ():
+                console.print(line)
+        status = _check(console, source, lambda: signals.count > 0, as_json) if check else Exit.HEALTHY
         shown_s = time.monotonic()
-        while not signals.count and not engine.join(0.1):
+        while not check and not signals.count and not engine.join(0.1):
+            if source.demonstration is not None and not source.demonstration.pages.running:
+                raise EngineStopped("the process with the pages of the demonstration has ended")
             if every and time.monotonic() - shown_s >= every:
                 shown_s = time.monotonic()
                 _show(console, engine.snapshot(), as_json)
         end(engine, grace, lambda: signals.count > 1)
         _show(console, engine.snapshot(), as_json)
-    return Exit.HEALTHY
+    return status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Where listeners and services come from."""
+
+    named: str
+    """What a message calls it."""
+    file: BrokerFile
+    store: Path | Sealed | None
+    demonstration: _Demonstration | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Demonstration:
+    """Services that are there to be looked at."""
+
+    services: int
+    at: Endpoint
+    """Where a client on this host reaches them."""
+    pages: Pages
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """What to try."""
+        from fourtuple.demo import name_of
+
+        first, last, name = (name_of(number, self.services) for number in (0, self.services - 1, self.services // 2))
+        url, host = f"http://{name}:{self.at.port}/", str(self.at).rpartition(":")[0]
+        return (
+            f"{self.services:,} services, {first} to {last}, such as",
+            f"  curl --resolve {name}:{self.at.port}:{host} {url}",
+            f"  curl -H 'Host: {name}' http://{self.at}/",
+        )
+
+
+def _from_file(config: Path | None, store: Path | None) -> _Source:
+    from fourtuple.brokerfile import BrokerFile
+
+    if config is None:
+        raise BadConfig("--config", "is missing; a broker.toml is needed, or --demo")
+    file = BrokerFile.read(config)
+    if not file.listen:
+        raise BadConfig(str(config), "has no [[listen]]; at least one is needed")
+    return _Source(named=str(config), file=file, store=store)
+
+
+@contextmanager
+def _demonstration(
+    config: Path | None, store: Path | None, services: str | None, listen: str | None
+) -> Iterator[_Source]:
+    from fourtuple import demo
+    from fourtuple.brokerfile import BrokerFile, ListenTable
+    from fourtuple.tuples import Endpoint
+
+    for option, given in (("--config", config), ("--store", store)):
+        if given is not None:
+            raise BadConfig(option, "does not go with --demo, which has services of its own")
+    try:
+        number = demo.SERVICES if services is None else count(services)
+    except ValueError as error:
+        raise BadConfig("--services", str(error)) from None
+    if number > demo.MOST_SERVICES:
+        raise BadConfig("--services", f"is {number:,}; {demo.MOST_SERVICES:,} is the most")
+    try:
+        endpoint = Endpoint.parse(listen or DEMO_LISTENS)
+    except BadConfig as error:
+        raise BadConfig("--listen", error.why) from None
+    near = endpoint
+    if endpoint.address.is_unspecified:
+        near = Endpoint(ip_address("::1" if endpoint.address.version == 6 else "127.0.0.1"), endpoint.port)
+    file = BrokerFile(listen=(ListenTable(address=str(endpoint), protocols=("http1",)),))
+    with demo.serving(number) as pages:
+        made = _Demonstration(services=number, at=near, pages=pages)
+        yield _Source(named="--listen", file=file, store=demo.registry(number, pages.path), demonstration=made)
+
+
+def _check(console: Console, source: _Source, stopped: Callable[[], bool], as_json: bool) -> Exit:
+    """Ask every service for its page."""
+    from fourtuple.demo import check
+
+    assert source.demonstration is not None
+    services, pages = source.demonstration.services, source.demonstration.pages
+    checked = check(source.demonstration.at, services, lambda: stopped() or not pages.running)
+    asked = checked.right + len(checked.wrong)
+    rate_per_s = asked / checked.took_s
+    if as_json:
+        row = {"services": services, "right": checked.right, "wrong": len(checked.wrong), "took_s": checked.took_s}
+        print(json.dumps(row), flush=True)
+    else:
+        console.print(
+            f"{services:,} services, {asked:,} asked one by one, {checked.right:,} pages right, "
+            f"{len(checked.wrong):,} wrong: {checked.took_s:.1f} s, {rate_per_s:,.0f} connections/s"
+        )
+        for line in checked.wrong[:_SHOWN_WRONG]:
+            console.print(line, markup=False)
+    return Exit.HEALTHY if checked.right == services else Exit.WARNING
 
 
 class _Signals:
@@ -145,7 +276,8 @@ def _show(console: Console, now: Snapshot, as_json: bool) -> None:
     }
     if as_json:
         failures = [{"step": row.step, "errno": row.name, "count": row.count} for row in now.failures]
-        print(json.dumps({**gauges, "ended": ended, "retries": now.delivery_retries, "failures": failures}), flush=True)
+        rest = {"ended": ended, "retries": now.delivery_retries, "failures": failures}
+        print(json.dumps({"seconds": round(now.taken_s, 3), **gauges, **rest}), flush=True)
         return
     text = ", ".join(f"{count:,} {name}" for name, count in gauges.items())
     console.print(text + "; ended: " + (", ".join(f"{name} {count:,}" for name, count in ended.items()) or "none"))

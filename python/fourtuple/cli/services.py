@@ -242,12 +242,14 @@ def export(
 
     chosen = text_format or ("csv" if file == "-" else _format_of(file, None))
     with opened(store) as registry:
+        # Before a file is opened for writing: one that cannot be a format's is not emptied.
+        blocks = registry.export_text(chosen)
         if file == "-":
-            for block in registry.export_text(chosen):
+            for block in blocks:
                 emit(block.decode())
             return
         with Path(file).open("wb") as out:
-            out.writelines(registry.export_text(chosen))
+            out.writelines(blocks)
 
 
 @app.command("check")

@@ -46,7 +46,7 @@ fn open_guide(folder: &crate::Folder, rules: Rules, fallback: Option<Fallback>) 
     ];
     store.add_routes(&routes, true).unwrap();
     let protocols = [Protocol::Tls, Protocol::Ssh, Protocol::Postgres, Protocol::Tcpmux];
-    BrokerGuide::new(store, protocols, vec![fallback]).with_rules(vec![rules])
+    BrokerGuide::new(store, vec![Looking::new(protocols, [], fallback).under(rules)])
 }
 
 /// What a client of 10.0.0.5 sees and gets that says these parts, each after an answer, so many bytes at a time; then
@@ -237,7 +237,7 @@ fn any_bytes_lead_to_an_end() {
         let postgres_tls = [PostgresTls::Offered, PostgresTls::Declined, PostgresTls::Left][round % 3];
         let trusts = round % 2 == 0;
         let proxies = if trusts { proxies.clone() } else { Vec::new() };
-        guide = guide.with_rules(vec![Rules { proxies, may_be_direct: round % 4 == 0, postgres_tls }]);
+        guide.looking[0].rules = Rules { proxies, may_be_direct: round % 4 == 0, postgres_tls };
         let mut bytes: Vec<u8> = Vec::new();
         for _ in 0..random(5) {
             match random(4) {

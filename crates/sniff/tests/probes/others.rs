@@ -271,5 +271,13 @@ fn patterns() {
     for (bytes, expected) in cases {
         assert_eq!(settled(&sniffer, bytes), *expected, "{}", bytes.escape_ascii());
     }
-    assert!(Pattern::new(0, b"").is_none() && Pattern::new(4096, b"x").is_none() && Pattern::new(4095, b"x").is_some());
+    for (offset, bytes, fits) in [
+        (0, &b""[..], false),
+        (4096, b"x", false),
+        (4095, b"x", true),
+        (4032, &[b'x'; 64], true),
+        (0, &[b'x'; 65], false),
+    ] {
+        assert_eq!(Pattern::new(offset, bytes).is_some(), fits, "{} bytes at {offset}", bytes.len());
+    }
 }
