@@ -16,7 +16,6 @@ import platform
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,9 @@ SNIFF_S = 4
 """How long each program waits for a hello to become whole."""
 PATIENCE_S = 15.0
 """After that, nothing will happen any more."""
-STARTS_WITHIN_S = 20.0
+TRIES = 3
+"""An end by a deadline has to come so often before it counts: the first time, the machine may have been slow."""
+STARTS_WITHIN_S = 60.0
 AT_ONCE = 32
 SLOW_PIECES = 10
 PAUSE_S = 0.002
@@ -232,7 +233,7 @@ PROGRAMS = (
     Program(name="nginx, preread_buffer_size 512k", binary="nginx", package="nginx-light and libnginx-mod-stream",
             command=_nginx("preread_buffer_size 512k;"), version=("-v",), needs=(_NGINX_STREAM,)),
     Program(name="sslh, a process each", binary="sslh", package="sslh", command=_sslh, version=("-V",)),
-    # Of several connections at once, sslh-select 1.20 closes some, whatever they say: that is not what is asked here.
+    # sslh-select 1.20 closes a connection now and then, whatever it says, and more of them when there are several.
     Program(name="sslh-select", binary="sslh-select", package="sslh", command=_sslh, version=("-V",), at_once=1),
 )  # fmt: skip
 
@@ -270,13 +271,20 @@ def run(program: Program, cells: Iterable[Cell]) -> dict[Cell, str]:
 async def _visits(port: int, cells: tuple[Cell, ...], at_once: int) -> dict[Cell, str]:
     places = asyncio.Semaphore(at_once)
 
-    async def visit(place: int, cell: Cell) -> str:
+    async def visit(place: int, cell: Cell) -> tuple[str, float]:
         async with places:
             name = NAMES[place % len(NAMES)]
-            return await _visit(port, name, cell.pieces(name))
+            pieces, started_s = cell.pieces(name), time.monotonic()
+            return await _visit(port, name, pieces), time.monotonic() - started_s
 
-    visits = [visit(place, cell) for place, cell in enumerate(cells)]
-    return dict(zip(cells, await asyncio.gather(*visits), strict=True))
+    outcomes, visited = dict[Cell, str](), list(enumerate(cells))
+    for _ in range(TRIES):
+        done = await asyncio.gather(*(visit(place, cell) for place, cell in visited))
+        outcomes |= {cell: what for (_, cell), (what, _) in zip(visited, done, strict=True)}
+        visited = [
+            one for one, (what, took_s) in zip(visited, done, strict=True) if what != "right" and took_s >= SNIFF_S
+        ]
+    return outcomes
 
 
 async def _visit(port: int, name: str, pieces: list[bytes]) -> str:
@@ -285,18 +293,14 @@ async def _visit(port: int, name: str, pieces: list[bytes]) -> str:
     with socket.socket() as client:
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # With RST, so that no port rests in TIME_WAIT for it.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         saying: asyncio.Task[None] | None = None
+        answer = b""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await loop.sock_connect(client, ("127.0.0.1", port))
                 saying = asyncio.ensure_future(_say(client, pieces))
-                answer = b""
-                while block := await loop.sock_recv(client, 100):
+                while len(answer) < _ANSWER_BYTES and (block := await loop.sock_recv(client, _ANSWER_BYTES)):
                     answer += block
-                    if len(answer) >= _ANSWER_BYTES:
-                        break
         except TimeoutError:
             return "stalled"
         except OSError:
