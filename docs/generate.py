@@ -81,7 +81,13 @@ def matrix(record: dict[str, Any]) -> str:
         + " |"
         for row in rows
     ]
-    lines = [_where(record), "", f"| of {record['cells']:,} cells | version | {' | '.join(outcomes)} |"]
+    lines = [
+        _where(record),
+        "",
+        f"`{record['command']}`",
+        "",
+        f"| of {record['cells']:,} cells | version | {' | '.join(outcomes)} |",
+    ]
     lines += [f"|---|---|{'---:|' * len(outcomes)}", *counts, ""]
     lines += [f"{row['name']}: not run, {row['absent']}.\n" for row in record["programs"] if row["absent"]]
     for row in rows:

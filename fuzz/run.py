@@ -1,6 +1,6 @@
 """python3 fuzz/run.py: build every fuzz target and run each for a while, two at a time; 1 if one found something.
 
-Decides the flags that make a build libFuzzer's, what counts as a finding, and which inputs are kept (`--keep`). Needs
+Decides the flags that make a build libFuzzer's, what is a finding, and which inputs are kept for ever (`--keep`). Needs
 the compiler of the rest and a C++ compiler for libFuzzer: no nightly, and no cargo-fuzz, though `cargo fuzz` works here
 as well. Knows no parser: a target is a file in fuzz_targets.
 """
@@ -8,13 +8,13 @@ as well. Knows no parser: a target is a file in fuzz_targets.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ TARGETS = tuple(sorted(path.stem for path in (FUZZ / "fuzz_targets").glob("*.rs"
 AT_A_TIME = 2
 MOST_INPUT_BYTES = 20_000
 """More than a TLS record and a line of services have, which are bounds that a parser has to keep."""
+MOST_KEPT_BYTES = 512
+"""Large inputs are many of the bytes and few of the edges."""
 SLOWEST_INPUT_S = 10
 BUILD = (
     # What libFuzzer learns from (SanitizerCoverage), as cargo-fuzz has it.
@@ -63,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"default all: {', '.join(TARGETS)}")
     parser.add_argument("--seconds", type=int, default=15, help="for each target; default 15")
-    parser.add_argument("--keep", action="store_true", help="do not run; keep of corpus/ in seeds/ what adds coverage")
+    parser.add_argument("--keep", action="store_true", help="do not run; of corpus/, keep in kept/ what adds coverage")
     options = parser.parse_args()
     unknown = [target for target in options.targets if target not in TARGETS]
     if unknown or options.seconds < 1:
@@ -95,9 +97,8 @@ def build() -> Path:
 
 def run(folder: Path, target: str, seconds: int) -> Outcome:
     """Run a target on what is kept and what it finds itself."""
-    corpus, artifacts = FUZZ / "corpus" / target, FUZZ / "artifacts" / target
-    for made in (corpus, artifacts):
-        made.mkdir(parents=True, exist_ok=True)
+    corpus, artifacts = unpack(target), FUZZ / "artifacts" / target
+    artifacts.mkdir(parents=True, exist_ok=True)
     before = set(artifacts.iterdir())
     command = [
         str(folder / target), str(corpus), str(FUZZ / "seeds" / target), f"-max_total_time={seconds}",
@@ -140,28 +141,33 @@ def shown(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def keep(folder: Path, target: str) -> None:
-    """Of all inputs the fewest that reach each edge; those that somebody wrote by hand stay."""
-    seeds, corpus = FUZZ / "seeds" / target, FUZZ / "corpus" / target
+def unpack(target: str) -> Path:
+    """The folder that a target begins with and adds to; holds at least what is kept."""
+    corpus = FUZZ / "corpus" / target
     corpus.mkdir(parents=True, exist_ok=True)
-    started_s = time.monotonic()
+    kept = FUZZ / "kept" / f"{target}.txt"
+    for line in kept.read_text().split() if kept.exists() else ():
+        data = base64.b64decode(line)
+        (corpus / hashlib.sha1(data, usedforsecurity=False).hexdigest()).write_bytes(data)
+    return corpus
+
+
+def keep(folder: Path, target: str) -> None:
+    """Of all inputs the fewest that reach each edge that those in seeds/ do not; a line each, in base64."""
+    corpus, seeds, kept = unpack(target), FUZZ / "seeds" / target, FUZZ / "kept" / f"{target}.txt"
     with tempfile.TemporaryDirectory(prefix="fourtuple-fuzz-") as name:
-        chosen = Path(name) / "chosen"
-        chosen.mkdir()
-        command = [str(folder / target), "-merge=1", f"-max_len={MOST_INPUT_BYTES}", *EDGES_ONLY]
-        written = sorted(seeds.glob("seed-*"))
+        chosen = Path(name)
         # What is in the first folder already counts as reached.
-        for path in written:
+        written = {path.name for path in seeds.iterdir()}
+        for path in seeds.iterdir():
             (chosen / path.name).write_bytes(path.read_bytes())
-        subprocess.run([*command, str(chosen), str(seeds), str(corpus)], check=True, capture_output=True)
-        for path in set(seeds.iterdir()) - set(written):
-            path.unlink()
-        for path in set(chosen.iterdir()) - {chosen / one.name for one in written}:
-            data = path.read_bytes()
-            (seeds / hashlib.sha1(data, usedforsecurity=False).hexdigest()[:12]).write_bytes(data)
-    kept = [path.stat().st_size for path in seeds.iterdir()]
-    took_s = time.monotonic() - started_s
-    print(f"{target}: {len(kept)} inputs, {sum(kept):,} bytes, {took_s:.0f} s", flush=True)
+        command = [str(folder / target), "-merge=1", f"-max_len={MOST_KEPT_BYTES}", *EDGES_ONLY, name, str(corpus)]
+        subprocess.run(command, check=True, capture_output=True)
+        inputs = sorted(path.read_bytes() for path in chosen.iterdir() if path.name not in written)
+    lines = [base64.b64encode(data).decode() + "\n" for data in inputs if len(data) <= MOST_KEPT_BYTES]
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("".join(lines))
+    print(f"{target}: {len(lines)} inputs kept, {kept.stat().st_size:,} bytes", flush=True)
 
 
 if __name__ == "__main__":
