@@ -5,8 +5,18 @@
 use fourtuple_registry::{Conditions, Delivery, Options, Route, Target, file};
 
 const FIELDS: [&str; 12] = [
-    "wide_port", "name", "path", "protocol", "alpn", "user", "database", "client", "destination", "destination_port",
-    "source", "source_port",
+    "wide_port",
+    "name",
+    "path",
+    "protocol",
+    "alpn",
+    "user",
+    "database",
+    "client",
+    "destination",
+    "destination_port",
+    "source",
+    "source_port",
 ];
 /// Of LMDB.
 const MOST_KEY_BYTES: usize = 511;
