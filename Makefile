@@ -74,18 +74,17 @@ docs: setup ## write the pages of the limits catalogue from the code
 system: ## install the system packages that tests use (root with apt-get only); starts none of their services
 	@missing=(); \
 	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
-	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
+	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc c++:g++ musl-gcc:musl-tools \
 	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
-	        nginx:nginx-light haproxy:haproxy redis-server:redis-server postgres:postgresql sslh:sslh c++:g++; do \
+	        nginx:nginx-light haproxy:haproxy redis-server:redis-server postgres:postgresql; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \
 	done; \
-	[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing+=(libnginx-mod-stream); \
 	if [ "$${#missing[@]}" = 0 ]; then echo "system: nothing is missing"; \
 	elif [ "$$(id -u)" != 0 ]; then echo "system: not root, so these stay missing: $${missing[*]}; tests that need them skip"; \
 	elif ! command -v apt-get >/dev/null; then echo "system: no apt-get; install yourself: $${missing[*]}"; \
 	else \
-	    daemons() { ps -eo comm= | grep -xE 'nginx|haproxy|redis-server|postgres|sslh(-select)?' | sort | uniq -c; }; \
+	    daemons() { ps -eo comm= | grep -xE 'nginx|haproxy|redis-server|postgres' | sort | uniq -c; }; \
 	    policy=/usr/sbin/policy-rc.d; before=$$(daemons || true); \
 	    if [ ! -e "$$policy" ]; then \
 	        trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
