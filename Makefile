@@ -13,6 +13,7 @@ PYTHON := $(VENV)/bin/python
 EXTRAS := report,bench,clients,asgi,test,dev
 PROVE_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 TEST_ARGS ?=
 
 # One interpreter for maturin, cargo test and clippy: else each run would build pyo3 again.
@@ -22,7 +23,7 @@ RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock crates/*/Cargo.toml) $(shell fi
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(or $(shell command -v cargo-deny),$(abspath .tools)/bin/cargo-deny)
 
-.PHONY: help setup prove test check bench sim fuzz netns docs system clean
+.PHONY: help setup prove test check bench sim fuzz matrix netns docs system clean
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -37,7 +38,7 @@ test: setup ## set up, then run every test of both languages; the last line coun
 check: setup $(CARGO_DENY) ## ruff, mypy, stubtest, lint-imports, rustfmt, clippy, cargo deny
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy --strict python tests bench docs
+	$(VENV)/bin/mypy --strict python tests bench docs fuzz
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml fourtuple._core
 	$(VENV)/bin/lint-imports --no-logo
 	cargo fmt --all --check
@@ -57,12 +58,12 @@ sim: ## the load, echo and broker cores in the seeded simulator (FOURTUPLE_SEEDS
 	FOURTUPLE_SEEDS=$${FOURTUPLE_SEEDS:-10000} cargo test --release --locked -p fourtuple-carrier \
 	    --test simulation --test broker -- --nocapture
 
-fuzz: ## run every fuzz target for FUZZ_S seconds, 15 if not given; needs a nightly compiler and cargo-fuzz
-	@for target in $$(ls fuzz/fuzz_targets | sed 's/\.rs$$//'); do \
-	    mkdir -p fuzz/corpus/$$target; \
-	    cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
-	        -max_total_time=$${FUZZ_S:-15} -max_len=4096 -timeout=10; \
-	done
+fuzz: ## every parser of hostile bytes under libFuzzer, FUZZ_S seconds each, 15 if not given (FUZZ_ARGS="tls rows": those)
+	$(or $(wildcard $(PYTHON)),python3) fuzz/run.py --seconds $${FUZZ_S:-15} $(FUZZ_ARGS)
+
+matrix: setup ## TLS hellos in every cut, ours beside HAProxy, nginx and sslh; writes docs/sniffing.md
+	$(PYTHON) -m bench.matrix --record
+	$(PYTHON) docs/generate.py
 
 netns: setup ## the tests that use the real kernel, in network namespaces of their own
 	$(PYTHON) -m pytest tests/netns
@@ -73,7 +74,7 @@ docs: setup ## write the pages of the limits catalogue from the code
 system: ## install the system packages that tests use (root with apt-get only); starts none of their services
 	@missing=(); \
 	for pair in nft:nftables ip:iproute2 setpriv:util-linux unshare:util-linux ps:procps \
-	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc musl-gcc:musl-tools \
+	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc c++:g++ musl-gcc:musl-tools \
 	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
 	        nginx:nginx-light haproxy:haproxy sslh-select:sslh redis-server:redis-server postgres:postgresql \
 	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn; do \

@@ -1,7 +1,7 @@
 """Writes what in docs/ follows from something else; `--check` only says what is stale, missing or left over.
 
-docs/limits comes from the catalogue, the tables of the recorded run from docs/recorded/proof.json. Decides where things
-go: the text of a page is `fourtuple.limits.pages`, and the prose around a table is in the file itself.
+docs/limits comes from the catalogue, the tables of recorded runs from docs/recorded. Decides where things go: the text
+of a page is `fourtuple.limits.pages`, and the prose around a table is in the file itself.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from typing import Any
 from fourtuple.limits.pages import pages
 
 DOCS = Path(__file__).resolve().parent
-PROOF = DOCS / "recorded" / "proof.json"
-RECORDED = (DOCS / "65535.md", DOCS.parent / "README.md")
-"""Files with a place for the recorded run, between two comments: "recorded", or "recorded in short"."""
+RECORDED = DOCS / "recorded"
 WEIGHED = 500_000
 """Connections from which on the record says what each cost: fewer say more about the allocator than about sockets."""
-PLACE = re.compile(r"(?s)(<!-- recorded(?P<short> in short)?: [^>]*-->\n).*?(<!-- /recorded -->)")
+PLACE = re.compile(r"(?s)(<!-- recorded(?P<what>[a-z ]*): [^>]*-->\n).*?(<!-- /recorded -->)")
 
 
 def differences(folder: Path) -> list[str]:
@@ -42,13 +40,9 @@ def write(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def with_record(text: str, proof: dict[str, Any]) -> str:
+def with_record(text: str, record: dict[str, Any]) -> str:
     """The text with the recorded run in its place; ValueError if it has none."""
-
-    def fill(found: re.Match[str]) -> str:
-        return f"{found[1]}{(in_short if found['short'] else record)(proof)}{found[3]}"
-
-    replaced, places = PLACE.subn(fill, text)
+    replaced, places = PLACE.subn(lambda found: f"{found[1]}{TELLERS[found['what']](record)}{found[3]}", text)
     if places != 1:
         raise ValueError(f"{places} places for the recorded run; exactly one is needed")
     return replaced
@@ -77,11 +71,67 @@ def in_short(proof: dict[str, Any]) -> str:
     )
 
 
+def matrix(record: dict[str, Any]) -> str:
+    """The recorded matrix as Markdown: what each program did in all, then along each axis."""
+    rows = [row for row in record["programs"] if not row["absent"]]
+    outcomes = ("right", "default", "other", "closed", "stalled")
+    counts = [
+        f"| {row['name']} | {row['version']} | "
+        + " | ".join(f"{row['outcomes'].get(it, 0):,}" for it in outcomes)
+        + " |"
+        for row in rows
+    ]
+    lines = [
+        _where(record),
+        "",
+        f"`{record['command']}`",
+        "",
+        f"| of {record['cells']:,} cells | version | {' | '.join(outcomes)} |",
+    ]
+    lines += [f"|---|---|{'---:|' * len(outcomes)}", *counts, ""]
+    lines += [f"{row['name']}: not run, {row['absent']}.\n" for row in record["programs"] if row["absent"]]
+    for row in rows:
+        lines += [f"**{row['name']}**, right of all, by bytes of the message:", ""]
+        lines += [f"| records | {' | '.join(record['sizes'])} |", f"|---|{'---:|' * len(record['sizes'])}"]
+        for cut, shares in row["grid"].items():
+            lines.append(f"| {cut} | " + " | ".join(_share(shares.get(size)) for size in record["sizes"]) + " |")
+        lines.append("")
+    for axis in ("segments", "contents"):
+        lines += [f"| {axis} | {' | '.join(row['name'] for row in rows)} |", f"|---|{'---:|' * len(rows)}"]
+        for name in rows[0][axis]:
+            lines.append(f"| {name} | " + " | ".join(_share(row[axis].get(name)) for row in rows) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _share(share: list[int] | None) -> str:
+    if share is None:
+        return "-"
+    right, of = share
+    return f"{right} of {of}" if right < of else f"all {of}"
+
+
+TELLERS = {"": record, " in short": in_short, " matrix": matrix}
+"""What stands between the comments `recorded`, `recorded in short` and `recorded matrix`."""
+PLACES = {
+    DOCS / "65535.md": RECORDED / "proof.json",
+    DOCS.parent / "README.md": RECORDED / "proof.json",
+    DOCS / "sniffing.md": RECORDED / "matrix.json",
+}
+"""Files with a place for a recorded run."""
+
+
+def filled() -> dict[Path, str]:
+    """What stands in those files once their places are filled."""
+    return {
+        path: with_record(path.read_text(encoding="utf-8"), json.loads(source.read_text(encoding="utf-8")))
+        for path, source in PLACES.items()
+    }
+
+
 def stale_records() -> list[str]:
-    """Names of files whose recorded run is not that of proof.json."""
-    proof = json.loads(PROOF.read_text(encoding="utf-8"))
-    texts = {path: path.read_text(encoding="utf-8") for path in RECORDED}
-    return [path.name for path, text in texts.items() if with_record(text, proof) != text]
+    """Names of files whose recorded run is another."""
+    return [path.name for path, text in filled().items() if text != path.read_text(encoding="utf-8")]
 
 
 def main() -> int:
@@ -90,9 +140,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; list what differs")
     if not parser.parse_args().check:
         write(DOCS / "limits")
-        proof = json.loads(PROOF.read_text(encoding="utf-8"))
-        for path in RECORDED:
-            path.write_text(with_record(path.read_text(encoding="utf-8"), proof), encoding="utf-8")
+        for path, text in filled().items():
+            path.write_text(text, encoding="utf-8")
         return 0
     stale = differences(DOCS / "limits") + stale_records()
     if stale:

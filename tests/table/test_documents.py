@@ -14,7 +14,15 @@ from fourtuple.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/eaddrnotavail.md", "docs/registry.md")
+DOCUMENTS = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "docs/eaddrnotavail.md",
+    "docs/registry.md",
+    "docs/broker.md",
+    "docs/sniffing.md",
+    "fuzz/README.md",
+)
 
 
 def test_python_examples() -> None:

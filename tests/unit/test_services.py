@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -260,3 +261,28 @@ def test_what_is_no_toml(data: bytes) -> None:
 def test_any_bytes_are_a_file_or_an_error(data: bytes) -> None:
     with suppress(BadConfig):
         BrokerFile.parse(data, "broker.toml")
+
+
+DAMAGE = st.tuples(
+    st.integers(0, len(WHOLE)), st.integers(0, 12), st.text(max_size=6) | st.sampled_from("[]{}='\"\n#.,0-")
+)
+"""From where, how much is lost, and what stands there instead."""
+
+
+@given(st.lists(DAMAGE, min_size=1, max_size=3))
+@settings(max_examples=150)
+def test_a_damaged_file_is_a_file_or_an_error_with_its_line(damages: list[tuple[int, int, str]]) -> None:
+    text = WHOLE
+    for start, lost, instead in damages:
+        text = text[:start] + instead + text[start + lost :]
+    refused = None
+    try:
+        found = BrokerFile.parse(text.encode(errors="replace"), "broker.toml")
+        check(found.services, found.routes)
+    except BadConfig as error:
+        refused = error
+    if refused is not None:
+        placed = re.search(r"\bline (\d+)|end of document", refused.why)
+        assert refused.path == "broker.toml"
+        assert placed, refused.why
+        assert int(placed[1] or 1) <= text.count("\n") + 1

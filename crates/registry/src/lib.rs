@@ -9,6 +9,8 @@
 
 mod batch;
 mod failure;
+#[cfg(fuzzing)]
+pub mod file;
 mod name;
 mod record;
 mod resolve;

@@ -7,6 +7,7 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use crate::failure::{Error, Result, shown};
 use crate::name::{Name, Pattern};
@@ -259,7 +260,7 @@ impl Conditions {
         let mut read = Conditions::default();
         for (field, text) in fields {
             match field {
-                "wide_port" => read.wide_port = Some(whole(field, text, u32::MAX)?),
+                "wide_port" => read.wide_port = Some(whole(field, text, 1..=u32::MAX)?),
                 "name" => read.name = Some(Pattern::checked(field, text)?),
                 "path" => read.path = Some(path(field, text)?),
                 "protocol" => read.protocol = Some(protocol(field, text)?),
@@ -268,9 +269,9 @@ impl Conditions {
                 "database" => read.database = Some(Wanted::checked(field, text)?),
                 "client" => read.client = Some(Wanted::checked(field, text)?),
                 "destination" => read.destination = Some(Prefix::checked(field, text)?),
-                "destination_port" => read.destination_port = Some(whole(field, text, 65_535)? as u16),
+                "destination_port" => read.destination_port = Some(whole(field, text, 1..=65_535)? as u16),
                 "source" => read.source = Some(Prefix::checked(field, text)?),
-                "source_port" => read.source_port = Some(whole(field, text, 65_535)? as u16),
+                "source_port" => read.source_port = Some(whole(field, text, 1..=65_535)? as u16),
                 _ => return Err(Error::bad(field, "is no condition of a route")),
             }
         }
@@ -473,9 +474,10 @@ fn plain(field: &str, text: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// A decimal number from 1 to `most`, without sign or zeros before it.
-pub(crate) fn whole(field: &str, text: &str, most: u32) -> Result<u32> {
+/// A decimal number in that range, without a sign.
+pub(crate) fn whole(field: &str, text: &str, range: RangeInclusive<u32>) -> Result<u32> {
     let digits = !text.is_empty() && text.len() <= 10 && text.bytes().all(|digit| digit.is_ascii_digit());
-    let read = text.parse().ok().filter(|number| digits && (1..=most).contains(number));
-    read.ok_or_else(|| Error::bad(field, format!("{} is not a whole number from 1 to {most}", shown(text))))
+    let read = text.parse().ok().filter(|number| digits && range.contains(number));
+    let (least, most) = range.into_inner();
+    read.ok_or_else(|| Error::bad(field, format!("{} is not a whole number from {least} to {most}", shown(text))))
 }

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::io::Write;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -137,18 +138,18 @@ impl Rows {
             row[*column] = field;
         }
         let [name, target, delivery, wide_port, patience_ms, connections, proxy] = row;
-        let optional = |field: &str, text: &str, most: u32| {
-            if text.is_empty() { Ok(None) } else { whole(field, text, most).map(Some) }
+        let optional = |field: &str, text: &str, range: RangeInclusive<u32>| {
+            if text.is_empty() { Ok(None) } else { whole(field, text, range).map(Some) }
         };
         Service {
             name: ascii_name(&name)?,
             target: Target::checked("target", &target)?,
             delivery: if delivery.is_empty() { Delivery::default() } else { Delivery::checked("delivery", &delivery)? },
-            wide_port: optional("wide_port", &wide_port, u32::MAX)?,
+            wide_port: optional("wide_port", &wide_port, 1..=u32::MAX)?,
             options: Options {
-                patience_ms: optional("patience_ms", &patience_ms, u32::MAX)?,
-                connections: optional("connections", &connections, u32::MAX)?,
-                proxy: optional("proxy", &proxy, 2)?.map(|version| version as u8),
+                patience_ms: optional("patience_ms", &patience_ms, 0..=u32::MAX)?,
+                connections: optional("connections", &connections, 1..=u32::MAX)?,
+                proxy: optional("proxy", &proxy, 1..=2)?.map(|version| version as u8),
             },
         }
         .checked()
