@@ -256,6 +256,12 @@ pub(crate) fn listening(
         if reuse_port {
             set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
+        // What is only peeked at fills the receive buffer, and with 128 kB of it the window closes. A low-water mark makes
+        // room for itself (tcp_set_rcvlowat()), connections inherit that, and unlike SO_RCVBUF it leaves the kernel free
+        // to give more.
+        for bytes in [fourtuple_engine::contract::PEEK_BYTES as u32, 1] {
+            set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)?;
+        }
         bind(&socket, local)
     };
     bound().map_err(|error| (Step::Bind, error))?;

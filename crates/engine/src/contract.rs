@@ -420,8 +420,9 @@ pub enum Command {
     },
 }
 
-/// Bytes that a peek can show at most. A TLS ClientHello may have 65,536 behind the headers of its records.
-pub const PEEK_BYTES: usize = 1 << 17;
+/// Bytes that a peek can show at most: a TLS ClientHello of 65,536 bytes in records of a single one, each behind a header
+/// of 5.
+pub const PEEK_BYTES: usize = 6 << 16;
 /// Peeks whose bytes are with a core or on their way to one, at most; further ones wait.
 const PEEKS_AT_ONCE: u32 = 8;
 

@@ -65,8 +65,8 @@ const BACKOFF_MS: (u32, u32) = (1, 128);
 /// The longest of them for a service whose queue is full: what it has read meanwhile it cannot have said.
 const FULL_BACKOFF_MS: u32 = 4;
 /// Bytes looked at per connection, each time counted: a hello that comes in single bytes is looked at again for each of
-/// them, and this is what that may cost.
-const LOOKED_AT_MOST: u32 = 64 * PEEK_BYTES as u32;
+/// them, and this is what that may cost. The longest of all, looked at in segments of 1,448 bytes, is 54 MB.
+const LOOKED_AT_MOST: u32 = 144 * PEEK_BYTES as u32;
 
 /// Accepts, looks, asks, delivers.
 #[derive(Debug)]
