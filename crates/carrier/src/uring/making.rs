@@ -47,6 +47,7 @@ pub(super) struct Listening {
 /// write to it. As many places as were ever under way at once.
 #[derive(Default)]
 pub(super) struct Accepts {
+    #[expect(clippy::vec_box, reason = "the kernel has their addresses")]
     places: Vec<Box<Waiting>>,
     free: Vec<u32>,
 }
