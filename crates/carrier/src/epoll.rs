@@ -35,6 +35,8 @@ const ACCEPT_BATCH: u32 = 64;
 /// How often, between two waits, what commands have led to is told and read: an accepted connection is handed over, or
 /// relayed and its first bytes with it, in one turn.
 const ROUNDS: usize = 4;
+/// Descriptors that a process has beside its connections.
+const DESCRIPTORS_BESIDE: u64 = 24;
 /// Buffers read per connection and turn.
 const READ_BATCH: usize = 4;
 /// Connections read per turn.
@@ -46,6 +48,10 @@ const EDGES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 /// Connections on plain descriptors.
 pub struct Epoll {
     capacity: u32,
+    /// A core that looks at bytes first will want a descriptor more for most of what it accepts: then accept() leaves a
+    /// quarter of them, or whoever waits for a service keeps the one that its service needs.
+    most_looked_at: u32,
+    looks: bool,
     clock: Clock,
     /// What cores are told; looked up once per connection read and per round, not per event.
     now: Instant,
@@ -137,8 +143,12 @@ impl Epoll {
             .add(wake.fd(), libc::EPOLLIN | libc::EPOLLET, KIND_WAKE)
             .map_err(|error| CarrierError { what: "epoll_ctl", error })?;
         let buffers = Buffers::new(settings.buffer_bytes, settings.buffers_per_chunk, settings.buffer_chunks);
+        let descriptors =
+            sys::descriptor_limit().saturating_sub(DESCRIPTORS_BESIDE) / u64::from(settings.workers.max(1));
         Ok(Epoll {
             capacity: settings.most_connections,
+            most_looked_at: u32::try_from(descriptors / 4 * 3).unwrap_or(u32::MAX).max(1),
+            looks: false,
             clock: Clock::start(),
             now: Instant(0),
             poller,
@@ -294,6 +304,7 @@ impl Epoll {
                     }
                 }
                 Command::Peek { conn } => {
+                    self.looks = true;
                     if self.is_open(conn) {
                         self.conns[conn.index as usize].flags |= PEEKING;
                         self.queue_read(conn.index);
@@ -745,7 +756,9 @@ impl Epoll {
             }
         };
         for _ in 0..batch {
-            if self.free.is_empty() && self.conns.len() as u32 == self.capacity {
+            let is_full = self.free.is_empty() && self.conns.len() as u32 == self.capacity;
+            let in_use = (self.conns.len() - self.free.len()) as u32;
+            if is_full || self.looks && in_use >= self.most_looked_at {
                 // As with a full descriptor table: the connection stays in the queue.
                 return Err(Errno::ENFILE);
             }

@@ -33,6 +33,8 @@ pub enum CarrierKind {
 pub struct CarrierSettings {
     /// Most connections and listeners together.
     pub most_connections: u32,
+    /// Workers of this process that share its descriptors. Means nothing to io_uring.
+    pub workers: u32,
     /// Direct descriptors per ring; 0 is the soft RLIMIT_NOFILE, at most 32,768. Means nothing to epoll.
     pub slots_per_ring: u32,
     /// Bytes in each buffer.
@@ -47,6 +49,7 @@ impl Default for CarrierSettings {
     fn default() -> CarrierSettings {
         CarrierSettings {
             most_connections: 1 << 20,
+            workers: 1,
             slots_per_ring: 0,
             buffer_bytes: 2048,
             buffers_per_chunk: 64,

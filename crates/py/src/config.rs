@@ -421,10 +421,11 @@ impl PortsRequest {
 impl SettingsRequest {
     /// The carrier's own defaults with what was asked for put in, and with room for the whole request in each worker: how
     /// SO_REUSEPORT deals connections out is the kernel's choice.
-    pub(crate) fn settings(&self, request: &Request) -> CarrierSettings {
+    pub(crate) fn settings(&self, request: &Request, workers: u32) -> CarrierSettings {
         let usual = CarrierSettings::default();
         CarrierSettings {
             most_connections: self.most_connections.unwrap_or(usual.most_connections.max(request.places())),
+            workers,
             slots_per_ring: self.slots_per_ring.unwrap_or(usual.slots_per_ring),
             buffer_bytes: self.buffer_bytes.unwrap_or(usual.buffer_bytes),
             buffers_per_chunk: self.buffers_per_chunk.unwrap_or(usual.buffers_per_chunk),

@@ -34,7 +34,7 @@ impl Workers {
         workers: u32,
         settings: SettingsRequest,
     ) -> PyResult<Workers> {
-        let (kind, settings) = (config::carrier(carrier)?, settings.settings(&config));
+        let (kind, settings) = (config::carrier(carrier)?, settings.settings(&config, workers));
         let cores = config.cores(workers)?;
         failure::detached(py, move || {
             let mut states = Vec::with_capacity(workers as usize);

@@ -7,10 +7,12 @@ ends the engine that does.
 from __future__ import annotations
 
 import json
+import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from fourtuple.tuples import Endpoint
 
 STARTS_WITHIN_S = 10.0
+GLANCE_S = 0.25
+"""Between two looks at the engine, which takes its processor time; a signal is seen at once."""
 DEMO_LISTENS = "127.0.0.1:8080"
 _SHOWN_WRONG = 10
 
@@ -137,7 +141,7 @@ def serve(
                 console.print(line)
         status = _check(console, source, lambda: signals.count > 0, as_json) if check else Exit.HEALTHY
         shown_s = time.monotonic()
-        while not check and not signals.count and not engine.join(0.1):
+        while not check and not signals.wait(GLANCE_S) and not engine.join(0):
             if source.demonstration is not None and not source.demonstration.pages.running:
                 raise EngineStopped("the process with the pages of the demonstration has ended")
             if every and time.monotonic() - shown_s >= every:
@@ -250,10 +254,20 @@ class _Signals:
 
     def __init__(self) -> None:
         self.count = 0
+        # An event would not do: a handler that sets it may interrupt whoever holds its lock.
+        self._heard, self._told = socket.socketpair()
+        self._told.setblocking(False)
         self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _came(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
+        with suppress(BlockingIOError):
+            self._told.send(b"!")
+
+    def wait(self, seconds: float) -> bool:
+        """Until one has come, or so long; says whether one has."""
+        select.select([self._heard], [], [], 0 if self.count else seconds)
+        return self.count > 0
 
     def __enter__(self) -> None:
         for number in self._before:
@@ -262,6 +276,8 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+        self._heard.close()
+        self._told.close()
 
 
 def _show(console: Console, now: Snapshot, as_json: bool) -> None:
