@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from fourtuple.preload import LIBRARY
+from tests.netns.brokering import listens, needed, process, run, wait_for
 from tests.netns.loading import program
-from tests.netns.test_serve import listens, needed, process, run, wait_for
 
 NOBODY = 65_534
 PATIENCE_S = 30

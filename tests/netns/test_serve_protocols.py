@@ -124,10 +124,10 @@ def test_tcpmux_names_services_and_numbers_mean_wide_ports(tmp_path: Path) -> No
         wide_port = 4294967295
     """
     with broker(tmp_path, text, "clock", "far") as ((port,), printed):
-        # The line stays in front: the service answers it with + (RFC 1078), as xinetd's TCPMUX services do.
-        assert said(port, b"CLOCK\r\n") == b"clock heard CLOCK\r\n"
-        assert said(port, b"4294967295\r\nhello") == b"far heard 4294967295\r\nhello"
-        assert said(port, b"far.example\r\n") == b"far heard far.example\r\n"
+        # The line is the broker's, and + its answer (RFC 1078).
+        assert said(port, b"CLOCK\r\nhello") == b"+\r\nclock heard hello"
+        assert said(port, b"4294967295\r\nhello") == b"+\r\nfar heard hello"
+        assert said(port, b"far.example\r\nhello") == b"+\r\nfar heard hello"
         assert said(port, b"4294967294\r\n") == b""
         assert said(port, b"absent\r\n") == b""
         assert said(port, b"no name\r\n") == b""

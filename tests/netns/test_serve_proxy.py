@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.test_serve import listens, needed, process, run, wait_for
+from tests.netns.brokering import listens, needed, process, run, wait_for
 
 PATIENCE_S = 30
 
