@@ -48,10 +48,11 @@ const EDGES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
 /// Connections on plain descriptors.
 pub struct Epoll {
     capacity: u32,
-    /// A core that looks at bytes first will want a descriptor more for most of what it accepts: then accept() leaves a
-    /// quarter of them, or whoever waits for a service keeps the one that its service needs.
-    most_looked_at: u32,
-    looks: bool,
+    /// Descriptors that connections of this worker may have.
+    descriptors: u32,
+    /// Connections that are looked at. Each may want a descriptor more, for its service, and accept() leaves it: else
+    /// whoever waits for a service keeps the one that its service needs.
+    looked_at: u32,
     clock: Clock,
     /// What cores are told; looked up once per connection read and per round, not per event.
     now: Instant,
@@ -147,8 +148,8 @@ impl Epoll {
             sys::descriptor_limit().saturating_sub(DESCRIPTORS_BESIDE) / u64::from(settings.workers.max(1));
         Ok(Epoll {
             capacity: settings.most_connections,
-            most_looked_at: u32::try_from(descriptors / 4 * 3).unwrap_or(u32::MAX).max(1),
-            looks: false,
+            descriptors: u32::try_from(descriptors).unwrap_or(u32::MAX),
+            looked_at: 0,
             clock: Clock::start(),
             now: Instant(0),
             poller,
@@ -304,9 +305,10 @@ impl Epoll {
                     }
                 }
                 Command::Peek { conn } => {
-                    self.looks = true;
                     if self.is_open(conn) {
-                        self.conns[conn.index as usize].flags |= PEEKING;
+                        let flags = &mut self.conns[conn.index as usize].flags;
+                        self.looked_at += u32::from(*flags & PEEKING == 0);
+                        *flags |= PEEKING;
                         self.queue_read(conn.index);
                     }
                 }
@@ -321,6 +323,7 @@ impl Epoll {
                 Command::Take { conn } => {
                     if self.is_open(conn) {
                         let entry = &mut self.conns[conn.index as usize];
+                        self.looked_at -= u32::from(entry.flags & PEEKING != 0);
                         entry.flags = entry.flags & !PEEKING | READABLE;
                         self.queue_read(conn.index);
                     }
@@ -476,6 +479,7 @@ impl Epoll {
         if abort && flags & DATAGRAM == 0 {
             sys::reset_on_close(fd);
         }
+        self.looked_at -= u32::from(flags & PEEKING != 0);
         self.drop_socket(conn.index);
         self.conns[conn.index as usize].flags |= CLOSING;
         if let Some((buf, _)) = self.sending.remove(&conn.index) {
@@ -758,7 +762,8 @@ impl Epoll {
         for _ in 0..batch {
             let is_full = self.free.is_empty() && self.conns.len() as u32 == self.capacity;
             let in_use = (self.conns.len() - self.free.len()) as u32;
-            if is_full || self.looks && in_use >= self.most_looked_at {
+            // One place for it and one for its service, if some are looked at; the first one may always come.
+            if is_full || self.looked_at > 0 && in_use + self.looked_at + 2 > self.descriptors {
                 // As with a full descriptor table: the connection stays in the queue.
                 return Err(Errno::ENFILE);
             }
