@@ -119,4 +119,4 @@ $(VENV)/.built: $(VENV)/.maturin $(RUST_SOURCES)
 	@touch $@
 
 $(abspath .tools)/bin/cargo-deny:
-	cargo install -q cargo-deny --locked --version $(CARGO_DENY_VERSION) --root .tools
+	cargo install -q --debug cargo-deny --locked --version $(CARGO_DENY_VERSION) --root .tools

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RUNNERS = (
-    ["cargo", "test", "--workspace", "--release", "--locked", "--no-fail-fast"],
+    ["cargo", "test", "--workspace", "--profile", "tests", "--locked", "--no-fail-fast"],
     [sys.executable, "-m", "pytest", "--color=no", "--durations=10"],
 )
 SUMMARY = re.compile(r"^(test result: |(=+ )?\d+ (passed|failed|skipped|deselected|xfailed|error|warning))")

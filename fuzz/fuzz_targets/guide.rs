@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
-use fourtuple_broker::{BrokerGuide, Fallback};
+use fourtuple_broker::{BrokerGuide, Fallback, Looking};
 use fourtuple_engine::ListenerId;
 use fourtuple_engine::broker::guide::{Address, Chosen, Guidance, Guide, Shown};
 use fourtuple_registry::{Batch, Conditions, Delivery, Mode, Options, Route, Service, Store, Target};
@@ -93,7 +93,7 @@ fn guide() -> BrokerGuide {
     });
     store.add_routes(&routes, false).expect("routes");
     let fallback = Fallback::Target(Target::checked("default", &format!("unix:{DEFAULT}")).expect("a target"));
-    let guide = BrokerGuide::new(store, PROTOCOLS, vec![Some(fallback)]);
+    let guide = BrokerGuide::new(store, vec![Looking::new(PROTOCOLS, [], Some(fallback))]);
     std::fs::remove_dir_all(folder).expect("a folder of ours");
     guide
 }
