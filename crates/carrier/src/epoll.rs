@@ -23,7 +23,8 @@ use fourtuple_engine::{
     SourceChoice, Step, Target, Transport, Until,
 };
 
-use crate::sys::{self, Clock, Messenger, Poller, Wake};
+use crate::messenger::Messenger;
+use crate::sys::{self, Clock, Poller, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
 /// After accept() failed for want of something, it is left alone for so long.

@@ -10,6 +10,7 @@
 
 mod datagram;
 pub mod epoll;
+mod messenger;
 pub mod sim;
 mod sys;
 pub mod uring;

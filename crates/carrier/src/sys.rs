@@ -2,14 +2,13 @@
 //!
 //! Decides which options a `SourceChoice` means. Knows no core, no ring and no connection.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fourtuple_engine::{CarrierError, ConnId, Errno, Instant, SourceChoice, Step, Transport};
+use fourtuple_engine::{CarrierError, Errno, Instant, SourceChoice, Step, Transport};
 
 use crate::datagram;
 
@@ -355,12 +354,13 @@ pub(crate) fn names(socket: RawFd) -> Option<(SocketAddr, SocketAddr)> {
 }
 
 /// A connection to the unix stream socket at `path`, which stands at once or not at all; EAGAIN is a full backlog
-/// (unix_stream_connect()). A path that begins with a zero byte is abstract. The socket does not block.
+/// (unix_stream_connect()).
 pub(crate) fn unix_connection(path: &[u8]) -> Result<OwnedFd, (Step, Errno)> {
     unix_connected(libc::SOCK_STREAM, path)
 }
 
-fn unix_connected(kind: libc::c_int, path: &[u8]) -> Result<OwnedFd, (Step, Errno)> {
+/// A unix socket of this kind, connected to `path`; one that begins with a zero byte is abstract. It does not block.
+pub(crate) fn unix_connected(kind: libc::c_int, path: &[u8]) -> Result<OwnedFd, (Step, Errno)> {
     // SAFETY: all of its members are plain integers, for which zero is a value.
     let mut raw: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     // A path ends with a zero byte; an abstract name with the length.
@@ -386,102 +386,8 @@ pub(crate) fn let_block(socket: &OwnedFd) {
     unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, 0) };
 }
 
-/// Gives sockets away, each in a datagram to a unix socket (docs/handoff.md).
-///
-/// A sender is connected to the path, which is cheaper than a lookup per message (1.9 us against 2.8; a stream connection
-/// per message costs 8.7), and has a send buffer of its own (sock_alloc_send_pskb()), so that a service that does not
-/// read uses up nobody else's. It stays with the socket that it found there, while the path may be another's since: hence
-/// a sender is soon old.
-pub(crate) struct Messenger {
-    senders: HashMap<Box<[u8]>, Sender>,
-    next: u32,
-}
-
-struct Sender {
-    socket: OwnedFd,
-    until: Instant,
-    /// Its name for the poller.
-    number: u32,
-    watched: bool,
-    /// For whom there was no room.
-    waiting: Option<ConnId>,
-}
-
-/// Senders kept, each a descriptor.
-const SENDERS: usize = 64;
-/// docs/handoff.md tells services how long one that has been replaced may still be sent something.
-const SENDER_AGE: Duration = Duration::from_millis(100);
-
-impl Messenger {
-    pub(crate) fn new() -> Messenger {
-        Messenger { senders: HashMap::new(), next: 0 }
-    }
-
-    /// Give `socket` with `note` to whoever is bound to `path`. EAGAIN: more messages wait there than
-    /// net.unix.max_dgram_qlen allows; when there is room, `poller` tells what `name` makes of the sender's number, and
-    /// `roomy` for whom.
-    pub(crate) fn hand_off(
-        &mut self,
-        conn: ConnId,
-        socket: RawFd,
-        (path, note): (&[u8], &[u8]),
-        now: Instant,
-        (poller, name): (&Poller, u64),
-    ) -> Result<(), Errno> {
-        if let Some(sender) = self.senders.get_mut(path)
-            && now < sender.until
-        {
-            match send_socket(&sender.socket, socket, note) {
-                // Whoever was there is gone (unix_dgram_sendmsg()); the path may have another by now.
-                Err(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EPIPE | Errno(libc::ENOTCONN)) => {}
-                outcome => return sender.wait_if_full(outcome, conn, poller, name),
-            }
-        }
-        let socket_there = unix_connected(libc::SOCK_DGRAM, path).map_err(|(_, error)| error)?;
-        if self.senders.len() >= SENDERS && !self.senders.contains_key(path) {
-            self.senders.clear();
-        }
-        self.next = self.next.wrapping_add(1);
-        let mut sender = Sender {
-            socket: socket_there,
-            until: now.after(SENDER_AGE),
-            number: self.next,
-            watched: false,
-            waiting: None,
-        };
-        let outcome = send_socket(&sender.socket, socket, note);
-        let outcome = sender.wait_if_full(outcome, conn, poller, name);
-        self.senders.insert(path.into(), sender);
-        outcome
-    }
-
-    /// The poller has told of the sender with this number: for whom there was no room.
-    pub(crate) fn roomy(&mut self, number: u32) -> Option<ConnId> {
-        self.senders.values_mut().find(|sender| sender.number == number)?.waiting.take()
-    }
-}
-
-impl Sender {
-    /// sendmsg() that finds no room asks to be woken (unix_dgram_peer_wake_me()); the poller is where that is heard.
-    fn wait_if_full(
-        &mut self,
-        outcome: Result<(), Errno>,
-        conn: ConnId,
-        poller: &Poller,
-        name: u64,
-    ) -> Result<(), Errno> {
-        if outcome == Err(Errno::EAGAIN) {
-            self.waiting = Some(conn);
-            if !self.watched {
-                let data = name | u64::from(self.number);
-                self.watched = poller.add(self.socket.as_raw_fd(), libc::EPOLLOUT | libc::EPOLLET, data).is_ok();
-            }
-        }
-        outcome
-    }
-}
-
-fn send_socket(sender: &OwnedFd, socket: RawFd, note: &[u8]) -> Result<(), Errno> {
+/// A datagram with `note`, and `socket` as SCM_RIGHTS, to where `sender` is connected.
+pub(crate) fn send_socket(sender: &OwnedFd, socket: RawFd, note: &[u8]) -> Result<(), Errno> {
     let mut bytes = libc::iovec { iov_base: note.as_ptr().cast_mut().cast(), iov_len: note.len() };
     let mut control = Control { bytes: [0; CONTROL_BYTES] };
     // SAFETY: all of its members are plain integers or pointers, for which zero is a value.

@@ -38,7 +38,8 @@ use self::bytes::{Transfer, Transfers, Way};
 use self::making::{Accepts, CONNECT_BATCH, Listening, Request};
 pub use self::probe::{UringAbilities, probe_uring};
 use self::ring::{Completion, Operation, Ring, user_data};
-use crate::sys::{self, Clock, Messenger, Poller, Wake};
+use crate::messenger::Messenger;
+use crate::sys::{self, Clock, Poller, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
 /// Most slots of one ring: what a slot's number has room for in an operation's name, with one bit to spare.
