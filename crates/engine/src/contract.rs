@@ -457,7 +457,8 @@ pub trait Core: Send {
     fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox);
     /// The moment of `poll_timeout` has come.
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox);
-    /// When to call `handle_timeout`; one deadline for everything inside. May be in the past: then at once, once per turn.
+    /// When to call `handle_timeout`; one deadline for everything inside. May be in the past: then at once, a few
+    /// times per turn at most.
     fn poll_timeout(&self) -> Option<Instant>;
     /// True when the core has nothing left to do: `Carrier::run` then returns.
     fn is_done(&self) -> bool;
