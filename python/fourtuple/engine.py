@@ -249,9 +249,12 @@ class BrokerListener:
     patterns: tuple[BytePattern, ...] = ()
     """Asked after all probes, in their order."""
     fds: tuple[int, ...] = ()
-    """Sockets bound to the endpoint, one per worker, to listen with instead of new ones. The engine copies them: they may
-    be closed once it has started, and what waits in their queues outlives it as long as somebody else holds them. Several
-    processes may accept from one. They become non-blocking for all who hold them."""
+    """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
+
+    The engine copies them: they may be closed once it has started. What waits in their queues outlives it as long as
+    somebody else holds them, and several processes may accept from one. They become non-blocking for all of these. Who
+    binds them need not call listen(): what the engine sets before it makes room for long hellos.
+    """
 
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
