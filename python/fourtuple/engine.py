@@ -634,6 +634,8 @@ class Sniffed:
     """With more: how many bytes a match takes at least."""
     why: str | None = None
     """With refused: the reason, as it is counted."""
+    intent: str | None = None
+    """With match: use, or probe where it bears the mark of one (HEAD, TLS without a server name, ...)."""
     end: int | None = None
     name: str | None = None
     port: int | None = None
