@@ -180,7 +180,7 @@ class ConfineTable(_Table):
 
     sandbox: Literal["auto", "required", "off"] = "auto"
     """As far as the kernel has it; all of it, or no start; or only another user."""
-    without: tuple[Literal["mounts", "capabilities", "dumpable", "landlock", "seccomp"], ...] = Field(
+    without: tuple[Literal["mounts", "network", "capabilities", "dumpable", "landlock", "seccomp"], ...] = Field(
         default=(), strict=False
     )
     """Steps that are not taken."""

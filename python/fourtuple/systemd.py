@@ -91,8 +91,8 @@ def forget(name: str, *, environment: Mapping[str, str] | None = None) -> bool:
 
 
 def barrier(timeout_s: float, *, environment: Mapping[str, str] | None = None) -> bool:
-    """Wait until systemd has read all that was sent before, so that a process may end (sd_notify_barrier(3)); says whether
-    it has in time, or there is nobody."""
+    """Wait until systemd has read all that was sent before, so that a process may end (sd_notify_barrier(3)); says
+    whether it has in time, or there is nobody."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
         try:
@@ -116,10 +116,10 @@ def watchdog_s(environment: Mapping[str, str] | None = None) -> float | None:
 
 
 def listen_fds(environment: MutableMapping[str, str] | None = None) -> tuple[Given, ...]:
-    """What systemd has handed to this very process, in its order; none if it was meant for another, or there was nothing.
+    """What systemd has handed to this very process, in its order; none if there was nothing, or it is another's.
 
-    They are closed on exec() from here on, and the environment no longer names them: to be called once. BadConfig if what
-    the environment says cannot be.
+    They are closed on exec() from here on, and the environment no longer names them: to be called once. BadConfig if
+    what the environment says cannot be.
     """
     given = os.environ if environment is None else environment
     taken = {key: given.pop(key, "") for key in _OURS}

@@ -18,7 +18,8 @@ from typing import Any, TypeAlias
 
 from fourtuple.confinement import landlock, mounts, seccomp
 from fourtuple.confinement.kernel import CAPSET, call, prctl
-from fourtuple.confinement.model import Confinement, Identity, Report, Step, StepName
+from fourtuple.confinement.model import Confinement, Identity, NotWanted, Report, Step, StepName
+from fourtuple.confinement.namespaces import own_network
 from fourtuple.confinement.paths import folders
 from fourtuple.errors import BadConfig, MissingPrivilege
 
@@ -77,15 +78,16 @@ def _confined(confinement: Confinement) -> Report:
     known = folders(confinement.sockets)
     steps = tuple(_steps(confinement, os.getpid()))
     report = Report(steps=steps, folders=known)
-    failed = [step for step in report.missing if step.name not in confinement.without]
-    if confinement.required and failed:
-        why = "; ".join(f"{step.name.value}: {step.detail}" for step in failed)
+    if confinement.required and report.missing:
+        why = "; ".join(f"{step.name.value}: {step.detail}" for step in report.missing)
         raise MissingPrivilege(f"the broker is to be confined, and cannot be: {why}")
     return report
 
 
 def _steps(confinement: Confinement, process: int) -> Iterator[Step]:
     yield _step(confinement, StepName.MOUNTS, lambda: mounts.apply(confinement))
+    network = _step(confinement, StepName.NETWORK, lambda: own_network(confinement))
+    yield network
     made: list[tuple[int, int]] = []
 
     def prepare() -> str:
@@ -101,7 +103,9 @@ def _steps(confinement: Confinement, process: int) -> Iterator[Step]:
     yield _step(confinement, StepName.DUMPABLE, _undumpable)
     if prepared.applied:
         descriptor, version = made.pop()
-        yield _step(confinement, StepName.LANDLOCK, lambda: _restrict(confinement, descriptor, version))
+        yield _step(
+            confinement, StepName.LANDLOCK, lambda: _restrict(confinement, descriptor, version, network.applied)
+        )
     else:
         yield prepared
     yield _step(confinement, StepName.SECCOMP, lambda: seccomp.install(confinement, process))
@@ -109,9 +113,11 @@ def _steps(confinement: Confinement, process: int) -> Iterator[Step]:
 
 def _step(confinement: Confinement, name: StepName, do: Callable[[], Said]) -> Step:
     if name in confinement.without:
-        return Step(name=name, applied=False, detail="switched off")
+        return Step(name=name, applied=False, detail="switched off", wanted=False)
     try:
         said = do()
+    except NotWanted as why:
+        return Step(name=name, applied=False, detail=str(why), wanted=False)
     except OSError as error:
         code = errno.errorcode.get(error.errno or 0, "?")
         return Step(name=name, applied=False, detail=f"{error.strerror or error} ({code})")
@@ -165,9 +171,9 @@ def _undumpable() -> str:
     return "no core, and no look inside but by root"
 
 
-def _restrict(confinement: Confinement, descriptor: int, version: int) -> Said:
+def _restrict(confinement: Confinement, descriptor: int, version: int, isolated: bool) -> Said:
     landlock.restrict(descriptor, version)
-    return f"ABI {version}: {landlock.summary(version, confinement)}", landlock.gaps(version, confinement)
+    return f"ABI {version}: {landlock.summary(version, confinement)}", landlock.gaps(version, confinement, isolated)
 
 
 def _make_log(path: Path, identity: Identity | None) -> None:

@@ -97,24 +97,27 @@ def summary(version: int, confinement: Confinement) -> str:
     return f"{len(confinement.read) + written} folders and files, {written} of them written; {tcp}"
 
 
-def gaps(version: int, confinement: Confinement) -> tuple[str, ...]:
-    """What this ABI leaves open; each says since when it does not."""
+def gaps(version: int, confinement: Confinement, isolated: bool) -> tuple[str, ...]:
+    """What this ABI leaves open; each says since when it does not. `isolated`: in a network of its own."""
     found = []
     if version < 3:
         found.append("truncate() of any file that may be opened otherwise (Landlock 3)")
-    if version < 4:
+    if version < 4 and not isolated:
         found.append("TCP ports (Landlock 4, Linux 6.7)")
-    if version < 6:
-        found.append("abstract unix names and signals (Landlock 6, Linux 6.12)")
+    if version < 6 and not isolated:
+        found.append("abstract unix names (Landlock 6, Linux 6.12)")
     elif confinement.abstract:
         found.append("abstract unix names: a target is one, and Landlock knows all or none")
     if version < 9:
         found.append("unix sockets by path (Landlock 9, Linux 7.1): the mount view bounds them, if there is one")
-    if version < 10 and confinement.uring:
+    if version < 10 and confinement.uring and not isolated:
         found.append("UDP by io_uring (Landlock 10, Linux 7.2); carrier = epoll leaves no way to it")
-    if confinement.uring:
+    if confinement.uring and not isolated:
         # github.com/landlock-lsm/linux, issues 54 and 41.
         found.append("Multipath TCP and TCP Fast Open by io_uring (net.mptcp.enabled=0, net.ipv4.tcp_fastopen=0)")
+    if not isolated:
+        # An unbound socket is bound by it (inet_autobind()), which Landlock does not ask about.
+        found.append("listening on a port that the kernel chooses, by listen() alone")
     if confinement.connect_ports:
         found.append("which hosts are connected to: Landlock knows ports alone")
     return tuple(found)

@@ -28,6 +28,8 @@ class StepName(Enum):
 
     MOUNTS = "mounts"
     """A file system that has the allowed folders and nothing else."""
+    NETWORK = "network"
+    """A network of its own with nothing in it, where no target needs the host's."""
     IDENTITY = "identity"
     """User and groups."""
     CAPABILITIES = "capabilities"
@@ -40,6 +42,10 @@ class StepName(Enum):
     """Files, ports, abstract names and signals; io_uring is bound by it, too."""
     SECCOMP = "seccomp"
     """System calls by their numbers and arguments; io_uring's operations are none."""
+
+
+class NotWanted(Exception):
+    """A step does not go with what a broker needs; the message says what that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +150,8 @@ class Step:
     """What holds now; or why it does not."""
     gaps: tuple[str, ...] = ()
     """What it does not bound here, though it was taken."""
+    wanted: bool = True
+    """Whether it should have been: it is not switched off, and goes with what the broker needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +175,7 @@ class Report:
     @property
     def missing(self) -> tuple[Step, ...]:
         """What could not be done."""
-        return tuple(step for step in self.steps if not step.applied)
+        return tuple(step for step in self.steps if step.wanted and not step.applied)
 
     @property
     def as_json(self) -> dict[str, Any]:

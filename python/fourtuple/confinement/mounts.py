@@ -16,9 +16,9 @@ from pathlib import Path
 
 from fourtuple.confinement.kernel import MACHINE, MOUNT_SETATTR, MOVE_MOUNT, OPEN_TREE, PIVOT_ROOT, call, checked, libc
 from fourtuple.confinement.model import Confinement
+from fourtuple.confinement.namespaces import NEW_MOUNTS, unshare
 
-# include/uapi/linux/sched.h, mount.h, fcntl.h
-_CLONE_NEWNS, _CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
+# include/uapi/linux/mount.h, fcntl.h
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE, _MS_MOVE = 2, 4, 8, 1 << 14, 1 << 18, 1 << 13
 _MNT_DETACH = 2
 _OPEN_TREE_CLONE = 1
@@ -51,7 +51,9 @@ def apply(confinement: Confinement) -> str:
         raise OSError(errno.EINVAL, "a template's folder is /, which is everything")
     if PIVOT_ROOT is None:
         raise OSError(errno.ENOSYS, f"the number of pivot_root() is not known for {MACHINE}")
-    by = _unshare(alone=confinement.identity is None or confinement.identity.uid == os.geteuid())
+    by = unshare(NEW_MOUNTS, confinement)
+    # Nothing that happens here is seen outside, and nothing outside gets in.
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     shown: list[_Shown] = []
     try:
         for path, writable in wanted.items():
@@ -74,25 +76,6 @@ def _wanted(confinement: Confinement) -> Iterator[tuple[str, bool]]:
         yield path, True
     if confinement.append is not None:
         yield confinement.append, True
-
-
-def _unshare(alone: bool) -> str:
-    """`alone`: the user stays who it is, so that a user namespace that knows nobody else will do."""
-    try:
-        checked(libc.unshare(_CLONE_NEWNS))
-        by = "by CAP_SYS_ADMIN"
-    except PermissionError:
-        if not alone:
-            raise
-        uid, gid = os.geteuid(), os.getegid()
-        checked(libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER))
-        # user_namespaces(7): without a capability outside, only oneself, and no setgroups().
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            Path("/proc/self", name).write_text(text)
-        by = "in a user namespace"
-    # Nothing that happens here is seen outside, and nothing outside gets in.
-    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    return by
 
 
 def _cloned(path: str, writable: bool) -> _Shown | None:

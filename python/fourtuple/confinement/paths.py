@@ -43,7 +43,7 @@ def libraries() -> frozenset[str]:
     named.add(str(Path(__file__).parent.parent))
     # What the loader looks for on behalf of an extension module.
     named |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"}
-    return frozenset(path for path in named if Path(path).is_absolute() and Path(path).exists())
+    return frozenset(path for path in named if Path(path).is_absolute() and _folder(path).inode is not None)
 
 
 def folders(paths: Iterable[str]) -> tuple[Folder, ...]:

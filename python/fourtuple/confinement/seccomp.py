@@ -108,7 +108,7 @@ CALLS = (
     Call("socket", 41, 198, _ONLY_UNIX),
     Call("socketpair", 53, 199, _ONLY_UNIX),
     Call("bind", 49, 200, wanted=_binds),
-    Call("listen", 50, 201, wanted=_binds),
+    Call("listen", 50, 201),
     Call("getsockname", 51, 204),
     Call("getpeername", 52, 205),
     Call("setsockopt", 54, 208, (Argument(1, _LEVELS),)),

@@ -13,16 +13,18 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from fourtuple import confinement
-from fourtuple.broker import Limits, reasons, running
+from fourtuple.broker import reasons
 from fourtuple.brokerfile import BrokerFile
-from fourtuple.engine import CarrierName
+from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, Engine
+from fourtuple.errors import MissingPrivilege
 from fourtuple.registry import Registry
+from fourtuple.tuples import Endpoint
 from tests.netns.programs.ring import Ring, call, inet, unix
 
 # x86_64; on other machines the numbers are those of other calls, which are refused all the same or do no harm.
@@ -143,6 +145,7 @@ def _elsewhere(given: dict[str, str], ports: dict[str, int]) -> Iterator[tuple[s
         "gap: Multipath TCP",
         lambda: ring.connect(ring.socket(socket.AF_INET, socket.SOCK_STREAM, _MPTCP), inet(ports["elsewhere"])),
     )
+    yield "gap: TCP Fast Open", lambda: ring.fast_open(socket.socket().detach(), inet(ports["elsewhere"]))
 
 
 def outcome(attempt: Callable[[], object]) -> str:
@@ -156,31 +159,59 @@ def outcome(attempt: Callable[[], object]) -> str:
     return "done"
 
 
+def refuse(calls: dict[str, int]) -> None:
+    """As a container does that lacks something: these system calls, by their numbers, fail with such an errno."""
+    lines = [struct.pack("=HBBI", 0x20, 0, 0, 0)]
+    for number, error in calls.items():
+        lines += [struct.pack("=HBBI", 0x15, 0, 1, int(number)), struct.pack("=HBBI", 0x06, 0, 0, 0x0005_0000 | error)]
+    lines.append(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF_0000))
+    code = ctypes.create_string_buffer(b"".join(lines))
+    libc = ctypes.CDLL(None)
+    libc.prctl(38, 1, 0, 0, 0)
+    assert libc.prctl(22, 2, struct.pack("@HP", len(lines), ctypes.addressof(code)), 0, 0) == 0
+
+
 def main() -> None:
     settings = json.loads(sys.argv[1])
     file, carrier = BrokerFile.read(Path(settings["file"])), settings["carrier"]
-    registry = None if settings["store"] is None else Registry(settings["store"], create=False)
+    if settings["first"] is not None:
+        os.setgroups([])
+        os.setresgid(*[settings["first"]] * 3)
+        os.setresuid(*[settings["first"]] * 3)
+        # As after execve(): whose /proc/self is.
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+    if settings["refuse"]:
+        refuse(settings["refuse"])
     allowed = confinement.plan(
         file,
-        registry=registry,
+        registry=Registry(settings["store"], create=False),
         log=Path(settings["log"]),
         uring=carrier == "uring",
-        inherited=False,
+        inherited=bool(settings["fds"]),
         identity=confinement.identity(settings["user"]),
         read=confinement.libraries(),
     )
-    allowed = replace(allowed, without=frozenset(map(confinement.StepName, settings["without"])))
-    report = confinement.confine(allowed)
+    try:
+        report = confinement.confine(allowed)
+    except MissingPrivilege as error:
+        print(json.dumps(str(error)), flush=True)
+        return
     print(json.dumps(report.as_json), flush=True)
-    store = None if registry is None else registry.path
-    with running(
-        file,
-        store=store,
-        ledger=allowed.append and Path(allowed.append),
-        carrier=CarrierName(carrier),
-        workers=2,
-        limits=Limits(delivery_timeout_s=settings["patience_s"]),
-    ) as engine:
+    config = BrokerConfig(
+        listeners=tuple(
+            BrokerListener(
+                endpoint=Endpoint.parse(table.address),
+                default=table.default,
+                sniff_timeout_s=table.sniff_ms / 1000,
+                fds=tuple(settings["fds"]),
+            )
+            for table in file.listen
+        ),
+        store=Path(settings["store"]),
+        ledger=Path(settings["log"]),
+        delivery_timeout_s=0.3,
+    )
+    with Engine.start(config, CarrierName(carrier), workers=2) as engine:
         engine.wait_for(lambda now: now.phase.value != "ramping", 10)
         print(json.dumps("ready"), flush=True)
         for line in sys.stdin:

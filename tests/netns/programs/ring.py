@@ -1,4 +1,4 @@
-"""An io_uring of its own, by raw system calls, as code would use it that got into a process: one operation at a time."""
+"""An io_uring of its own, by raw system calls, as code would use it that got in: one operation at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _GETEVENTS = 1
 _SQ_RING, _SQES = 0, 0x1000_0000
 OPENAT, CONNECT, SENDMSG, SOCKET, BIND = 18, 16, 9, 45, 56
 _AT_FDCWD = -100
+_FASTOPEN = 0x2000_0000
 
 
 def call(number: int, *arguments: object) -> int:
@@ -32,7 +33,7 @@ class Ring:
         parameters = ctypes.create_string_buffer(120)
         self._fd = call(_SETUP, _ENTRIES, parameters)
         values = struct.unpack("30I", parameters.raw)
-        # sq_off: head, tail, ring_mask, ring_entries, flags, dropped, array; cq_off: head, tail, mask, entries, -, cqes.
+        # sq_off: head, tail, mask, entries, flags, dropped, array; cq_off: head, tail, mask, entries, -, cqes.
         self._tail, self._array = values[11], values[16]
         self._cq_head, self._cq_tail, self._cqes = values[20], values[21], values[25]
         size = max(self._array + 4 * _ENTRIES, self._cqes + 16 * values[1])
@@ -73,6 +74,18 @@ class Ring:
     def socket(self, family: int, kind: int, protocol: int = 0) -> int:
         """IORING_OP_SOCKET."""
         return self.do(SOCKET, family, offset=kind, length=protocol)
+
+    def fast_open(self, fd: int, address: bytes) -> int:
+        """IORING_OP_SENDMSG with MSG_FASTOPEN and a struct sockaddr: a connection without a connect()."""
+        name, byte = ctypes.create_string_buffer(address, len(address)), ctypes.create_string_buffer(b"!", 1)
+        vector = struct.pack("=QQ", ctypes.addressof(byte), 1)
+        memory = ctypes.create_string_buffer(vector, 16)
+        # struct msghdr: name, namelen, iov, iovlen, control, controllen, flags.
+        header = struct.pack(
+            "=QIxxxxQQQQixxxx", ctypes.addressof(name), len(address), ctypes.addressof(memory), 1, 0, 0, 0
+        )
+        message = ctypes.create_string_buffer(header, len(header))
+        return self.do(SENDMSG, fd, ctypes.addressof(message), 1, flags=_FASTOPEN)
 
 
 def inet(port: int, host: str = "127.0.0.1") -> bytes:
