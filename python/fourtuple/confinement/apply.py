@@ -85,9 +85,9 @@ def _confined(confinement: Confinement) -> Report:
 
 
 def _steps(confinement: Confinement, process: int) -> Iterator[Step]:
-    yield _step(confinement, StepName.MOUNTS, lambda: mounts.apply(confinement))
-    network = _step(confinement, StepName.NETWORK, lambda: own_network(confinement))
-    yield network
+    yield (view := _step(confinement, StepName.MOUNTS, lambda: mounts.apply(confinement)))
+    yield (network := _step(confinement, StepName.NETWORK, lambda: own_network(confinement)))
+    applied = frozenset(step.name for step in (view, network) if step.applied)
     made: list[tuple[int, int]] = []
 
     def prepare() -> str:
@@ -103,9 +103,7 @@ def _steps(confinement: Confinement, process: int) -> Iterator[Step]:
     yield _step(confinement, StepName.DUMPABLE, _undumpable)
     if prepared.applied:
         descriptor, version = made.pop()
-        yield _step(
-            confinement, StepName.LANDLOCK, lambda: _restrict(confinement, descriptor, version, network.applied)
-        )
+        yield _step(confinement, StepName.LANDLOCK, lambda: _restrict(confinement, descriptor, version, applied))
     else:
         yield prepared
     yield _step(confinement, StepName.SECCOMP, lambda: seccomp.install(confinement, process))
@@ -171,9 +169,9 @@ def _undumpable() -> str:
     return "no core, and no look inside but by root"
 
 
-def _restrict(confinement: Confinement, descriptor: int, version: int, isolated: bool) -> Said:
+def _restrict(confinement: Confinement, descriptor: int, version: int, applied: frozenset[StepName]) -> Said:
     landlock.restrict(descriptor, version)
-    return f"ABI {version}: {landlock.summary(version, confinement)}", landlock.gaps(version, confinement, isolated)
+    return f"ABI {version}: {landlock.summary(version, confinement)}", landlock.gaps(version, confinement, applied)
 
 
 def _make_log(path: Path, identity: Identity | None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from fourtuple.confinement.kernel import LANDLOCK_ADD_RULE, LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF, call
-from fourtuple.confinement.model import Confinement
+from fourtuple.confinement.model import Confinement, StepName
 
 NEWEST = 10
 """The newest ABI whose rights stand here."""
@@ -97,9 +97,10 @@ def summary(version: int, confinement: Confinement) -> str:
     return f"{len(confinement.read) + written} folders and files, {written} of them written; {tcp}"
 
 
-def gaps(version: int, confinement: Confinement, isolated: bool) -> tuple[str, ...]:
-    """What this ABI leaves open; each says since when it does not. `isolated`: in a network of its own."""
+def gaps(version: int, confinement: Confinement, applied: frozenset[StepName]) -> tuple[str, ...]:
+    """What this ABI leaves open, and no step that was taken before; each says since when it does not."""
     found = []
+    isolated = StepName.NETWORK in applied
     if version < 3:
         found.append("truncate() of any file that may be opened otherwise (Landlock 3)")
     if version < 4 and not isolated:
@@ -108,8 +109,8 @@ def gaps(version: int, confinement: Confinement, isolated: bool) -> tuple[str, .
         found.append("abstract unix names (Landlock 6, Linux 6.12)")
     elif confinement.abstract:
         found.append("abstract unix names: a target is one, and Landlock knows all or none")
-    if version < 9:
-        found.append("unix sockets by path (Landlock 9, Linux 7.1): the mount view bounds them, if there is one")
+    if version < 9 and StepName.MOUNTS not in applied:
+        found.append("unix sockets by path (Landlock 9, Linux 7.1), for there is no mount view")
     if version < 10 and confinement.uring and not isolated:
         found.append("UDP by io_uring (Landlock 10, Linux 7.2); carrier = epoll leaves no way to it")
     if confinement.uring and not isolated:
