@@ -7,11 +7,13 @@ no connection: which service one means, the registry says; how it gets there, th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from fourtuple.brokerfile import BrokerFile, ListenTable
 from fourtuple.engine import (
@@ -57,13 +59,19 @@ def running(
     ledger_every: int = 1,
     carrier: CarrierName = CarrierName.AUTO,
     workers: int | None = None,
+    descriptors: Sequence[Sequence[int]] = (),
 ) -> Iterator[Engine]:
-    """A broker for the listeners of `file`, with the services of `store`, or else those of the file itself."""
+    """A broker for the listeners of `file`, with the services of `store`, or else those of the file itself.
+
+    `descriptors` are sockets for the listeners, for each one per worker: bound, perhaps listening already.
+    """
     chosen = limits or Limits()
     if store is not None and (file.services or file.routes):
         raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
     config = BrokerConfig(
-        listeners=tuple(_listener(file, table) for table in file.listen),
+        listeners=tuple(
+            _listener(file, table, of_it) for table, of_it in zip_longest(file.listen, descriptors, fillvalue=())
+        ),
         store=store or sealed(file.services, file.routes),
         most_connections=chosen.most_connections,
         most_per_source=chosen.most_per_source,
@@ -87,6 +95,20 @@ def end(engine: Engine, grace_s: float, hurried: Callable[[], bool]) -> None:
             return
     engine.close()
     engine.join(_GLANCE_S * 25)
+
+
+def summary(snapshot: Snapshot) -> dict[str, Any]:
+    """What there is, how connections have ended, and every number by its name."""
+    return {
+        "accepted": snapshot.accepts_succeeded,
+        "sniffing": snapshot.sniffing_now,
+        "delivering": snapshot.delivering_now,
+        "relaying": snapshot.relaying_now,
+        "ended": reasons(snapshot),
+        "retries": snapshot.delivery_retries,
+        "failures": [{"step": row.step, "errno": row.name, "count": row.count} for row in snapshot.failures],
+        "counters": {row.name: getattr(snapshot, row.name) for row in COUNTERS},
+    }
 
 
 def reasons(snapshot: Snapshot) -> dict[str, int]:

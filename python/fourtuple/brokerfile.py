@@ -20,6 +20,7 @@ from fourtuple.engine import PATTERN_ENDS, PROBES, BytePattern
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
+from fourtuple.tuples import Endpoint
 
 LARGEST_BYTES = 4 << 20
 """Some ten thousand services; CSV and JSON lines are for more."""
@@ -151,6 +152,11 @@ class ListenTable(_Table):
         return names
 
     @property
+    def endpoint(self) -> Endpoint:
+        """`address`, read."""
+        return Endpoint.parse(self.address)
+
+    @property
     def probes(self) -> tuple[str, ...] | None:
         """Those of `protocols`, by their names; None if there is no such list."""
         if self.protocols is None:
@@ -175,9 +181,32 @@ class ListenTable(_Table):
         return self
 
 
+class WakeTable(_Table):
+    """`[wake]`: who may wake a service that sleeps, how often, and how many run; 0 is no bound."""
+
+    allow: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes; if there are any, nobody else may."""
+    deny: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes that may not, whatever `allow` says."""
+    per_minute: _Patience = 0
+    per_source_per_minute: _Patience = 0
+    """By one IPv4 address or IPv6 /64."""
+    most_starting: Annotated[int, Field(ge=1, le=10_000)] = 32
+    """Starts at once; the others wait for their turn."""
+    most_running: _Patience = 0
+
+    @pydantic.field_validator("allow", "deny")
+    @classmethod
+    def _prefixes(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            ip_network(text)
+        return texts
+
+
 class BrokerFile(_Table):
     """The whole file."""
 
+    wake: WakeTable = WakeTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
@@ -196,13 +225,17 @@ class BrokerFile(_Table):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file; an error names it, the line and the key."""
+        return cls.parse(cls.bytes_of(path), str(path))
+
+    @classmethod
+    def bytes_of(cls, path: Path) -> bytes:
+        """What stands in a file, as `parse` takes it; of one that is too long, enough to see that."""
         try:
             with path.open("rb") as opened:
-                data = opened.read(LARGEST_BYTES + 1)
+                return opened.read(LARGEST_BYTES + 1)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise BadConfig(str(path), f"cannot be read: {why}") from None
-        return cls.parse(data, str(path))
 
     @classmethod
     def parse(cls, data: bytes, named: str) -> Self:
