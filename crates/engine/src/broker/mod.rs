@@ -23,7 +23,7 @@ use self::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, SENDING, SERVIC
 use self::waits::Waits;
 use crate::buffers::Buf;
 use crate::contract::{
-    Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, PEEK_BYTES, Step, Target,
+    Command, ConnId, Core, Errno, Event, Given, Instant, ListenerId, Order, Outbox, PEEK_BYTES, Step, Target,
 };
 use crate::pages::Pages;
 use crate::report::{Counter, Phase, Report};
@@ -82,13 +82,18 @@ pub struct BrokerCore<G: Guide, L> {
     queues: Queues,
     sources: Counts<Prefix>,
     services: Counts<String>,
+    /// Sockets to listen with, by listener; where there is none, one is made.
+    given: Vec<Option<Given>>,
     next_listener: u32,
+    /// Answers outstanding to `Listen`, `Adopt` and `Unlisten`.
     listens_under_way: u32,
     listening: Vec<bool>,
     /// The endpoint of each listener, where it is that of all its connections.
     locals: Vec<Option<SocketAddr>>,
     /// Accept no more.
     draining: bool,
+    /// Accept again as soon as nothing is under way.
+    resuming: bool,
     /// When closing: the next session to look at.
     closing: Option<u32>,
     closes_under_way: u32,
@@ -110,14 +115,23 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             queues: Queues::default(),
             sources: Counts::new(),
             services: Counts::new(),
+            given: Vec::new(),
             next_listener: 0,
             listens_under_way: 0,
             listening,
             locals,
             draining: false,
+            resuming: false,
             closing: None,
             closes_under_way: 0,
         }
+    }
+
+    /// Listen with these sockets, by listener, instead of making them.
+    #[must_use]
+    pub fn listening_with(mut self, given: Vec<Option<Given>>) -> BrokerCore<G, L> {
+        self.given = given;
+        self
     }
 
     /// What was written about the connections that are gone.
@@ -128,16 +142,18 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     // ---- listening and accepting ------------------------------------------------------------------------------------
 
     fn listen_some(&mut self, outbox: &mut Outbox) {
+        // Only when all that was said before is answered is it known what there is.
+        if self.resuming && self.listens_under_way == 0 {
+            (self.resuming, self.draining, self.next_listener) = (false, false, 0);
+        }
         while self.listens_under_way < BURST
             && !self.draining
             && let Some(&ListenAt { local, .. }) = self.config.listen.get(self.next_listener as usize)
         {
-            outbox.push(Command::Listen {
-                listener: ListenerId(self.next_listener),
-                local,
-                backlog: self.config.backlog,
-                reuse_port: self.config.reuse_port,
-                accept: true,
+            let (listener, backlog) = (ListenerId(self.next_listener), self.config.backlog);
+            outbox.push(match self.given.get(self.next_listener as usize) {
+                Some(&Some(given)) => Command::Adopt { listener, given, backlog },
+                _ => Command::Listen { listener, local, backlog, reuse_port: self.config.reuse_port, accept: true },
             });
             self.next_listener += 1;
             self.listens_under_way += 1;
@@ -150,8 +166,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             self.report.listening_at = Some(local);
         }
         if self.draining {
-            outbox.push(Command::Unlisten { listener });
-            return;
+            return self.unlisten(listener, outbox);
         }
         self.listening[listener.0 as usize] = true;
         self.locals[listener.0 as usize] = (!local.ip().is_unspecified()).then_some(local);
@@ -168,13 +183,29 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     }
 
     fn stop_listening(&mut self, outbox: &mut Outbox) {
-        self.draining = true;
+        (self.draining, self.resuming) = (true, false);
         for (listener, listens) in (0..).zip(&mut self.listening) {
             if std::mem::take(listens) {
                 outbox.push(Command::Unlisten { listener: ListenerId(listener) });
+                self.listens_under_way += 1;
                 self.report.less(Counter::Listening);
             }
         }
+    }
+
+    fn unlisten(&mut self, listener: ListenerId, outbox: &mut Outbox) {
+        self.listens_under_way += 1;
+        outbox.push(Command::Unlisten { listener });
+    }
+
+    fn unlistened(&mut self, outbox: &mut Outbox) {
+        self.listens_under_way -= 1;
+        self.listen_some(outbox);
+    }
+
+    fn resume(&mut self, outbox: &mut Outbox) {
+        self.resuming = self.draining && self.closing.is_none();
+        self.listen_some(outbox);
     }
 
     fn accepted(
@@ -188,7 +219,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.add(Counter::Accepted, 1);
         let id = self.begin(listener, conn, now);
         let open = (self.sessions.len() - self.free_sessions.len()) as u64;
-        if self.draining {
+        // While draining only if it was faster than that.
+        if self.closing.is_some() {
             return self.end(id, Reason::Stopped, true, outbox);
         }
         if self.config.most_connections != 0 && open > self.config.most_connections {
@@ -762,6 +794,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
         match event {
             Event::Listening { listener, local } => self.listening(listener, local, outbox),
             Event::ListenFailed { step, error, .. } => self.listen_failed(step, error, outbox),
+            Event::Unlistened { .. } => self.unlistened(outbox),
             Event::Accepted { listener, conn, peer } => self.accepted(listener, conn, peer, now, outbox),
             Event::AcceptFailed { error, .. } => {
                 self.report.add(Counter::AcceptFailed, 1);
@@ -780,6 +813,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn, now),
             Event::Ordered(Order::Drain) => self.stop_listening(outbox),
+            Event::Ordered(Order::Resume) => self.resume(outbox),
             Event::Ordered(Order::Close) => {
                 self.stop_listening(outbox);
                 self.closing.get_or_insert(0);
