@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from fourtuple.engine import (
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
 from fourtuple.registry import Sealed, sealed
-from fourtuple.tuples import Endpoint
 
 BUFFER_BYTES = 32_768
 """Bulk moves in pieces of this size; an idle connection has none."""
@@ -117,11 +115,10 @@ def reasons(snapshot: Snapshot) -> dict[str, int]:
     return {name.removeprefix("ended_"): count for name in names if (count := getattr(snapshot, name))}
 
 
-def _listener(file: BrokerFile, table: ListenTable) -> BrokerListener:
-    host, _, port = table.address.rpartition(":")
-    endpoint = Endpoint(ip_address(host.strip("[]")), int(port))
+def _listener(file: BrokerFile, table: ListenTable, fds: Sequence[int]) -> BrokerListener:
     return BrokerListener(
-        endpoint=endpoint,
+        endpoint=table.endpoint,
+        fds=tuple(fds),
         sniff_timeout_s=table.sniff_ms / 1000,
         default=table.default,
         proxy_from=table.proxy_from,
