@@ -124,7 +124,7 @@ class TemplateTable(_Table):
     cwd: str | None = None
     env: dict[str, str] | None = None
     umask: int | None = None
-    rlimits: dict[str, int | tuple[int, int]] | None = Field(default=None, strict=False)
+    rlimits: dict[str, int | Annotated[tuple[int, int], Field(strict=False)]] | None = None
     nice: int | None = None
     cgroup: str | None = None
     cgroup_missing: str | None = None
