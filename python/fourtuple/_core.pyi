@@ -5,6 +5,7 @@ from os import PathLike
 from typing import NotRequired, TypeAlias, TypedDict, final
 
 from fourtuple.engine import BrokerConfig, CarrierSettings, EchoConfig, LoadConfig
+from fourtuple.launcher.spawn import Birth
 from fourtuple.services import Seen
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "reasons",
     "refusals",
     "sniff",
+    "spawn",
     "uring_abilities",
 ]
 
@@ -139,6 +141,9 @@ def refusals() -> list[tuple[str, str]]:
 
 def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
     """What these probes see in `bytes`."""
+
+def spawn(birth: Birth) -> tuple[int, int]:
+    """Start a process; gives its id and a pidfd. OSError says what could not be done."""
 
 @final
 class Registry:

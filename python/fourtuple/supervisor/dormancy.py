@@ -20,10 +20,12 @@ from enum import Enum
 from ipaddress import ip_address
 from typing import Protocol
 
-from fourtuple.launcher import Call, Launcher, StartFailed
+from fourtuple.errors import MissingPrivilege
+from fourtuple.launcher import Exit, Launcher, StartFailed
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.wakes import Wakes
-from fourtuple.templates import Template
+from fourtuple.services import Delivery
+from fourtuple.templates import Call, Template
 
 _GLANCE_S = 0.5
 _ANSWERED_WITHIN_S = 5.0
@@ -118,14 +120,15 @@ class Dormancy:
         """A worker lets no new connections through to a service, and says how many there are."""
         self._heard(told, State.HOLDING)
 
-    def exited(self, service: str, status: int) -> None:
+    def exited(self, exit: Exit) -> None:
         """A service has ended that nobody has told to."""
+        service = exit.service
         one = self._services.get(service)
         if one is None or one.state in (State.STARTING, State.STOPPING):
             return
         self.ended += 1
         del self._services[service]
-        self._log("service_ended", service=service, status=status)
+        self._log("service_ended", service=service, status=exit.status)
         self._brokers.answer([{"kind": "slept", "service": service}])
 
     # ---- from outside ------------------------------------------------------------------------------------------------
@@ -163,7 +166,7 @@ class Dormancy:
             now_s = time.monotonic()
             asked = []
             for service, one in self._services.items():
-                if one.state is State.UP and one.template.idle_s > 0 and now_s >= one.next_look_s:
+                if one.state is State.UP and one.template.idle_s is not None and now_s >= one.next_look_s:
                     # The first look is due when it could first be over, and every look is answered or repeated.
                     if one.looked_at_s == 0.0 and now_s - one.since_s < one.template.idle_s:
                         one.next_look_s = one.since_s + one.template.idle_s
@@ -195,7 +198,7 @@ class Dormancy:
             service=service,
             template=template.name,
             target=str(asked["target"]),
-            delivery=str(asked.get("delivery", "relay")),
+            delivery=Delivery(asked.get("delivery", "relay")),
             label=asked.get("label"),
             user=asked.get("user"),
             database=asked.get("database"),
@@ -235,20 +238,28 @@ class Dormancy:
             return
         if state is State.HOLDING:
             # Sockets that were handed over are no connections of the broker's any more.
-            if one.live or self._launcher.busy(service):
+            if one.live or self._is_busy(service):
                 return self._let_go(service, one)
             self._spawn(self._stop(service, one))
             return
-        now_s, idle_s = time.monotonic(), one.template.idle_s
+        now_s, idle_s = time.monotonic(), one.template.idle_s or 0.0
         if one.live:
             one.next_look_s = now_s + idle_s
         elif one.idle_s < idle_s:
             one.next_look_s = now_s + idle_s - one.idle_s
-        elif self._launcher.busy(service):
+        elif self._is_busy(service):
             one.next_look_s = now_s + min(idle_s, _LOOKS_AGAIN_S)
         else:
             one.state, one.since_s, one.heard, one.live = State.HOLDING, now_s, 0, 0
             self._brokers.answer([{"kind": "hold", "service": service}])
+
+    def _is_busy(self, service: str) -> bool:
+        try:
+            return self._launcher.busy(service)
+        except MissingPrivilege as error:
+            # Who cannot look does not stop it.
+            self._log("cannot_look", service=service, why=str(error))
+            return True
 
     def _let_go(self, service: str, one: _Service) -> None:
         """Somebody uses it after all, or a worker does not answer."""

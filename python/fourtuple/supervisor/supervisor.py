@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.errors import EngineStopped
 from fourtuple.launcher import Launcher
+from fourtuple.launcher.launcher import MOST_RUNNING
 from fourtuple.supervisor.channel import Fields, Message
 from fourtuple.supervisor.child import BrokerChild
 from fourtuple.supervisor.dormancy import Dormancy
@@ -47,7 +48,7 @@ class Settings:
     templates: tuple[Template, ...] = ()
     rules: WakeRules = WakeRules()
     most_starting: int = 32
-    most_running: int = 0
+    most_running: int = MOST_RUNNING
 
     @classmethod
     def of(cls, file: BrokerFile) -> Settings:
@@ -60,7 +61,7 @@ class Settings:
             per_source_per_minute=wake.per_source_per_minute,
         )
         return cls(
-            templates=file.templates, rules=rules, most_starting=wake.most_starting, most_running=wake.most_running
+            templates=file.templates, rules=rules, most_starting=wake.most_starting, most_running=wake.most_running or MOST_RUNNING
         )
 
 
@@ -83,7 +84,8 @@ class Supervisor:
             settings.templates,
             most_starting=settings.most_starting,
             most_running=settings.most_running,
-            exited=lambda service, status: self._dormancy.exited(service, status),
+            ports=frozenset(endpoint.port for endpoint in listeners.endpoints),
+            exited=lambda exit: self._dormancy.exited(exit),
         )
         templates = {template.name: template for template in settings.templates}
         self._dormancy = Dormancy(self._launcher, templates, Wakes(settings.rules), self, log)

@@ -1,0 +1,8 @@
+"""Starts services that sleep, knows when they are there, stops them, and leaves nothing of them behind.
+
+Needs no engine and no broker: whoever has a `Template` and a `Call` can start one (docs/services.md).
+"""
+
+from fourtuple.launcher.launcher import Exit, Failure, Launcher, Phase, Started, StartFailed, State
+
+__all__ = ["Exit", "Failure", "Launcher", "Phase", "StartFailed", "Started", "State"]
