@@ -128,10 +128,12 @@ def serve(
 
 async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool) -> int:
     from fourtuple.supervisor import Listeners, Settings, Supervisor
-    from fourtuple.supervisor.life import live
+    from fourtuple.supervisor.life import live, obey_signals
 
     endpoints = [table.endpoint for table in source.file.listen]
     supervisor = Supervisor(spec, Settings.of(source.file), Listeners.bound(endpoints, spec.workers))
+    # First of all: once it listens, somebody may tell it to end.
+    obey_signals(supervisor)
     ready = await supervisor.begin()
     if not shown.as_json:
         for endpoint in endpoints:

@@ -10,9 +10,9 @@ import sys
 from dataclasses import replace
 
 from fourtuple.errors import FourtupleError
-from fourtuple.supervisor.life import Shown, live
+from fourtuple.supervisor.life import Shown, live, obey_signals
 from fourtuple.supervisor.spec import Spec
-from fourtuple.supervisor.succession import Estate, hand_over, take_over
+from fourtuple.supervisor.succession import Estate, hand_over, has_handlers, take_over
 from fourtuple.supervisor.supervisor import Settings, Supervisor
 
 
@@ -58,6 +58,8 @@ async def _live(estate: Estate) -> int:
         supervisor = Supervisor.resumed(estate)
     except Exception as error:
         raise _NotBegun(str(error)) from error
+    obey_signals(supervisor)
+    has_handlers()
     await live(supervisor, Shown(**estate.shown), begun_s=estate.begun_s)
     return 0
 

@@ -24,6 +24,7 @@ from fourtuple.engine import CarrierName, Engine, Phase
 from fourtuple.errors import EngineStopped, FourtupleError
 from fourtuple.supervisor.channel import VERSION, Channel, ChannelBroken, Fields, Message
 from fourtuple.supervisor.spec import Spec
+from fourtuple.supervisor.words import fields_of, tell
 
 CHANNEL = 3
 """The descriptor of the channel in a process that executes this module."""
@@ -88,7 +89,7 @@ class _Process:
 
     def _serve(self, engine: Engine) -> None:
         self._selector.register(self._channel, selectors.EVENT_READ)
-        self._selector.register(engine.questions_fd, selectors.EVENT_READ)
+        if hasattr(engine, "questions_fd"): self._selector.register(engine.questions_fd, selectors.EVENT_READ)
         while engine.running:
             for key, events in self._selector.select(_GLANCE_S):
                 if key.fileobj is not self._channel:
@@ -116,7 +117,7 @@ class _Process:
     # ---- what the engine asks ----------------------------------------------------------------------------------------
 
     def _ask(self, engine: Engine) -> None:
-        questions = [question.fields() for question in engine.questions()]
+        questions = [fields_of(question) for question in engine.questions()]
         while questions and not self._is_orphan:
             some, questions = questions[:_QUESTIONS_PER_MESSAGE], questions[_QUESTIONS_PER_MESSAGE:]
             self._channel.send("questions", {"questions": some})
@@ -128,7 +129,7 @@ class _Process:
         match message.kind:
             case "answers":
                 for one in fields["answers"]:
-                    engine.answer(Answer.from_fields(one))
+                    tell(engine, one)
             case "summary":
                 self._tell(message, summary(engine.snapshot()))
             case "ferry":

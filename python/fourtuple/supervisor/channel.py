@@ -148,7 +148,7 @@ def _message(packet: bytes, descriptors: list[int], flags: int) -> Message:
             raise ValueError("is cut")
         fields = json.loads(packet)
         return Message(kind=str(fields.pop("kind")), fields=fields, descriptors=descriptors)
-    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         for descriptor in descriptors:
             os.close(descriptor)
         raise ChannelBroken(f"no message: {error}") from None

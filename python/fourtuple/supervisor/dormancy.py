@@ -30,6 +30,7 @@ from fourtuple.templates import Call, Template
 _GLANCE_S = 0.5
 _ANSWERED_WITHIN_S = 5.0
 _USAGE_PER_MESSAGE = 256
+_TARGETS = ("unix:", "tcp:")
 _LOOKS_AGAIN_S = 5.0
 """When a service is still in use that the broker knows no connection of: sockets that were handed over."""
 
@@ -62,6 +63,8 @@ class _Service:
     """In this state."""
     looked_at_s: float = 0.0
     next_look_s: float = 0.0
+    ticket: int = 0
+    """Of the question that is open."""
     heard: int = 0
     """Workers that have answered what was asked last."""
     live: int = 0
@@ -85,6 +88,7 @@ class Dormancy:
         self._brokers = brokers
         self._log = log
         self._services: dict[str, _Service] = {}
+        self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.woken = self.failed = self.refused = self.stopped = self.ended = 0
         """Totals: starts that succeeded, that did not, wakes that were not allowed, idle stops, unexpected ends."""
@@ -113,12 +117,19 @@ class Dormancy:
         self._spawn(self._start(service, template, asked))
 
     def usage(self, told: Fields) -> None:
-        """A worker says how much a service is used."""
-        self._heard(told, State.UP)
+        """A worker says how much some services are used."""
+        for service, live, unused_s in told["rows"]:
+            one = self._services.get(str(service))
+            if one is not None and one.state is State.UP and one.ticket == told["ticket"]:
+                if unused_s is not None:
+                    one.idle_s = min(one.idle_s, float(unused_s))
+                self._heard(str(service), one, int(live))
 
     def held(self, told: Fields) -> None:
         """A worker lets no new connections through to a service, and says how many there are."""
-        self._heard(told, State.HOLDING)
+        one = self._services.get(str(told["service"]))
+        if one is not None and one.state is State.HOLDING:
+            self._heard(str(told["service"]), one, int(told["live"]))
 
     def exited(self, exit: Exit) -> None:
         """A service has ended that nobody has told to."""
@@ -165,6 +176,7 @@ class Dormancy:
             await asyncio.sleep(_GLANCE_S)
             now_s = time.monotonic()
             asked = []
+            self._tickets += 1
             for service, one in self._services.items():
                 if one.state is State.UP and one.template.idle_s is not None and now_s >= one.next_look_s:
                     # The first look is due when it could first be over, and every look is answered or repeated.
@@ -172,12 +184,14 @@ class Dormancy:
                         one.next_look_s = one.since_s + one.template.idle_s
                         continue
                     one.looked_at_s, one.next_look_s = now_s, now_s + _ANSWERED_WITHIN_S
-                    one.heard, one.live, one.idle_s = 0, 0, now_s - one.since_s
+                    one.ticket, one.heard, one.live = self._tickets, 0, 0
+                    one.idle_s = now_s - one.since_s
                     asked.append(service)
                 elif one.state is State.HOLDING and now_s - one.since_s > _ANSWERED_WITHIN_S:
                     self._let_go(service, one)
             for at in range(0, len(asked), _USAGE_PER_MESSAGE):
-                self._brokers.answer([{"kind": "usage", "services": asked[at : at + _USAGE_PER_MESSAGE]}])
+                some = asked[at : at + _USAGE_PER_MESSAGE]
+                self._brokers.answer([{"kind": "usage", "ticket": self._tickets, "services": some}])
 
     async def aclose(self) -> None:
         """Begin nothing more."""
@@ -199,9 +213,8 @@ class Dormancy:
             template=template.name,
             target=str(asked["target"]),
             delivery=Delivery(asked.get("delivery", "relay")),
-            label=asked.get("label"),
-            user=asked.get("user"),
-            database=asked.get("database"),
+            # A route's pattern has no name of its own: its service is known by its target.
+            name=str(asked["name"]) if service.startswith(_TARGETS) and asked["name"] else None,
         )
         try:
             await self._launcher.start(call)
@@ -225,18 +238,12 @@ class Dormancy:
         self._log("start_failed", service=service, template=template, why=why)
         self._brokers.answer([{"kind": "failed", "service": service, "why": why}])
 
-    def _heard(self, told: Fields, state: State) -> None:
-        service = str(told["service"])
-        one = self._services.get(service)
-        if one is None or one.state is not state:
-            return
+    def _heard(self, service: str, one: _Service, live: int) -> None:
         one.heard += 1
-        one.live += int(told["live"])
-        if (idle_ms := told.get("idle_ms")) is not None:
-            one.idle_s = min(one.idle_s, idle_ms / 1e3)
+        one.live += live
         if one.heard < self._brokers.workers:
             return
-        if state is State.HOLDING:
+        if one.state is State.HOLDING:
             # Sockets that were handed over are no connections of the broker's any more.
             if one.live or self._is_busy(service):
                 return self._let_go(service, one)

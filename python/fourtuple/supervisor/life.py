@@ -29,21 +29,27 @@ class Shown:
     """Between two lines; 0 is the last line alone."""
 
 
+def obey_signals(supervisor: Supervisor) -> None:
+    """SIGTERM and SIGINT end it gracefully from now on, a second one at once."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.end, supervisor.spec.grace_s)
+
+
 async def live(
     supervisor: Supervisor,
     shown: Shown,
     *,
     beside: Callable[[], Awaitable[None]] | None = None,
     is_needed: Callable[[], str] = lambda: "",
+    begun_s: float | None = None,
 ) -> None:
-    """Until it is told to end by SIGTERM or SIGINT, by `beside` having ended, or because `is_needed` says why not.
+    """Until somebody says that it is over, `beside` has ended, or `is_needed` says why not.
 
-    A second signal ends it at once. Raises EngineStopped with that reason.
+    Raises EngineStopped with that reason.
     """
-    begun_s, grace_s = time.monotonic(), supervisor.spec.grace_s
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, supervisor.end, grace_s)
+    begun_s = time.monotonic() if begun_s is None else begun_s
+    grace_s = supervisor.spec.grace_s
     running = asyncio.create_task(supervisor.run())
     side = asyncio.ensure_future(beside()) if beside is not None else None
     why, next_s = "", begun_s + shown.every_s
