@@ -28,6 +28,8 @@ class Wake:
     """What the connection showed: a server name, a host; empty if none."""
     protocol: str
     """What it speaks, in the words of a route; empty if that is not known."""
+    delivery: str
+    """How connections are brought there: relay, handoff or inetd."""
     peer: Endpoint | None
     """Whose connection it is."""
 

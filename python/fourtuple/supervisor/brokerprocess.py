@@ -89,7 +89,7 @@ class _Process:
 
     def _serve(self, engine: Engine) -> None:
         self._selector.register(self._channel, selectors.EVENT_READ)
-        if hasattr(engine, "questions_fd"): self._selector.register(engine.questions_fd, selectors.EVENT_READ)
+        self._selector.register(engine.questions_fd, selectors.EVENT_READ)
         while engine.running:
             for key, events in self._selector.select(_GLANCE_S):
                 if key.fileobj is not self._channel:
