@@ -1,7 +1,7 @@
 """What a running broker asks, and what it is told: the words between its engine and whoever starts services.
 
-Decides the vocabulary alone. Each worker of an engine asks for itself, so the same question may come once from each, and
-again later: whoever answers goes by the service. Every worker gets every answer.
+Decides the vocabulary alone. Each worker of an engine asks for itself, so the same question may come once from each,
+and again later: whoever answers goes by the service. Every worker gets every answer.
 """
 
 from __future__ import annotations
