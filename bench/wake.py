@@ -51,15 +51,8 @@ class World:
 
     folder: Path
     process: subprocess.Popen[str]
-
-    @property
-    def broker_pids(self) -> list[int]:
-        """Its supervisor and what that has forked of itself: not the services."""
-        pids = [self.process.pid]
-        for child in _children(self.process.pid):
-            if os.readlink(f"/proc/{child}/exe") == os.readlink(f"/proc/{self.process.pid}/exe"):
-                pids.append(child)
-        return pids
+    broker_pids: Sequence[int]
+    """Its supervisor and what that has forked of itself, not the services."""
 
     def services(self) -> int:
         """Processes of services that there are."""
@@ -121,7 +114,7 @@ def sleeping(services: int, *, idle_s: float, most_starting: int = 32) -> Iterat
         ):
             try:
                 _until(lambda: _listens() or process.poll() is not None)
-                yield World(folder=folder, process=process)
+                yield World(folder=folder, process=process, broker_pids=[process.pid, *_children(process.pid)])
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(WAIT_S)
@@ -272,12 +265,13 @@ def main() -> int:
     given = options.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     results: dict[str, Any] = {}
-    with namespaces.private_network():
-        Path("/proc/sys/net/core/somaxconn").write_text("65535")
-        if given.storm:
-            results["storm"] = storm(given.storm)
-        if given.services:
-            results["million"] = million(given.services, given.awake)
+    namespaces.enter(namespaces.Membership())
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    Path("/proc/sys/net/core/somaxconn").write_text("65535")
+    if given.storm:
+        results["storm"] = storm(given.storm)
+    if given.services:
+        results["million"] = million(given.services, given.awake)
     print(json.dumps(results, indent=1))
     return 0
 

@@ -10,6 +10,7 @@ Messages to it: `begin`, `answer`, `survey`, `ferry`, `land`, `drain`, `resume`,
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import signal
@@ -22,7 +23,7 @@ from pathlib import Path
 from fourtuple.broker import running, summary
 from fourtuple.engine import CarrierName, Engine, Phase
 from fourtuple.errors import EngineStopped, FourtupleError
-from fourtuple.supervisor.channel import VERSION, Channel, ChannelBroken, Fields, Message
+from fourtuple.supervisor.channel import MOST_BYTES, VERSION, Channel, ChannelBroken, Fields, Message
 from fourtuple.supervisor.spec import Spec
 from fourtuple.supervisor.words import fields_of, tell
 
@@ -30,7 +31,8 @@ CHANNEL = 3
 """The descriptor of the channel in a process that executes this module."""
 _BEGINS_WITHIN_S = 30.0
 _GLANCE_S = 0.25
-_QUESTIONS_PER_MESSAGE = 64
+_BATCH_BYTES = MOST_BYTES // 2
+"""Of questions in one message. The longest is an answer with a row for each of 64 services."""
 
 
 def main(channel: Channel) -> int:
@@ -117,10 +119,20 @@ class _Process:
     # ---- what the engine asks ----------------------------------------------------------------------------------------
 
     def _ask(self, engine: Engine) -> None:
-        questions = [fields_of(question) for question in engine.questions()]
-        while questions and not self._is_orphan:
-            some, questions = questions[:_QUESTIONS_PER_MESSAGE], questions[_QUESTIONS_PER_MESSAGE:]
-            self._channel.send("questions", {"questions": some})
+        batch, bytes_in_batch = list[Fields](), 0
+        for question in engine.questions():
+            fields = fields_of(question)
+            size = len(json.dumps(fields))
+            if batch and bytes_in_batch + size > _BATCH_BYTES:
+                self._pass_on(batch)
+                batch, bytes_in_batch = [], 0
+            batch.append(fields)
+            bytes_in_batch += size
+        self._pass_on(batch)
+
+    def _pass_on(self, batch: list[Fields]) -> None:
+        if batch and not self._is_orphan:
+            self._channel.send("questions", {"questions": batch})
 
     # ---- what the supervisor says ------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from fourtuple.templates import Call, Template
 
 _GLANCE_S = 0.5
 _ANSWERED_WITHIN_S = 5.0
-_USAGE_PER_MESSAGE = 256
+_USAGE_PER_MESSAGE = 64
 _TARGETS = ("unix:", "tcp:")
 _LOOKS_AGAIN_S = 5.0
 """When a service is still in use that the broker knows no connection of: sockets that were handed over."""
