@@ -232,6 +232,10 @@ class Launcher:
             for name, unit in self._units.items()
         )
 
+    def knows(self, mark: int | None) -> bool:
+        """Whether this is the mark (`processes.mark_of`) of a start of this launcher, or of one of its name."""
+        return self._marks.ours(mark)
+
     def busy(self, service: str) -> bool:
         """Whether its processes hold a connection that came to one of `ports`: handed off, so that no broker sees it.
 
