@@ -34,6 +34,7 @@ pub(crate) struct Birth {
     limits: Vec<(u32, u64, u64)>,
     nice: Option<i32>,
     cgroup: Option<c_int>,
+    session: bool,
     no_new_privileges: bool,
     die_with_parent: bool,
     private_network: bool,
@@ -58,6 +59,7 @@ struct Plan {
     limits: Vec<(u32, libc::rlimit)>,
     nice: Option<i32>,
     cgroup: Option<c_int>,
+    session: bool,
     no_new_privileges: bool,
     die_with_parent: bool,
     namespaces: c_int,
@@ -68,6 +70,9 @@ struct Plan {
     step: Step,
     errno: c_int,
 }
+
+// SAFETY: what the pointers lead to is kept by `spawn`, which waits, and is not bound to a thread.
+unsafe impl Send for Plan {}
 
 /// A step of the child that can fail, in words that follow "cannot".
 #[derive(Clone, Copy)]
@@ -90,7 +95,7 @@ impl Step {
     const fn words(self) -> &'static str {
         match self {
             Step::Cgroup => "join its cgroup",
-            Step::Session => "begin a session",
+            Step::Session => "be apart from its parent's processes",
             Step::Descriptors => "place its descriptors",
             Step::Limits => "set a limit",
             Step::Nice => "set its niceness",
@@ -136,6 +141,7 @@ pub(crate) fn spawn(py: Python<'_>, birth: Birth) -> PyResult<(libc::pid_t, c_in
         limits: birth.limits.into_iter().map(limit).collect(),
         nice: birth.nice,
         cgroup: birth.cgroup,
+        session: birth.session,
         no_new_privileges: birth.no_new_privileges,
         die_with_parent: birth.die_with_parent,
         namespaces: if birth.private_network { libc::CLONE_NEWNET } else { 0 }
@@ -148,7 +154,7 @@ pub(crate) fn spawn(py: Python<'_>, birth: Birth) -> PyResult<(libc::pid_t, c_in
         step: Step::Execute,
         errno: 0,
     };
-    let (pid, pidfd) = cloned(&mut plan).map_err(|error| raised(py, &error, "be made: clone()"))?;
+    let (pid, pidfd) = py.detach(|| cloned(&mut plan)).map_err(|error| raised(py, &error, "be made: clone()"))?;
     if plan.errno == 0 {
         return Ok((pid, pidfd));
     }
@@ -207,8 +213,8 @@ fn born(plan: &mut Plan) -> Result<(), Step> {
         // SAFETY: two bytes of a constant.
         done(unsafe { libc::write(procs, c"0".as_ptr().cast(), 1) } as c_int, Step::Cgroup)?;
     }
-    // SAFETY: it takes nothing.
-    done(unsafe { libc::setsid() }, Step::Session)?;
+    // SAFETY: numbers.
+    done(unsafe { if plan.session { libc::setsid() } else { libc::setpgid(0, 0) } }, Step::Session)?;
     place_descriptors(plan)?;
     for (resource, limit) in &plan.limits {
         // SAFETY: the limit outlives the call.

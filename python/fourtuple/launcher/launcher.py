@@ -13,10 +13,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
+from errno import EADDRINUSE
 
 from fourtuple.errors import BadConfig, FourtupleError, MissingFeature
 from fourtuple.launcher import processes, sockets
@@ -24,6 +25,7 @@ from fourtuple.launcher.cgroups import Cgroup
 from fourtuple.launcher.clients import holds_clients
 from fourtuple.launcher.readiness import Folders, Word
 from fourtuple.launcher.spawn import birth, spawn, standard
+from fourtuple.launcher.state import Record, Saved
 from fourtuple.templates import Call, Missing, Place, Ready, Socket, Template, by_name
 
 MOST_STARTING = 16
@@ -33,7 +35,8 @@ _LOOKS_S = (0.0005, 0.05)
 _KILL_PATIENCE_S = 10.0
 """Who is not gone so long after SIGKILL waits in the kernel (state D), and is left to it."""
 _TICK_S = 1.0
-_VERSION = 1
+_FORGET_S = 60.0
+"""After execve(), crashes are remembered for so long after the pause."""
 _log = logging.getLogger("fourtuple.launcher")
 
 
@@ -117,6 +120,9 @@ class _Unit:
     def __init__(self, call: Call, template: Template, mark: int, loop: asyncio.AbstractEventLoop) -> None:
         self.call, self.template, self.mark = call, template, mark
         self.place = Place.parse(call.target)
+        self.key = call.service
+        self.single = False
+        """It serves the one connection that it was started for."""
         self.phase = Phase.WAITING
         self.pid, self.pidfd, self.user = 0, -1, os.getuid()
         self.since_s = time.monotonic()
@@ -128,6 +134,10 @@ class _Unit:
         self.word: Word | None = None
         self.status: asyncio.Future[int] = loop.create_future()
         self.begun: asyncio.Future[Started | StartFailed] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()
+        """Of one with a connection: when nothing of it is left."""
+        self.connection: socket.socket | None = None
+        self.variables: dict[str, str] = {}
         self.work: asyncio.Task[None] | None = None
 
     @property
@@ -155,12 +165,15 @@ class Launcher:
         socket_owner: tuple[int, int] | None = None,
         ports: frozenset[int] = frozenset(),
         exited: Callable[[Exit], object] | None = None,
+        saved: Saved | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         """`most_starting` at once, first come first served; `most_running` in all.
 
         `instance`: a name that stays over restarts of this program; what an earlier one left behind that was killed is
         ended now. `socket_owner`: user and group who may connect to sockets that are made here. `ports`: of the
         listeners whose connections are handed off (`busy`). `exited` is called for whoever ends without being told to.
+        `saved` and `descriptors`: what `save` has given in an earlier image of this process.
         """
         processes.become_subreaper()
         self._loop = asyncio.get_running_loop()
@@ -175,7 +188,11 @@ class Launcher:
         self._marks = processes.Marks(instance)
         self._tick: asyncio.TimerHandle | None = None
         self._closing = False
+        self._connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self._left_behind = instance is not None
+        if saved is not None:
+            self._restore(saved, descriptors)
 
     def replace(self, templates: Iterable[Template]) -> None:
         """Templates for starts from now on; what runs keeps its own."""
@@ -215,6 +232,10 @@ class Launcher:
             for name, unit in self._units.items()
         )
 
+    def knows(self, mark: int | None) -> bool:
+        """Whether this is the mark (`processes.mark_of`) of a start of this launcher, or of one of its name."""
+        return self._marks.ours(mark)
+
     def busy(self, service: str) -> bool:
         """Whether its processes hold a connection that came to one of `ports`: handed off, so that no broker sees it.
 
@@ -224,10 +245,70 @@ class Launcher:
         unit = self._units.get(service)
         return unit is not None and holds_clients(self._members(unit), self.ports)
 
+    def save(self) -> tuple[Saved, list[int]]:
+        """For the next image of this process, into which the descriptors have to come along, in their order.
+
+        To be called right before execve(); whoever waits in `start` asks again afterwards, and finds the start going
+        on. Starts that still waited for their turn are forgotten.
+        """
+        words = [unit.word.socket.fileno() for unit in self._units.values() if unit.word is not None]
+        records = tuple(
+            Record(
+                call=unit.call,
+                template=unit.template,
+                key=unit.key,
+                single=unit.single,
+                mark=unit.mark,
+                phase=unit.phase.value,
+                pid=unit.pid,
+                user=unit.user,
+                since_s=unit.since_s,
+                ready_s=unit.ready_s,
+                until_s=unit.until_s,
+                file=unit.file,
+                cgroup=None if unit.cgroup is None else str(unit.cgroup.folder),
+                word=None if unit.word is None else words.index(unit.word.socket.fileno()),
+                status=unit.status.result() if unit.status.done() else None,
+            )
+            for unit in self._units.values()
+            if unit.pid
+        )
+        crashes = {service: (one.count, one.until_s) for service, one in self._crashes.items()}
+        return Saved(marks=self._marks.saved, records=records, crashes=crashes), words
+
+    def _restore(self, saved: Saved, descriptors: Sequence[int]) -> None:
+        self._marks.restore(saved.marks)
+        self._left_behind = False
+        now_s = time.monotonic()
+        for service, (count, until_s) in saved.crashes.items():
+            self._note_crashes(service, count, until_s, max(0.0, until_s - now_s) + _FORGET_S)
+        for record in saved.records:
+            unit = _Unit(record.call, record.template, record.mark, self._loop)
+            unit.key, unit.single, unit.phase = record.key, record.single, Phase(record.phase)
+            unit.pid, unit.user, unit.file = record.pid, record.user, record.file
+            unit.since_s, unit.ready_s, unit.until_s = record.since_s, record.ready_s, record.until_s
+            unit.cgroup = None if record.cgroup is None else Cgroup.of(record.cgroup)
+            unit.word = None if record.word is None else Word(descriptors[record.word])
+            self._units[unit.key] = unit
+            if record.status is not None:
+                unit.status.set_result(record.status)
+            else:
+                # Our child, and not waited for: the number is its own still, even if it has ended.
+                unit.pidfd = os.pidfd_open(unit.pid)
+                self._watch(unit)
+            work = {Phase.STARTING: self._begin, Phase.STOPPING: self._stop, Phase.ENDING: self._end}.get(unit.phase)
+            if work is not None:
+                unit.work = self._loop.create_task(work(unit))
+            if unit.phase is not Phase.STARTING:
+                unit.begun.set_result(unit.started)
+        self._connections = max(
+            (int(key.rpartition("#")[2]) for key, one in self._units.items() if one.single), default=0
+        )
+
     async def aclose(self) -> None:
         """Stop everything; starts that are under way fail."""
         self._closing = True
-        await asyncio.gather(*(self.stop(service) for service in list(self._units)))
+        await asyncio.gather(*(self.stop(service) for service in list(self._units)), *self._tasks)
         for crashes in self._crashes.values():
             crashes.forgetting.cancel()
         self._crashes.clear()
@@ -235,6 +316,26 @@ class Launcher:
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
+
+    async def serve(self, call: Call, connection: socket.socket, variables: Mapping[str, str]) -> asyncio.Future[int]:
+        """Start a process for one connection, which is its descriptor 0 and 1; StartFailed as `start`.
+
+        Gives what becomes its status when nothing of it is left; to cancel that stops it. Any number may be of one
+        service; none of them counts as its crash.
+        """
+        unit = self._admitted(call)
+        self._connections += 1
+        key = f"{call.service}#{self._connections}"
+        unit.key, unit.single, unit.connection, unit.variables = key, True, connection, dict(variables)
+        self._units[key] = unit
+        unit.work = self._loop.create_task(self._begin(unit))
+        try:
+            await self._begun(unit)
+        except asyncio.CancelledError:
+            self._background(self.stop(key))
+            raise
+        unit.ended.add_done_callback(lambda ended: self._background(self.stop(key)) if ended.cancelled() else None)
+        return unit.ended
 
     def _admitted(self, call: Call) -> _Unit:
         template = self._templates.get(call.template)
@@ -259,16 +360,23 @@ class Launcher:
             raise StartFailed(outcome.failure, outcome.why, outcome.retry_after_s)
         return outcome
 
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _worked(self, unit: _Unit) -> None:
         if unit.work is not None:
             await asyncio.wait({unit.work})
 
     async def _begin(self, unit: _Unit) -> None:
+        """From its turn until it is ready or nothing of it is left; one that has a process already goes on."""
         failed: StartFailed | None
         try:
             async with self._slots:
                 self._sweep_left_behind()
-                failed = self._spawned(unit) or await self._until_ready(unit)
+                failed = None if unit.pid else self._spawned(unit)
+                failed = failed or await self._until_ready(unit)
         except asyncio.CancelledError:
             failed = StartFailed(Failure.STOPPED, "it was stopped before it was ready")
         except Exception as error:
@@ -285,9 +393,10 @@ class Launcher:
         try:
             await self._cleared(unit)
         finally:
-            if failed.failure in (Failure.NOT_EXECUTED, Failure.ENDED, Failure.TIMEOUT):
+            if failed.failure in (Failure.NOT_EXECUTED, Failure.ENDED, Failure.TIMEOUT) and not unit.single:
                 failed.retry_after_s = self._crashed(unit)
             self._forget(unit)
+            unit.ended.cancel()
             unit.begun.set_result(failed)
 
     def _spawned(self, unit: _Unit) -> StartFailed | None:
@@ -301,14 +410,18 @@ class Launcher:
                 descriptors = standard(template.output)
                 for descriptor in descriptors:
                     opened.callback(os.close, descriptor)
-                variables = {"FOURTUPLE_SERVICE": call.service}
+                variables = {"FOURTUPLE_SERVICE": call.service, **unit.variables}
                 if command.cgroup is not None:
                     self._make_cgroup(unit, command.cgroup)
-                listener = opened.enter_context(self._listener(unit))
-                if template.socket is Socket.PASS:
-                    descriptors.append(listener.fileno())
+                if unit.connection is not None:
+                    descriptors = [unit.connection.fileno(), unit.connection.fileno(), descriptors[2]]
+                elif template.socket is Socket.OWN:
+                    self._clear_the_way(unit)
+                else:
+                    listener = opened.enter_context(self._listener(unit))
+                    descriptors = [*descriptors, listener.fileno()]
                     variables |= {"LISTEN_PID": "0" * 10, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "service"}
-                if template.ready is Ready.NOTIFY:
+                if template.ready is Ready.NOTIFY and not unit.single:
                     unit.word = Word()
                     variables["NOTIFY_SOCKET"] = unit.word.name
                 born = birth(
@@ -324,6 +437,8 @@ class Launcher:
                 return StartFailed(Failure.BAD_VALUE, str(error))
             except OSError as error:
                 return StartFailed(Failure.TARGET_TAKEN, f"{call.target}: {error.strerror}")
+            finally:
+                unit.connection, unit.variables = None, {}
             if born.user is not None:
                 unit.user = born.user
             try:
@@ -343,13 +458,12 @@ class Launcher:
             if unit.template.cgroup_missing is Missing.REFUSE:
                 raise
 
+    def _clear_the_way(self, unit: _Unit) -> None:
+        sockets.clear(unit.place)
+        if sockets.is_there(unit.place, unit.call.delivery):
+            raise OSError(EADDRINUSE, os.strerror(EADDRINUSE))
+
     def _listener(self, unit: _Unit) -> socket.socket:
-        """At the target; where the service makes its own, an unbound one, and nothing is in its way."""
-        if unit.template.socket is Socket.OWN:
-            sockets.clear(unit.place)
-            if sockets.is_there(unit.place, unit.call.delivery):
-                raise OSError(0, "somebody listens there already")
-            return socket.socket(socket.AF_UNIX)
         listener = sockets.bound(
             unit.place,
             unit.call.delivery,
@@ -364,7 +478,7 @@ class Launcher:
     async def _until_ready(self, unit: _Unit) -> StartFailed | None:
         news = asyncio.Event()
         with ExitStack() as watched:
-            if unit.template.socket is Socket.OWN and unit.place.path:
+            if unit.template.socket is Socket.OWN and unit.place.path and not unit.single:
                 watched.callback(self._folders.watch(unit.place.path, news.set))
             if unit.word is not None:
                 self._loop.add_reader(unit.word.socket, news.set)
@@ -392,7 +506,7 @@ class Launcher:
         template = unit.template
         if unit.word is not None:
             return unit.word.is_ready(unit.mark, unit.user)
-        if template.ready is Ready.LISTENING and template.socket is Socket.OWN:
+        if template.ready is Ready.LISTENING and template.socket is Socket.OWN and not unit.single:
             return sockets.is_there(unit.place, unit.call.delivery)
         return time.monotonic() >= unit.since_s + template.settle_ms / 1000
 
@@ -436,16 +550,20 @@ class Launcher:
     async def _end(self, unit: _Unit) -> None:
         status = unit.status.result()
         await self._cleared(unit)
-        if status != 0:
+        if status != 0 and not unit.single:
             self._crashed(unit)
         self._forget(unit)
-        if self._exited is not None:
+        if not unit.ended.done():
+            unit.ended.set_result(status)
+        if self._exited is not None and not unit.single:
             self._exited(Exit(service=unit.call.service, status=status, crashed=status != 0))
 
     async def _stop(self, unit: _Unit) -> None:
         await asyncio.wait({unit.status}, timeout=max(0.0, unit.until_s - time.monotonic()))
         await self._cleared(unit)
         self._forget(unit)
+        if not unit.ended.done():
+            unit.ended.set_result(unit.status.result() if unit.status.done() else -signal.SIGKILL)
 
     async def _cleared(self, unit: _Unit) -> None:
         """Kill whatever is left of it, wait until it is gone, remove what it had."""
@@ -465,7 +583,7 @@ class Launcher:
             look_s = min(2 * look_s, _LOOKS_S[1])
         if unit.pid in self._pids:
             await asyncio.wait({unit.status}, timeout=_KILL_PATIENCE_S)
-        if unit.file is not None or unit.template.socket is Socket.OWN:
+        if not unit.single and (unit.file is not None or unit.template.socket is Socket.OWN):
             sockets.remove(unit.place, unit.file)
         if unit.cgroup is not None:
             while not unit.cgroup.remove() and time.monotonic() < until_s:
@@ -515,15 +633,16 @@ class Launcher:
             ran_long = unit.ready_s and now_s - unit.ready_s >= template.backoff_reset_s
             count = 1 if ran_long else earlier.count + 1
         pause_s = min(template.backoff_most_s, template.backoff_s * 2.0 ** min(count - 1, 30))
-        forgetting = self._loop.call_later(
-            pause_s + template.backoff_reset_s, self._crashes.pop, unit.call.service, None
-        )
-        self._crashes[unit.call.service] = _Crashes(count, now_s + pause_s, forgetting)
+        self._note_crashes(unit.call.service, count, now_s + pause_s, pause_s + template.backoff_reset_s)
         return pause_s
 
+    def _note_crashes(self, service: str, count: int, until_s: float, forget_s: float) -> None:
+        forgetting = self._loop.call_later(forget_s, self._crashes.pop, service, None)
+        self._crashes[service] = _Crashes(count, until_s, forgetting)
+
     def _forget(self, unit: _Unit) -> None:
-        if self._units.get(unit.call.service) is unit:
-            del self._units[unit.call.service]
+        if self._units.get(unit.key) is unit:
+            del self._units[unit.key]
 
 
 def _ended_early(unit: _Unit, status: int) -> str:

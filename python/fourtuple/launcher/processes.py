@@ -47,6 +47,15 @@ class Marks:
         self.next = (self.next + 1) % _COUNTERS
         return self._base | self.next
 
+    @property
+    def saved(self) -> tuple[int, int]:
+        """For `restore`."""
+        return self._base, self.next
+
+    def restore(self, saved: tuple[int, int]) -> None:
+        """Go on as the launcher that was saved."""
+        self._base, self.next = saved
+
     def ours(self, mark: int | None) -> bool:
         """Whether it is of this launcher, or of one of its name."""
         return mark is not None and mark & ~(_COUNTERS - 1) == self._base

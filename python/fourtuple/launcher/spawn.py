@@ -13,6 +13,7 @@ import resource
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 from fourtuple._core import spawn as _spawn
@@ -46,6 +47,8 @@ class Birth:
     nice: int | None = None
     cgroup: int | None = None
     """A cgroup.procs that is open for writing."""
+    session: bool = True
+    """One of its own; else a process group of its own within ours."""
     no_new_privileges: bool = True
     die_with_parent: bool = True
     private_network: bool = False
@@ -86,6 +89,7 @@ def birth(
         limits=(_mark(mark), *_limits(template)),
         nice=template.nice,
         cgroup=cgroup,
+        session=_has_terminal(),
         no_new_privileges=template.no_new_privileges,
         private_network=template.private_network,
         private_tmp=template.private_tmp,
@@ -142,6 +146,17 @@ def _identity(command: Command) -> tuple[int | None, int | None, Sequence[int], 
     if (uid, gid) == own and os.geteuid() != 0:
         return None, None, (), environment
     return uid, gid, groups[:_MOST_GROUPS], environment
+
+
+@cache
+def _has_terminal() -> bool:
+    """Whether services have to be kept from a terminal. Where there is none, a session of its own would only put each
+    into a scheduling group of its own (sched_autogroup_create_attach), behind all others just while we wait for it."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _entry(key: str, look_up: Callable[[str], _E], name: str) -> _E:
