@@ -248,6 +248,43 @@ class WakeTable(_Table):
         return texts
 
 
+class ConfineTable(_Table):
+    """`[confine]`: what the broker's process gives up before it moves the first byte (docs/confinement.md)."""
+
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """As far as the kernel has it; all of it, or no start; or only another user."""
+    without: tuple[Literal["mounts", "network", "capabilities", "dumpable", "landlock", "seccomp"], ...] = Field(
+        default=(), strict=False
+    )
+    """Steps that are not taken."""
+    user: str | None = None
+    """Who to become; a name or a number."""
+    group: str | None = None
+    """Its group, if it is not the user's own."""
+    allow_folders: tuple[str, ...] = Field(default=(), strict=False)
+    """Where unix sockets of services lie that the registry has not got yet."""
+    allow_ports: tuple[_Port, ...] = Field(default=(), strict=False)
+    """TCP ports of services that the registry has not got yet."""
+    allow_abstract: bool = False
+    """Whether it may come to have services with abstract unix names."""
+
+    @pydantic.field_validator("allow_folders")
+    @classmethod
+    def _absolute(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not path.startswith("/") or any(part in ("", ".", "..") for part in path[1:].split("/")):
+                raise ValueError(f"{path[:60]!r} is no absolute path without . or ..")
+        return paths
+
+    @pydantic.model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.group is not None and self.user is None:
+            raise ValueError("group: needs a user")
+        if self.sandbox == "required" and self.without:
+            raise ValueError("without: leaves steps out, and sandbox requires them all")
+        return self
+
+
 class BrokerFile(_Table):
     """The whole file."""
 
@@ -257,6 +294,7 @@ class BrokerFile(_Table):
     template: tuple[TemplateTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)
+    confine: ConfineTable = ConfineTable()
 
     @property
     def services(self) -> tuple[Service, ...]:

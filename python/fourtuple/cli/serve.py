@@ -80,14 +80,17 @@ def serve(
     check: Annotated[
         bool, typer.Option("--check", help="With --demo: ask every service for its page, compare, and end.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Start nothing; print what the broker would be confined to here.")
+    ] = False,
 ) -> int:
     """Take connections on one port, see which service each means, and hand it over or relay it.
 
     A service that is absent or full is waited for, never dropped at once. SIGTERM or Ctrl-C ends it gracefully; a
     second one at once.
 
-    Exit status: 0 ended as asked, 1 a page of --check was not what it should be, 64 wrong usage or file (or a port that
-    is taken), 69 something is missing.
+    Exit status: 0 ended as asked, 1 a page of --check was not what it should be (or --explain found something missing),
+    64 wrong usage or file (or a port that is taken), 69 something is missing.
     """
     from fourtuple.broker import Limits
     from fourtuple.supervisor import Spec
@@ -100,6 +103,13 @@ def serve(
         if value < 0:
             raise BadConfig(option, "is negative; 0 or more is needed")
     whole_or_none("--workers", workers, 1, 1_024)
+    if explain:
+        from fourtuple.cli.explain import explain as explained
+
+        if demo:
+            raise BadConfig("--explain", "needs a broker.toml, and no --demo")
+        file = _from_file(config, store).file
+        return explained(file, store=store, log=log, uring=carrier is not CarrierOption.EPOLL, as_json=as_json)
     limits = Limits(
         most_connections=most,
         most_per_source=most_per_source,
