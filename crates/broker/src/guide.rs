@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fourtuple_engine::ListenerId;
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Heard, Shown, Turn};
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
-use fourtuple_sniff::{Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
+use fourtuple_sniff::{Alpn, Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
+
+use crate::door::{self, Door, Standing, TALK_BYTES};
 
 /// Where a connection goes that nothing else matches.
 #[derive(Clone)]
@@ -54,6 +56,8 @@ pub struct Reading {
     state: State,
     /// It is told for whom the peer speaks.
     spoke: bool,
+    /// At a door.
+    standing: Standing,
 }
 
 /// What is looked for in the connections of one listener, under which rules, and who gets the rest.
@@ -65,13 +69,13 @@ pub struct Looking {
     names: Vec<String>,
     fallback: Option<Fallback>,
     rules: Rules,
+    door: Option<Arc<Door>>,
 }
 
 /// Sniffers and registry of one worker.
 pub struct BrokerGuide {
     store: Arc<Store>,
     scratch: Box<Scratch>,
-    alpn: Vec<u8>,
     /// By listener.
     looking: Vec<Looking>,
 }
@@ -86,7 +90,13 @@ impl Looking {
         let (names, patterns): (Vec<_>, Vec<_>) = patterns.into_iter().unzip();
         let asked_last = (!patterns.is_empty()).then_some(Protocol::Pattern);
         let sniffer = Sniffer::new(protocols.into_iter().chain(asked_last));
-        Looking { sniffer, patterns, names, fallback, rules: Rules::default() }
+        Looking { sniffer, patterns, names, fallback, rules: Rules::default(), door: None }
+    }
+
+    /// Behind a door: its clients are greeted, and nothing is looked for but what it speaks.
+    #[must_use]
+    pub fn behind(self, door: Door) -> Looking {
+        Looking { door: Some(Arc::new(door)), ..self }
     }
 
     /// Under other rules than the usual ones.
@@ -102,14 +112,18 @@ impl Looking {
 
     fn bound(&self) -> usize {
         let prelude = if self.rules.proxies.is_empty() { Prelude::None } else { Prelude::Required };
-        self.sniffer.with_prelude(prelude).bound()
+        match self.door {
+            // The header goes before the rest is looked at.
+            Some(_) => TALK_BYTES + Sniffer::new([Protocol::Tls]).bound(),
+            None => self.sniffer.with_prelude(prelude).bound(),
+        }
     }
 }
 
 impl BrokerGuide {
     /// A guide with what each listener looks for.
     pub fn new(store: Arc<Store>, looking: Vec<Looking>) -> BrokerGuide {
-        BrokerGuide { store, scratch: Box::new(Scratch::new()), alpn: Vec::new(), looking }
+        BrokerGuide { store, scratch: Box::new(Scratch::new()), looking }
     }
 
     /// Bytes that it may ask for.
@@ -135,6 +149,23 @@ impl BrokerGuide {
             None => Guidance::NoRoute,
         }
     }
+
+    /// Ask the registry, and else the default.
+    fn resolve(&self, seen: &Seen<'_>, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
+        match self.store.reader().and_then(|reader| reader.resolve(seen)) {
+            Ok(Outcome::Found(resolved)) => {
+                if let Some(name) = seen.name {
+                    chosen.matched = String::from_utf8_lossy(name).into_owned();
+                }
+                choose(resolved, shown, chosen);
+                Guidance::Found
+            }
+            Ok(Outcome::Refused(_)) => Guidance::Garbage,
+            // Who names something that there is not is not sent to somebody else.
+            Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
+            Ok(Outcome::NoRoute) => self.fall_back(shown.listener, shown, chosen),
+        }
+    }
 }
 
 impl Guide for BrokerGuide {
@@ -142,6 +173,14 @@ impl Guide for BrokerGuide {
 
     fn trusts(&self, listener: ListenerId, peer: SocketAddr) -> bool {
         self.looking[listener.0 as usize].is_proxy(peer)
+    }
+
+    fn speaks_first(&self, listener: ListenerId) -> bool {
+        self.looking[listener.0 as usize].door.is_some()
+    }
+
+    fn hears(&self, expect: u8, said: &[u8]) -> Heard {
+        door::hears(expect, said).unwrap_or_else(|| Heard::of_byte(expect, said))
     }
 
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Reading, chosen: &mut Chosen) -> Guidance {
@@ -154,6 +193,9 @@ impl Guide for BrokerGuide {
             (true, false) => Prelude::Required,
             (true, true) => Prelude::Allowed,
         };
+        if let Some(door) = looking.door.clone().filter(|_| !is_proxy) {
+            return self.at_door(&door, shown, memory, chosen);
+        }
         let sniffer = looking
             .sniffer
             .with_patterns(&looking.patterns)
@@ -161,7 +203,6 @@ impl Guide for BrokerGuide {
             .with_postgres_tls(postgres_tls != PostgresTls::Declined);
         let (source, destination) = shown.names.unzip();
         let mut seen = Seen { source, destination, ..Seen::default() };
-        self.alpn.clear();
         let verdict = sniffer.sniff(&mut memory.state, shown.bytes, &mut self.scratch);
         // Whoever waits for the other side to speak first.
         let is_silent = shown.last && shown.bytes.is_empty();
@@ -169,7 +210,7 @@ impl Guide for BrokerGuide {
             if memory.state.knows_source() || is_silent && may_be_direct {
                 let names = memory.state.proxied(shown.bytes).and_then(|header| header.endpoints);
                 let header = memory.state.header() as u32;
-                *memory = Reading { state: State::default(), spoke: true };
+                *memory = Reading { spoke: true, ..Reading::default() };
                 return Guidance::Speaks { names, header };
             }
             // A broken header, or none where one has to be, or too late.
@@ -178,7 +219,9 @@ impl Guide for BrokerGuide {
         }
         let mut skip = memory.state.start();
         let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
+        let turn = promise.map(|(request, answer)| Turn { say: request.into(), expect: Some(answer) });
         let (mut reply, mut line) = (&b""[..], 0);
+        let alpn;
         match verdict {
             Verdict::More(_) if is_silent => seen.protocol = Some("unknown"),
             Verdict::More(_) => return Guidance::More,
@@ -199,10 +242,7 @@ impl Guide for BrokerGuide {
                 } else {
                     seen.path = found.path;
                 }
-                for protocol in found.alpn {
-                    self.alpn.push(protocol.len() as u8);
-                    self.alpn.extend_from_slice(protocol);
-                }
+                alpn = self::alpn(found.alpn);
                 seen.name = found.name.map(str::as_bytes);
                 seen.wide_port = found.number;
                 seen.protocol = Some(match found.protocol {
@@ -211,7 +251,7 @@ impl Guide for BrokerGuide {
                     other => other.probe().name,
                 });
                 (seen.user, seen.database, seen.client) = (found.user, found.database, found.client);
-                seen.alpn = (!self.alpn.is_empty()).then_some(self.alpn.as_slice());
+                seen.alpn = (!alpn.is_empty()).then_some(alpn.as_slice());
             }
         }
         match self.store.reader().and_then(|reader| reader.resolve(&seen)) {
@@ -220,14 +260,16 @@ impl Guide for BrokerGuide {
                     chosen.matched = String::from_utf8_lossy(name).into_owned();
                 }
                 choose(resolved, shown, chosen);
-                (chosen.skip, chosen.promise, chosen.reply) = (skip.max(line) as u32, promise, reply);
+                (chosen.skip, chosen.reply) = (skip.max(line) as u32, reply);
+                chosen.script.extend(turn);
                 Guidance::Found
             }
             Ok(Outcome::Refused(_)) => Guidance::Garbage,
             // Who names something that there is not is not sent to somebody else.
             Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
             Ok(Outcome::NoRoute) => {
-                (chosen.skip, chosen.promise) = (skip as u32, promise);
+                chosen.skip = skip as u32;
+                chosen.script.extend(turn);
                 self.fall_back(shown.listener, shown, chosen)
             }
         }
@@ -255,6 +297,16 @@ fn choose(resolved: Resolved, shown: &Shown<'_>, chosen: &mut Chosen) {
     chosen.preface = proxy.map_or_else(Vec::new, |version| preface(version, shown));
 }
 
+/// A list of protocols as the registry is asked about it (RFC 7301 3.1).
+fn alpn(protocols: Alpn<'_>) -> Vec<u8> {
+    let mut list = Vec::new();
+    for protocol in protocols {
+        list.push(protocol.len() as u8);
+        list.extend_from_slice(protocol);
+    }
+    list
+}
+
 /// A PROXY header with the client's endpoint.
 fn preface(version: u8, shown: &Shown<'_>) -> Vec<u8> {
     let mut space = [0; 256];
@@ -264,6 +316,8 @@ fn preface(version: u8, shown: &Shown<'_>) -> Vec<u8> {
     };
     length.map_or_else(Vec::new, |length| space[..length].to_vec())
 }
+
+mod doors;
 
 #[cfg(test)]
 mod conversations;

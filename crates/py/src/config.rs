@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fourtuple_broker::door::{DIALECTS, Door};
 use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings};
 use fourtuple_engine::broker::ledger::Unwritten;
@@ -135,6 +136,15 @@ struct ListenerRequest {
     postgres_tls: PostgresTls,
     protocols: Vec<String>,
     patterns: Vec<PatternRequest>,
+    door: Option<DoorRequest>,
+}
+
+/// `fourtuple.engine.Door`.
+#[derive(FromPyObject)]
+struct DoorRequest {
+    protocol: String,
+    host: String,
+    requires_tls: bool,
 }
 
 /// `fourtuple.engine.BytePattern`.
@@ -360,7 +370,11 @@ impl ListenerRequest {
         let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
         let patterns = self.patterns.iter().map(PatternRequest::pattern).collect::<PyResult<Vec<_>>>()?;
         let rules = self.rules().map_err(refused)?;
-        Ok(Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules))
+        let looking = Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules);
+        Ok(match &self.door {
+            Some(door) => looking.behind(door.door()?),
+            None => looking,
+        })
     }
 
     fn rules(&self) -> Result<Rules, fourtuple_registry::Error> {
@@ -375,6 +389,16 @@ impl ListenerRequest {
             Some(name) => Fallback::Service(Box::new(Name::checked("default", name)?)),
             None => Fallback::Target(Target::checked("default", text)?),
         }))
+    }
+}
+
+impl DoorRequest {
+    fn door(&self) -> PyResult<Door> {
+        let DoorRequest { protocol, host, requires_tls } = self;
+        let found = DIALECTS.iter().find(|row| row.0 == protocol).map(|row| row.1);
+        let names = DIALECTS.map(|row| row.0).join(", ");
+        let refused = || BadConfig::new_err(("door", format!("{protocol:?} is not one of {names}")));
+        Ok(Door { dialect: found.ok_or_else(refused)?, host: host.clone(), requires_tls: *requires_tls })
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown, Turn};
 use fourtuple_engine::broker::ledger::{Ended, Ledger, Reason};
 use fourtuple_engine::report::{Counter, Phase, Report};
 use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Transport};
@@ -103,7 +103,7 @@ impl Guide for FirstLine {
         let Some(service) = self.services.get(name) else { return Guidance::NoRoute };
         chosen.skip = skip as u32;
         if read.asked && service.delivery == Delivery::Relay {
-            chosen.promise = Some((b"?", b'!'));
+            chosen.script.push(Turn { say: b"?".into(), expect: Some(b'!') });
         }
         chosen.service = format!("s{name}");
         chosen.matched = format!("line of s{name}");

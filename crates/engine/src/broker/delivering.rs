@@ -8,7 +8,6 @@ use super::guide::{Address, Chosen, Delivery, Guide};
 use super::ledger::{Ledger, Reason};
 use super::session::{CLIENT, CLOSING, Line, OPEN, SENDING, SERVICE, Session, State};
 use super::{BACKOFF_MS, BrokerCore, FULL_BACKOFF_MS, note};
-use crate::buffers::Buf;
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step, Target};
 use crate::report::Counter;
 
@@ -130,7 +129,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.waits.set_due(place, Some(again));
     }
 
-    pub(super) fn connected(&mut self, ticket: u32, conn: ConnId, outbox: &mut Outbox) {
+    pub(super) fn connected(&mut self, ticket: u32, conn: ConnId, now: Instant, outbox: &mut Outbox) {
         self.report.add(Counter::Connected, 1);
         let wait = self.waits.at(ticket);
         wait.reaching = false;
@@ -147,43 +146,24 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             return;
         }
         let service = session.service - 1;
-        let mut first = std::mem::take(&mut wait.chosen.preface);
-        let (promise, deadline) = (wait.chosen.promise, wait.deadline);
+        let preface = std::mem::take(&mut wait.chosen.preface);
         self.waits.leave_line(service, ticket);
-        first.extend_from_slice(promise.map_or(b"", |(request, _)| request));
-        if !self.begin_with(id, SERVICE, &first, outbox) {
-            // Without it the service would take the proxy for the client.
-            return self.end(id, Reason::ServiceUnreachable, true, outbox);
-        }
-        if promise.is_none() {
-            return self.relay(id, outbox);
-        }
-        // Nothing goes behind the request before its answer: the service would have to refuse it (CVE-2021-23214).
-        self.sessions[id as usize].state = State::Asking;
-        self.waits.set_due(ticket, Some(deadline));
+        self.begin_script(id, preface, now, outbox);
     }
 
-    /// Send a side the first bytes that it gets, if there are any; false if no buffer is free.
+    /// Send a side the first bytes that it gets, if there are any; false if no buffer has room for them.
     pub(super) fn begin_with(&mut self, id: u32, side: usize, bytes: &[u8], outbox: &mut Outbox) -> bool {
         if bytes.is_empty() {
             return true;
+        }
+        if bytes.len() > outbox.buffers.buffer_bytes() {
+            return false;
         }
         let Some(buf) = outbox.buffers.write(bytes) else { return false };
         let session = &mut self.sessions[id as usize];
         session.sides[side] |= SENDING;
         outbox.push(Command::Send { conn: session.conns[side], buf });
         true
-    }
-
-    /// The service has answered what it was asked.
-    pub(super) fn service_answered(&mut self, id: u32, buf: Buf, outbox: &mut Outbox) {
-        let promise = self.waits.at(self.sessions[id as usize].extra).chosen.promise;
-        let is_kept = promise.is_some_and(|(_, answer)| outbox.buffers.bytes(&buf) == [answer]);
-        outbox.buffers.release(buf);
-        match is_kept {
-            true => self.relay(id, outbox),
-            false => self.end(id, Reason::ServiceDeclined, true, outbox),
-        }
     }
 
     /// Bytes go both ways from here on.
@@ -216,6 +196,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 }
             }
             State::Delivering => self.deliver(id, now, outbox),
+            State::Asking if side == SERVICE => self.say_turn(id, now, outbox),
             State::Asking | State::Relaying | State::Ending | State::Free => {}
         }
     }

@@ -58,7 +58,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         session.sides[side] |= if gone { FINISHED | GONE } else { FINISHED };
         match session.state {
             // It said nothing and will say nothing: only a service that speaks first can want it.
-            State::Sniffing => self.look(id, 0, None, now, outbox),
+            State::Sniffing => self.look(id, None, true, now, outbox),
             State::Relaying => self.pass_on_end(id, side, outbox),
             State::Asking if side == SERVICE => self.end(id, Reason::ServiceDeclined, true, outbox),
             State::Delivering | State::Asking | State::Ending | State::Free => {}

@@ -59,9 +59,9 @@ impl Queues {
 }
 
 impl<G: Guide, L: Ledger> BrokerCore<G, L> {
-    pub(super) fn received(&mut self, conn: ConnId, buf: Buf, outbox: &mut Outbox) {
+    pub(super) fn received(&mut self, conn: ConnId, buf: Buf, now: Instant, outbox: &mut Outbox) {
         if let Some((id, SERVICE)) = self.find(conn, State::Asking) {
-            return self.service_answered(id, buf, outbox);
+            return self.service_answered(id, buf, now, outbox);
         }
         let Some((id, from)) = self.find(conn, State::Relaying).filter(|_| !buf.is_empty()) else {
             return outbox.buffers.release(buf);
