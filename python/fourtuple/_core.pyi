@@ -77,6 +77,7 @@ class _Seen(TypedDict):
     answers: tuple[bytes, ...]
     needed: NotRequired[int]
     why: NotRequired[str]
+    intent: NotRequired[str]
     end: NotRequired[int]
     name: NotRequired[str | None]
     port: NotRequired[int | None]

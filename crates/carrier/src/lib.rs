@@ -11,10 +11,12 @@
 mod datagram;
 pub mod epoll;
 mod messenger;
+mod shelf;
 pub mod sim;
 mod sys;
 pub mod uring;
 pub mod worker;
 
+pub use shelf::Shelf;
 pub use uring::{UringAbilities, probe_uring};
 pub use worker::{CarrierKind, CarrierReport, CarrierSettings, Published, Worker, WorkerError};

@@ -13,6 +13,7 @@ use fourtuple_engine::report::{Phase, Report};
 use fourtuple_engine::{Carrier, CarrierError, Core, Errno, Event, Instant, Order, Outbox, Until};
 
 use crate::epoll::Epoll;
+use crate::shelf::Shelf;
 use crate::sys::Wake;
 use crate::uring::Uring;
 
@@ -107,6 +108,16 @@ pub struct Worker {
 impl Worker {
     /// Start a thread, make the carrier in it, run `core` on it. An error of making the carrier comes back here.
     pub fn start(kind: CarrierKind, settings: CarrierSettings, core: Box<dyn Core>) -> Result<Worker, CarrierError> {
+        Worker::start_with(kind, settings, core, Shelf::default())
+    }
+
+    /// As `start`, with descriptors laid ready.
+    pub fn start_with(
+        kind: CarrierKind,
+        settings: CarrierSettings,
+        core: Box<dyn Core>,
+        shelf: Shelf,
+    ) -> Result<Worker, CarrierError> {
         let wake = Wake::new()?;
         let shared = Arc::new(Shared {
             orders: Mutex::default(),
@@ -114,6 +125,7 @@ impl Worker {
             stop: AtomicBool::new(false),
             published: Mutex::default(),
             wake,
+            shelf,
         });
         let (made, answer) = mpsc::channel();
         let inside = Arc::clone(&shared);
@@ -134,6 +146,11 @@ impl Worker {
         lock(&self.shared.orders).push(order);
         self.shared.has_orders.store(true, Ordering::Release);
         self.shared.wake.ring();
+    }
+
+    /// Where descriptors are laid that an order names.
+    pub fn shelf(&self) -> &Shelf {
+        &self.shared.shelf
     }
 
     /// The newest numbers: at most 50 ms old while it runs, new at each change of phase, final once it has ended.
@@ -170,6 +187,7 @@ struct Shared {
     stop: AtomicBool,
     published: Mutex<Published>,
     wake: Wake,
+    shelf: Shelf,
 }
 
 fn run(
@@ -181,12 +199,10 @@ fn run(
 ) -> Result<(), WorkerError> {
     let carrier_report = Rc::new(Cell::new(CarrierReport::default()));
     let carrier: Result<Box<dyn Carrier>, CarrierError> = match kind {
-        CarrierKind::Uring => {
-            Uring::new(settings, &shared.wake, &carrier_report).map(|it| Box::new(it) as Box<dyn Carrier>)
-        }
-        CarrierKind::Epoll => {
-            Epoll::new(settings, &shared.wake, &carrier_report).map(|it| Box::new(it) as Box<dyn Carrier>)
-        }
+        CarrierKind::Uring => Uring::new(settings, &shared.wake, &shared.shelf, &carrier_report)
+            .map(|it| Box::new(it) as Box<dyn Carrier>),
+        CarrierKind::Epoll => Epoll::new(settings, &shared.wake, &shared.shelf, &carrier_report)
+            .map(|it| Box::new(it) as Box<dyn Carrier>),
     };
     let answer = carrier.as_ref().map(|_| ()).map_err(Clone::clone);
     // The starter waits for this answer; were it gone, nobody would hold the worker and `stop` could not come either.

@@ -38,9 +38,9 @@ impl Workers {
         let cores = config.cores(workers)?;
         failure::detached(py, move || {
             let mut states = Vec::with_capacity(workers as usize);
-            for core in cores {
+            for (core, shelf) in cores {
                 // Should one of them fail, those before it end here: dropping a worker stops it.
-                states.push(State::Running(Worker::start(kind, settings, core)?));
+                states.push(State::Running(Worker::start_with(kind, settings, core, shelf)?));
             }
             Ok(Workers { states: Mutex::new(states) })
         })

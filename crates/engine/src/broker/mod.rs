@@ -27,7 +27,7 @@ use self::ledger::{Ledger, Reason};
 use self::relay::Queues;
 use self::session::{Line, Session, State};
 use self::waits::Waits;
-use crate::contract::{Command, ConnId, Core, Event, Instant, Order, Outbox, PEEK_BYTES, Step};
+use crate::contract::{Command, ConnId, Core, Event, Given, Instant, Order, Outbox, PEEK_BYTES, Step};
 use crate::pages::Pages;
 use crate::report::{Counter, Phase, Report};
 
@@ -85,13 +85,18 @@ pub struct BrokerCore<G: Guide, L> {
     queues: Queues,
     sources: Counts<Prefix>,
     services: Counts<String>,
+    /// Sockets to listen with, by listener; where there is none, one is made.
+    given: Vec<Option<Given>>,
     next_listener: u32,
+    /// Answers outstanding to `Listen`, `Adopt` and `Unlisten`.
     listens_under_way: u32,
     listening: Vec<bool>,
     /// The endpoint of each listener, where it is that of all its connections.
     locals: Vec<Option<SocketAddr>>,
     /// Accept no more.
     draining: bool,
+    /// Accept again as soon as nothing is under way.
+    resuming: bool,
     /// When closing: the next session to look at.
     closing: Option<u32>,
     closes_under_way: u32,
@@ -113,14 +118,23 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             queues: Queues::default(),
             sources: Counts::new(),
             services: Counts::new(),
+            given: Vec::new(),
             next_listener: 0,
             listens_under_way: 0,
             listening,
             locals,
             draining: false,
+            resuming: false,
             closing: None,
             closes_under_way: 0,
         }
+    }
+
+    /// Listen with these sockets, by listener, instead of making them.
+    #[must_use]
+    pub fn listening_with(mut self, given: Vec<Option<Given>>) -> BrokerCore<G, L> {
+        self.given = given;
+        self
     }
 
     /// What was written about the connections that are gone.
@@ -164,6 +178,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
         match event {
             Event::Listening { listener, local } => self.listening(listener, local, outbox),
             Event::ListenFailed { step, error, .. } => self.listen_failed(step, error, outbox),
+            Event::Unlistened { .. } => self.unlistened(outbox),
             Event::Accepted { listener, conn, peer } => self.accepted(listener, conn, peer, now, outbox),
             Event::AcceptFailed { error, .. } => {
                 self.report.add(Counter::AcceptFailed, 1);
@@ -182,6 +197,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn, now),
             Event::Ordered(Order::Drain) => self.stop_listening(outbox),
+            Event::Ordered(Order::Resume) => self.resume(outbox),
             Event::Ordered(Order::Close) => {
                 self.stop_listening(outbox);
                 self.closing.get_or_insert(0);
