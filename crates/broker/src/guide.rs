@@ -7,6 +7,7 @@
 //! Decides, too, which bytes are for the broker and not for the service: a PROXY header from a source that the listener
 //! trusts, a PostgreSQL client's wish for encryption, a tcpmux line that a route understands.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
 use fourtuple_sniff::{Alpn, Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
 
+use crate::cancel::{Cancels, Overheard, Place};
 use crate::door::{self, Door, Standing, TALK_BYTES};
 
 /// Where a connection goes that nothing else matches.
@@ -78,6 +80,9 @@ pub struct BrokerGuide {
     scratch: Box<Scratch>,
     /// By listener.
     looking: Vec<Looking>,
+    cancels: Arc<Cancels>,
+    /// Connections to PostgreSQL that are relayed in the clear, by session.
+    overheard: HashMap<u32, Overheard>,
 }
 
 impl Looking {
@@ -123,7 +128,14 @@ impl Looking {
 impl BrokerGuide {
     /// A guide with what each listener looks for.
     pub fn new(store: Arc<Store>, looking: Vec<Looking>) -> BrokerGuide {
-        BrokerGuide { store, scratch: Box::new(Scratch::new()), looking }
+        let (cancels, overheard) = (Arc::default(), HashMap::new());
+        BrokerGuide { store, scratch: Box::new(Scratch::new()), looking, cancels, overheard }
+    }
+
+    /// With a table of PostgreSQL's keys that other workers have, too.
+    #[must_use]
+    pub fn sharing(self, cancels: Arc<Cancels>) -> BrokerGuide {
+        BrokerGuide { cancels, ..self }
     }
 
     /// Bytes that it may ask for.
@@ -183,6 +195,20 @@ impl Guide for BrokerGuide {
         door::hears(expect, said).unwrap_or_else(|| Heard::of_byte(expect, said))
     }
 
+    fn relays(&mut self, session: u32, chosen: &Chosen) {
+        self.overheard.insert(session, Overheard::at(place(chosen)));
+    }
+
+    fn overhears(&mut self, session: u32, said: &[u8]) -> bool {
+        self.overheard.get_mut(&session).is_some_and(|connection| self.cancels.said(connection, said))
+    }
+
+    fn forgets(&mut self, session: u32) {
+        if let Some(connection) = self.overheard.remove(&session) {
+            self.cancels.forget(connection);
+        }
+    }
+
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Reading, chosen: &mut Chosen) -> Guidance {
         let looking = &self.looking[shown.listener.0 as usize];
         let Rules { may_be_direct, postgres_tls, .. } = looking.rules;
@@ -222,6 +248,7 @@ impl Guide for BrokerGuide {
         let turn = promise.map(|(request, answer)| Turn { say: request.into(), expect: Some(answer) });
         let (mut reply, mut line) = (&b""[..], 0);
         let alpn;
+        let mut in_the_clear = false;
         match verdict {
             Verdict::More(_) if is_silent => seen.protocol = Some("unknown"),
             Verdict::More(_) => return Guidance::More,
@@ -232,6 +259,14 @@ impl Guide for BrokerGuide {
             }
             Verdict::Answer(answer) => return Guidance::Answer(answer),
             Verdict::Match(found) => {
+                if let Some(key) = found.cancel
+                    && self.cancels.choose(shown, (key, skip), chosen, |version| preface(version, shown))
+                {
+                    chosen.skip = skip as u32;
+                    return Guidance::Found;
+                }
+                // Only then does the server say its key in the clear.
+                in_the_clear = found.protocol == Protocol::Postgres && found.user.is_some();
                 if found.protocol == Protocol::Tcpmux {
                     // RFC 1078: what begins with "+" is a yes. The line is the broker's if a route understands it.
                     (reply, line) = (b"+\r\n", found.end);
@@ -254,7 +289,8 @@ impl Guide for BrokerGuide {
                 seen.alpn = (!alpn.is_empty()).then_some(alpn.as_slice());
             }
         }
-        match self.store.reader().and_then(|reader| reader.resolve(&seen)) {
+        let is_postgres = seen.protocol == Some("postgres");
+        let guidance = match self.store.reader().and_then(|reader| reader.resolve(&seen)) {
             Ok(Outcome::Found(resolved)) => {
                 if let Some(name) = seen.name {
                     chosen.matched = String::from_utf8_lossy(name).into_owned();
@@ -272,8 +308,23 @@ impl Guide for BrokerGuide {
                 chosen.script.extend(turn);
                 self.fall_back(shown.listener, shown, chosen)
             }
+        };
+        if guidance == Guidance::Found && is_postgres {
+            self.cancels.brought(source, place(chosen));
+            chosen.overheard = in_the_clear && chosen.delivery == Delivery::Relay;
         }
+        guidance
     }
+}
+
+/// Where a chosen service is.
+fn place(chosen: &Chosen) -> Place {
+    let version = match chosen.preface.first() {
+        None => None,
+        Some(b'P') => Some(1),
+        Some(_) => Some(2),
+    };
+    Place::of(chosen, version)
 }
 
 fn choose(resolved: Resolved, shown: &Shown<'_>, chosen: &mut Chosen) {

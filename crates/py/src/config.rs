@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fourtuple_broker::cancel::Cancels;
 use fourtuple_broker::door::{DIALECTS, Door};
 use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Shelf};
@@ -221,13 +222,14 @@ impl Request {
             Request::Broker(broker) => broker.ledgers(workers)?.into_iter(),
             _ => Vec::new().into_iter(),
         };
+        let cancels = Arc::default();
         let core = |worker| match self {
             Request::Load(load) => Ok((load.core(worker, workers, client.clone()), Shelf::default())),
             Request::Echo(echo) => {
                 let core: Box<dyn Core> = Box::new(EchoCore::new(echo.share(worker, workers)));
                 Ok((core, Shelf::default()))
             }
-            Request::Broker(broker) => broker.core(worker, workers, ledgers.next()),
+            Request::Broker(broker) => broker.core(worker, workers, ledgers.next(), &cancels),
         };
         (0..workers).map(core).collect()
     }
@@ -328,9 +330,15 @@ impl EchoRequest {
 }
 
 impl BrokerRequest {
-    fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<(Box<dyn Core>, Shelf)> {
+    fn core(
+        &self,
+        worker: u32,
+        workers: u32,
+        ledger: Option<LedgerFile>,
+        cancels: &Arc<Cancels>,
+    ) -> PyResult<(Box<dyn Core>, Shelf)> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
-        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?).sharing(cancels.clone());
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::guide::{Address, Chosen, Delivery, Guide};
 use super::ledger::{Ledger, Reason};
-use super::session::{CLIENT, CLOSING, Line, OPEN, SENDING, SERVICE, Session, State};
+use super::session::{CLIENT, CLOSING, Line, OPEN, OVERHEARD, SENDING, SERVICE, Session, State};
 use super::{BACKOFF_MS, BrokerCore, FULL_BACKOFF_MS, note};
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step, Target};
 use crate::report::Counter;
@@ -47,6 +47,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let (place, conn) = (session.extra, session.conns[CLIENT]);
         if session.sides[CLIENT] & SENDING != 0 {
             return self.end(id, Reason::ClientLeft, true, outbox);
+        }
+        if self.runs_errand(id, now, outbox) {
+            return;
         }
         let wait = self.waits.at(place);
         let reply = wait.chosen.reply;
@@ -145,8 +148,11 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             outbox.push(Command::Close { conn, abort: true });
             return;
         }
+        if !wait.chosen.errands.is_empty() {
+            return self.begin_errand(id, now, outbox);
+        }
         let service = session.service - 1;
-        let preface = std::mem::take(&mut wait.chosen.preface);
+        let preface = wait.chosen.preface.clone();
         self.waits.leave_line(service, ticket);
         self.begin_script(id, preface, now, outbox);
     }
@@ -174,6 +180,11 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let client = session.conns[CLIENT];
         let wait = self.waits.at(place);
         let reply = if wait.replied { b"" } else { wait.chosen.reply };
+        if wait.chosen.overheard {
+            session.sides[SERVICE] |= OVERHEARD;
+            session.sides[CLIENT] |= OVERHEARD;
+            self.guide.relays(id, &wait.chosen);
+        }
         self.waits.end(place);
         self.report.less(Counter::Delivering);
         self.report.add(Counter::Relaying, 1);
@@ -209,6 +220,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let error = if error == Errno::ECANCELED && is_late { Errno::ETIMEDOUT } else { error };
         self.report.failed(step, error);
         match self.sessions[id as usize].state {
+            State::Delivering if !self.waits.at(ticket).chosen.errands.is_empty() => {
+                self.errand_failed(id, now, outbox)
+            }
             State::Delivering => self.undelivered(id, error, now, outbox),
             _ => self.free(id, now),
         }

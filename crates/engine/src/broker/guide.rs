@@ -88,12 +88,25 @@ pub struct Chosen {
     /// What a relayed connection's service is asked then, and has to answer, because the client has been told so in its
     /// name. Nothing of it reaches the client.
     pub script: Vec<Turn>,
+    /// What is said at other places before that, the last of these first.
+    pub errands: Vec<Errand>,
+    /// What the service says when bytes go both ways is for the guide to hear, too (`Guide::overhears`).
+    pub overheard: bool,
     /// So many of the client's first bytes are not for the service.
     pub skip: u32,
     /// What the client is told once its service is reached, or right before its socket is handed off.
     pub reply: &'static [u8],
     /// With `Guidance::Tell`, what the client is told.
     pub told: Vec<u8>,
+}
+
+/// A connection that is told one thing and closed, after the other side has closed it or soon.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Errand {
+    /// Where to.
+    pub address: Address,
+    /// What it is told.
+    pub say: Vec<u8>,
 }
 
 /// One exchange with a service before it gets the client's bytes.
@@ -139,6 +152,8 @@ impl Default for Chosen {
             most_connections: None,
             preface: Vec::new(),
             script: Vec::new(),
+            errands: Vec::new(),
+            overheard: false,
             skip: 0,
             reply: b"",
             told: Vec::new(),
@@ -166,6 +181,18 @@ pub trait Guide: Send {
     fn hears(&self, expect: u8, said: &[u8]) -> Heard {
         Heard::of_byte(expect, said)
     }
+
+    /// Bytes go both ways between this client and the service that was chosen, which is `overheard` as long as `overhears`
+    /// says yes. `forgets` is called once when it has ended. Sessions are numbers that are used again.
+    fn relays(&mut self, _session: u32, _chosen: &Chosen) {}
+
+    /// The service has said this; whether more is wanted.
+    fn overhears(&mut self, _session: u32, _said: &[u8]) -> bool {
+        false
+    }
+
+    /// A session is over of which `relays` was told.
+    fn forgets(&mut self, _session: u32) {}
 
     /// Look at it; on `Found`, `chosen` is what the guide made of an empty one.
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Self::Memory, chosen: &mut Chosen) -> Guidance;

@@ -8,6 +8,7 @@ mod accepting;
 mod counts;
 mod delivering;
 mod ending;
+mod errand;
 pub mod guide;
 mod invariants;
 pub mod ledger;
@@ -194,8 +195,8 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
             Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),
-            Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
-            Event::Closed { conn } => self.closed(conn, now),
+            Event::Failed { conn, step, error } => self.failed(conn, step, error, now, outbox),
+            Event::Closed { conn } => self.closed(conn, now, outbox),
             Event::Ordered(Order::Drain) => self.stop_listening(outbox),
             Event::Ordered(Order::Resume) => self.resume(outbox),
             Event::Ordered(Order::Close) => {

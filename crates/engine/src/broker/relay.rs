@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use super::BrokerCore;
 use super::guide::Guide;
 use super::ledger::{Ledger, Reason};
-use super::session::{CLIENT, CLOSING, FINISHED, GONE, PAUSED, SENDING, SERVICE, SHUT, Session, State};
+use super::session::{CLIENT, CLOSING, FINISHED, GONE, OVERHEARD, PAUSED, SENDING, SERVICE, SHUT, Session, State};
 use crate::buffers::{Buf, Buffers};
 use crate::contract::{Command, ConnId, Instant, Outbox};
 use crate::report::Counter;
@@ -70,6 +70,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let session = &mut self.sessions[id as usize];
         session.bytes[from] += buf.len() as u64;
         self.report.add(Counter::BytesIn, buf.len() as u64);
+        if session.sides[from] & OVERHEARD != 0 && from == SERVICE {
+            let goes_on = self.guide.overhears(id, outbox.buffers.bytes(&buf));
+            session.sides[SERVICE] &= if goes_on { !0 } else { !OVERHEARD };
+        }
         if session.sides[to] & SENDING == 0 {
             session.sides[to] |= SENDING;
             self.report.add(Counter::BytesOut, buf.len() as u64);

@@ -52,6 +52,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     /// The service has said something in a turn.
     pub(super) fn service_answered(&mut self, id: u32, buf: Buf, now: Instant, outbox: &mut Outbox) {
         let wait = self.waits.at(self.sessions[id as usize].extra);
+        if wait.on_errand {
+            return outbox.buffers.release(buf);
+        }
         let bytes = outbox.buffers.bytes(&buf);
         let heard = match wait.chosen.script.get(wait.turn) {
             Some(Turn { expect: Some(expect), .. }) if wait.heard.len() + bytes.len() <= HEARD_MOST => {
@@ -93,6 +96,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     /// The time for a turn is over, unless it was only for a buffer.
     pub(super) fn turn_is_due(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
+        if self.on_errand(id) {
+            return self.end_errand(id, now, outbox);
+        }
         let place = self.sessions[id as usize].extra;
         let wait = self.waits.at(place);
         let (deadline, unsaid) = (wait.deadline, wait.unsaid);

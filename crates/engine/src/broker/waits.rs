@@ -47,6 +47,8 @@ pub(super) struct Wait<M> {
     pub(super) heard: Vec<u8>,
     /// It is still to be told what the turn begins with.
     pub(super) unsaid: bool,
+    /// The other side is that of an errand.
+    pub(super) on_errand: bool,
     /// Why the last try failed.
     pub(super) error: Option<Errno>,
 }
