@@ -72,8 +72,6 @@ enum Stage {
     Ungreeted,
     /// What it says is answered.
     Talk,
-    /// It has said that it leaves.
-    Leaving,
     /// It was told to begin with TLS.
     Hello,
 }
@@ -85,6 +83,8 @@ pub enum Move<'a> {
     More,
     /// Tell it what is said, and look again.
     Tell,
+    /// Tell it what is said: it leaves.
+    Goodbye,
     /// The hello begins behind what has been answered.
     Tls,
     /// It goes on without TLS, with what it has not been answered; as whom, if it has said so.
@@ -105,7 +105,7 @@ enum Command<'a> {
     /// So many bytes are answered by what was said.
     Answered(usize),
     /// The same, and it leaves.
-    Leaves(usize),
+    Leaves,
     /// The same, and TLS begins.
     Begins(usize),
     /// It is for the service.
@@ -127,7 +127,6 @@ impl Door {
                 }
             }
             Stage::Talk => {}
-            Stage::Leaving => return Move::More,
             Stage::Hello => return Move::Tls,
         }
         let answered = usize::from(standing.answered);
@@ -150,7 +149,7 @@ impl Door {
             Command::Plain(..) if self.requires_tls => return self.insist(standing, bytes, says),
             Command::Plain(user, database) => return Move::Plain { user, database },
             Command::Answered(count) => (count, Stage::Talk),
-            Command::Leaves(count) => (count, Stage::Leaving),
+            Command::Leaves => return Move::Goodbye,
             // Sent in the clear before encryption began: CVE-2011-0411.
             Command::Begins(count) if rest.len() > count && self.dialect != Dialect::Mysql => return Move::Garbage,
             Command::Begins(count) => (count, Stage::Hello),
@@ -203,7 +202,7 @@ impl Door {
     }
 
     /// Tell a client that has to begin with TLS, and did not.
-    pub fn insist(&self, standing: &mut Standing, bytes: &[u8], says: &mut Vec<u8>) -> Move<'static> {
+    pub fn insist<'a>(&self, standing: &mut Standing, bytes: &[u8], says: &mut Vec<u8>) -> Move<'a> {
         let rest = &bytes[usize::from(standing.answered)..];
         let count = match self.dialect {
             Dialect::Smtp => smtp::insist(rest, says),
@@ -217,10 +216,8 @@ impl Door {
             return Move::Garbage;
         }
         standing.answered = answered as u16;
-        if matches!(self.dialect, Dialect::Mysql) {
-            standing.stage = Stage::Leaving;
-        }
-        Move::Tell
+        // A MySQL client is told an error once.
+        if self.dialect == Dialect::Mysql { Move::Goodbye } else { Move::Tell }
     }
 
     /// The line with which an SMTP client has introduced itself, or that which it would have said.

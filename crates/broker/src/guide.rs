@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fourtuple_engine::ListenerId;
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Heard, Shown, Turn};
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Heard, Shown, Turn, Word};
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
 use fourtuple_sniff::{Alpn, Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
 
@@ -298,6 +298,7 @@ impl Guide for BrokerGuide {
                 choose(resolved, shown, chosen);
                 (chosen.skip, chosen.reply) = (skip.max(line) as u32, reply);
                 chosen.script.extend(turn);
+                chosen.protocol = seen.protocol.map_or_else(Word::default, Word::new);
                 Guidance::Found
             }
             Ok(Outcome::Refused(_)) => Guidance::Garbage,
@@ -306,6 +307,7 @@ impl Guide for BrokerGuide {
             Ok(Outcome::NoRoute) => {
                 chosen.skip = skip as u32;
                 chosen.script.extend(turn);
+                chosen.protocol = seen.protocol.map_or_else(Word::default, Word::new);
                 self.fall_back(shown.listener, shown, chosen)
             }
         };
@@ -341,8 +343,10 @@ fn choose(resolved: Resolved, shown: &Shown<'_>, chosen: &mut Chosen) {
     chosen.delivery = match resolved.delivery {
         fourtuple_registry::Delivery::Relay => Delivery::Relay,
         fourtuple_registry::Delivery::Handoff => Delivery::HandOff,
+        fourtuple_registry::Delivery::Inetd => Delivery::Inetd,
     };
-    let Options { patience_ms, connections, proxy } = resolved.options;
+    let Options { patience_ms, connections, proxy, start } = resolved.options;
+    chosen.start = start.map_or_else(Word::default, |start| Word::new(start.as_str()));
     chosen.patience = patience_ms.map(|ms| Duration::from_millis(ms.into()));
     chosen.most_connections = connections;
     chosen.preface = proxy.map_or_else(Vec::new, |version| preface(version, shown));

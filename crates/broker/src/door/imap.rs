@@ -32,7 +32,7 @@ pub(super) fn command<'a>(door: &Door, bytes: &'a [u8], says: &mut Vec<u8>) -> C
         b"NOOP" => (String::new(), "done", Command::Answered(count)),
         // RFC 2971: clients say who they are before they know anything. A literal in it is the service's.
         b"ID" if !rest.ends_with(b"}") => ("* ID NIL\r\n".to_owned(), "done", Command::Answered(count)),
-        b"LOGOUT" => (format!("* BYE {}\r\n", door.host), "done", Command::Leaves(count)),
+        b"LOGOUT" => (format!("* BYE {}\r\n", door.host), "done", Command::Leaves),
         b"STARTTLS" => (String::new(), "begin", Command::Begins(count)),
         b"LOGIN" => return Command::Plain(astring(rest), None),
         _ => return Command::Plain(None, None),

@@ -26,7 +26,7 @@ pub(super) fn command<'a>(door: &Door, bytes: &'a [u8], says: &mut Vec<u8>) -> C
     let (answer, command) = match verb.as_slice() {
         b"CAPA" if door.requires_tls => ("+OK\r\nSTLS\r\n.\r\n", Command::Answered(count)),
         b"CAPA" => ("+OK\r\nSTLS\r\nUSER\r\n.\r\n", Command::Answered(count)),
-        b"QUIT" => ("+OK\r\n", Command::Leaves(count)),
+        b"QUIT" => ("+OK\r\n", Command::Leaves),
         b"STLS" => ("+OK begin\r\n", Command::Begins(count)),
         b"USER" => return Command::Plain(Some(rest).filter(|name| !name.is_empty()), None),
         _ => return Command::Plain(None, None),

@@ -31,7 +31,7 @@ pub(super) fn command<'a>(door: &Door, bytes: &'a [u8], says: &mut Vec<u8>) -> C
         b"EHLO" => (format!("250-{host}\r\n250 STARTTLS\r\n"), Command::Answered(count)),
         b"HELO" => (format!("250 {host}\r\n"), Command::Answered(count)),
         b"NOOP" | b"RSET" => ("250 OK\r\n".to_owned(), Command::Answered(count)),
-        b"QUIT" => (format!("221 {host}\r\n"), Command::Leaves(count)),
+        b"QUIT" => (format!("221 {host}\r\n"), Command::Leaves),
         // RFC 3207 4.
         b"STARTTLS" if !rest.is_empty() => ("501 no parameters are allowed\r\n".to_owned(), Command::Answered(count)),
         b"STARTTLS" => ("220 begin\r\n".to_owned(), Command::Begins(count)),

@@ -31,6 +31,7 @@ fn conversation(door: &Door, parts: &[&[u8]], step: usize) -> String {
                 let text = |bytes: Option<&[u8]>| bytes.map_or("-".to_owned(), |it| it.escape_ascii().to_string());
                 format!("plain behind {} {} {}", standing.answered, text(user), text(database))
             }
+            Move::Goodbye => return format!("{told}goodbye {}", says.escape_ascii()),
             Move::Garbage => "garbage".to_owned(),
         };
         let turns = if found.starts_with("tls") {
@@ -78,7 +79,7 @@ fn smtp() {
             ),
             (
                 &[b"STARTTLS now\r\n", b"QUIT\r\n"],
-                &format!("{open}501 no parameters are allowed\\r\\n 221 mx.example.com\\r\\n more"),
+                &format!("{open}501 no parameters are allowed\\r\\n goodbye 221 mx.example.com\\r\\n"),
             ),
             (&[b"EHLO \r\n"], &format!("{open}501 a name is needed\\r\\n plain behind 7 - - []")),
             (&[], &format!("{open}plain behind 0 - - []")),
@@ -126,7 +127,7 @@ fn imap() {
             (&[b"b login \"al\\\"ice\" secret\r\n"], &format!("{open}plain behind 0 - - []")),
             (&[b"b login {5}\r\n"], &format!("{open}plain behind 0 - - []")),
             (&[b"b AUTHENTICATE PLAIN\r\n"], &format!("{open}plain behind 0 - - []")),
-            (&[b"b LOGOUT\r\n"], &format!("{open}* BYE mx.example.com\\r\\nb OK done\\r\\n more")),
+            (&[b"b LOGOUT\r\n"], &format!("{open}goodbye * BYE mx.example.com\\r\\nb OK done\\r\\n")),
             // What is repeated to the client is a tag, and nothing else.
             (&[b"* OK\r\n"], &format!("{open}garbage")),
             (&[b"GET\r\n"], &format!("{open}garbage")),
@@ -157,7 +158,7 @@ fn pop3() {
             ),
             (&[b"USER alice\r\n"], &format!("{open}plain behind 0 alice - []")),
             (&[b"AUTH\r\n"], &format!("{open}plain behind 0 - - []")),
-            (&[b"quit\r\n"], &format!("{open}+OK\\r\\n more")),
+            (&[b"quit\r\n"], &format!("{open}goodbye +OK\\r\\n")),
             (&[&[b'x'; 255]], &format!("{open}garbage")),
         ],
     );
@@ -233,7 +234,7 @@ fn mysql() {
     );
     let strict = Door { requires_tls: true, ..mysql };
     let refused = conversation(&strict, &[&login(0x8200, b"alice\0\x00")], 5000);
-    assert!(refused.ends_with("\\xffW\\x0c#HY000TLS is needed more"), "{refused}");
+    assert!(refused.ends_with("\\xffW\\x0c#HY000TLS is needed"), "{refused}");
 }
 
 #[test]
@@ -332,7 +333,7 @@ fn any_bytes_lead_to_an_end() {
                 Move::More if !last => shown = (shown + 1 + random(30)).min(bytes.len()),
                 end => {
                     ends[match end {
-                        Move::More | Move::Tell => 0,
+                        Move::More | Move::Tell | Move::Goodbye => 0,
                         Move::Garbage => 1,
                         Move::Tls => {
                             assert!(!door.before_tls(&standing, &bytes).is_empty());

@@ -1,6 +1,6 @@
 //! The guide at a door: what a client has said there as a question to the registry, and what the service is to be told.
 
-use fourtuple_engine::broker::guide::{Chosen, Delivery, Guidance, Shown};
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Shown, Word};
 use fourtuple_registry::Seen;
 use fourtuple_sniff::{Protocol, Sniffer, Verdict};
 
@@ -21,6 +21,7 @@ impl BrokerGuide {
         match door.look(standing, shown.bytes, shown.last, &mut chosen.told) {
             Move::More => Guidance::More,
             Move::Tell => Guidance::Tell,
+            Move::Goodbye => Guidance::Goodbye,
             Move::Garbage => Guidance::Garbage,
             Move::Plain { user, database } => {
                 (seen.user, seen.database) = (user, database);
@@ -29,11 +30,12 @@ impl BrokerGuide {
                     // There is a way on.
                     return match door.insist(standing, shown.bytes, &mut chosen.told) {
                         Move::Tell => Guidance::Tell,
+                        Move::Goodbye => Guidance::Goodbye,
                         _ => guidance,
                     };
                 }
                 chosen.script = door.before_plain(standing, shown.bytes);
-                arrived(guidance, standing.answered, chosen)
+                arrived(guidance, door.name(), standing.answered, chosen)
             }
             Move::Tls => {
                 let answered = standing.answered;
@@ -51,7 +53,7 @@ impl BrokerGuide {
                 seen.alpn = (!alpn.is_empty()).then_some(&alpn);
                 let guidance = self.resolve(&seen, shown, chosen);
                 chosen.script = door.before_tls(&memory.standing, shown.bytes);
-                arrived(guidance, answered, chosen)
+                arrived(guidance, door.name(), answered, chosen)
             }
         }
     }
@@ -59,10 +61,14 @@ impl BrokerGuide {
 
 /// The service is known. What has been answered is not for it; nor, where it has to be told something, is the socket: in
 /// whoever is handed that nobody would say it.
-fn arrived(guidance: Guidance, answered: u16, chosen: &mut Chosen) -> Guidance {
+fn arrived(guidance: Guidance, protocol: &str, answered: u16, chosen: &mut Chosen) -> Guidance {
     chosen.skip = answered.into();
     if !chosen.script.is_empty() {
+        if chosen.delivery == Delivery::Inetd {
+            chosen.address = Address::Unix(Vec::new());
+        }
         chosen.delivery = Delivery::Relay;
     }
+    chosen.protocol = Word::new(protocol);
     guidance
 }

@@ -81,9 +81,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     }
 
     /// Whether the connection's other side is that of an errand.
-    pub(super) fn on_errand(&mut self, id: u32) -> bool {
+    pub(super) fn on_errand(&self, id: u32) -> bool {
         let session = &self.sessions[id as usize];
-        session.state == State::Asking && self.waits.at(session.extra).on_errand
+        session.state == State::Asking && self.waits.get(session.extra).is_some_and(|wait| wait.on_errand)
     }
 
     /// An answer to an errand's `Reach` that is a no.
