@@ -148,8 +148,8 @@ impl Cancels {
         let found = tables.new.get(&source).or_else(|| tables.old.get(&source));
         let mut places: Vec<_> = found.into_iter().flatten().cloned().collect();
         // The client's own socket can be handed over once, and last.
-        places.sort_by_key(|place| place.delivery == Delivery::HandOff);
-        let first = places.iter().position(|place| place.delivery == Delivery::HandOff);
+        places.sort_by_key(|place| place.delivery != Delivery::Relay);
+        let first = places.iter().position(|place| place.delivery != Delivery::Relay);
         places.truncate(first.map_or(places.len(), |first| first + 1));
         places
     }

@@ -54,7 +54,7 @@ fn who_never_says_a_key_is_not_heard_for_ever() {
 fn chosen(number: u8, delivery: Delivery) -> Chosen {
     let address = match delivery {
         Delivery::Relay => Address::Tcp(([127, 0, 0, 1], u16::from(number)).into()),
-        Delivery::HandOff => Address::Unix(vec![b'/', number]),
+        Delivery::HandOff | Delivery::Inetd => Address::Unix(vec![b'/', number]),
     };
     Chosen { service: format!("s{number}"), address, delivery, ..Chosen::default() }
 }

@@ -346,5 +346,5 @@ fn any_bytes_lead_to_an_end() {
             }
         }
     }
-    assert!(ends.iter().all(|&count| count > 500), "{ends:?}");
+    assert!(ends.iter().all(|&count| count > 300), "{ends:?}");
 }
