@@ -119,11 +119,12 @@ def _listener(file: BrokerFile, table: ListenTable, fds: Sequence[int]) -> Broke
     return BrokerListener(
         endpoint=table.endpoint,
         fds=tuple(fds),
-        sniff_timeout_s=table.sniff_ms / 1000,
+        sniff_timeout_s=table.sniff_s,
         default=table.default,
         proxy_from=table.proxy_from,
         proxy_optional=table.proxy_optional,
         postgres_tls=PostgresTls(table.postgres_tls),
         protocols=PROTOCOLS if table.probes is None else table.probes,
         patterns=tuple(one.pattern() for one in file.pattern if table.wants(one)),
+        door=table.opened,
     )

@@ -6,6 +6,7 @@ becomes of a listener is the broker's.
 
 from __future__ import annotations
 
+import socket
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from fourtuple.engine import PATTERN_ENDS, PROBES, BytePattern
+from fourtuple.engine import DOORS, PATTERN_ENDS, PROBES, BytePattern, Door
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
@@ -25,6 +26,8 @@ from fourtuple.tuples import Endpoint
 
 LARGEST_BYTES = 4 << 20
 """Some ten thousand services; CSV and JSON lines are for more."""
+MYSQL_VERSION = "8.0.11-fourtuple"
+"""What a door says that speaks MySQL."""
 _Number = Annotated[int, Field(ge=1, le=HIGHEST)]
 _Patience = Annotated[int, Field(ge=0, le=HIGHEST)]
 _Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -166,8 +169,8 @@ class ListenTable(_Table):
     """ADDRESS:PORT, an IPv6 address in brackets."""
     default: str | None = None
     """Where a connection goes that nothing else matches: `service:NAME` or a target."""
-    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3_000
-    """How long a connection may take to show what it wants."""
+    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
+    """How long a connection may take to show what it wants; if not given, 3,000, and 30,000 at a door."""
     protocols: tuple[str, ...] | None = Field(default=None, strict=False)
     """What is looked for, in the words of a route; if not given, everything but tcpmux."""
     proxy_from: tuple[str, ...] = Field(default=(), strict=False)
@@ -176,6 +179,33 @@ class ListenTable(_Table):
     """From there, a connection may come without."""
     postgres_tls: Literal["offered", "declined", "left"] = "offered"
     """What a PostgreSQL client is told that asks for TLS; `left` to the service, it is routed by its protocol alone."""
+
+    door: str | None = None
+    """What is spoken here before the service is known: the broker greets, and reads the server name behind STARTTLS."""
+    door_name: Annotated[str, Field(pattern=r"^[!-~]{1,255}$")] | None = None
+    """Whom the door says it is; for MySQL the version of the server."""
+    door_tls: Literal["offered", "required"] = "offered"
+    """Whether a client may go on without TLS."""
+
+    @pydantic.field_validator("door")
+    @classmethod
+    def _a_door(cls, name: str | None) -> str | None:
+        if name is not None and name not in DOORS:
+            raise ValueError(f"{name[:40]!r} is none of {', '.join(DOORS)}")
+        return name
+
+    @property
+    def opened(self) -> Door | None:
+        """The door, if there is one."""
+        if self.door is None:
+            return None
+        usual = MYSQL_VERSION if self.door == "mysql" else socket.gethostname()
+        return Door(protocol=self.door, host=self.door_name or usual, requires_tls=self.door_tls == "required")
+
+    @property
+    def sniff_s(self) -> float:
+        """`sniff_ms` or its default, in seconds."""
+        return (self.sniff_ms or (3_000 if self.door is None else 30_000)) / 1000
 
     @pydantic.field_validator("address")
     @classmethod
@@ -223,6 +253,10 @@ class ListenTable(_Table):
     def _for_somebody(self) -> Self:
         if self.proxy_optional and not self.proxy_from:
             raise ValueError("proxy_optional: there is no proxy_from whose connections may come without a header")
+        if self.door is None and (self.door_name is not None or self.door_tls == "required"):
+            raise ValueError("door_name, door_tls: there is no door")
+        if self.door is not None and (self.proxy_optional or self.protocols is not None):
+            raise ValueError("door: goes neither with protocols nor with proxy_optional")
         return self
 
 

@@ -231,6 +231,27 @@ class BytePattern:
         _whole("offset", self.offset, 0, PATTERN_ENDS - len(self.bytes))
 
 
+DOORS = ("smtp", "imap", "pop3", "mysql", "ldap")
+"""What a door may speak, in the words of a route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Who stands at a listener whose clients wait to be spoken to, or ask for TLS before they say whom they mean."""
+
+    protocol: str
+    host: str = "localhost"
+    """Whom it says it is; for MySQL the version of the server."""
+    requires_tls: bool = False
+    """Who goes on without TLS is told that it has to come first."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in DOORS:
+            raise BadConfig("door", f"{self.protocol!r} is not one of {', '.join(DOORS)}")
+        if not (self.host.isascii() and self.host.isprintable() and 1 <= len(self.host) <= 255):
+            raise BadConfig("door", "a host of 1 to 255 visible ASCII characters is needed")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerListener:
     """Where a broker takes connections."""
@@ -249,6 +270,8 @@ class BrokerListener:
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
     """Asked after all probes, in their order."""
+    door: Door | None = None
+    """With one, neither probes nor patterns are asked."""
     fds: tuple[int, ...] = ()
     """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
 
@@ -260,6 +283,10 @@ class BrokerListener:
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
         _instance("postgres_tls", self.postgres_tls, PostgresTls)
+        if self.door is not None:
+            _instance("door", self.door, Door)
+            if self.proxy_optional:
+                raise BadConfig("door", "greets first, and so cannot wait for a PROXY header that may not come")
         _instance("fds", self.fds, tuple)
         for place, descriptor in enumerate(self.fds):
             _whole(f"fds[{place}]", descriptor, 0, 2**31 - 1)

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fourtuple_broker::cancel::Cancels;
+use fourtuple_broker::door::{DIALECTS, Door};
 use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Shelf};
 use fourtuple_engine::broker::ledger::Unwritten;
@@ -143,7 +145,16 @@ struct ListenerRequest {
     postgres_tls: PostgresTls,
     protocols: Vec<String>,
     patterns: Vec<PatternRequest>,
+    door: Option<DoorRequest>,
     fds: Vec<RawFd>,
+}
+
+/// `fourtuple.engine.Door`.
+#[derive(FromPyObject)]
+struct DoorRequest {
+    protocol: String,
+    host: String,
+    requires_tls: bool,
 }
 
 /// `fourtuple.engine.BytePattern`.
@@ -218,13 +229,14 @@ impl Request {
             Request::Broker(broker) => broker.ledgers(workers)?.into_iter(),
             _ => Vec::new().into_iter(),
         };
+        let cancels = Arc::default();
         let core = |worker| match self {
             Request::Load(load) => Ok((load.core(worker, workers, client.clone()), Shelf::default())),
             Request::Echo(echo) => {
                 let core: Box<dyn Core> = Box::new(EchoCore::new(echo.share(worker, workers)));
                 Ok((core, Shelf::default()))
             }
-            Request::Broker(broker) => broker.core(worker, workers, ledgers.next()),
+            Request::Broker(broker) => broker.core(worker, workers, ledgers.next(), &cancels),
         };
         (0..workers).map(core).collect()
     }
@@ -325,9 +337,15 @@ impl EchoRequest {
 }
 
 impl BrokerRequest {
-    fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<(Box<dyn Core>, Shelf)> {
+    fn core(
+        &self,
+        worker: u32,
+        workers: u32,
+        ledger: Option<LedgerFile>,
+        cancels: &Arc<Cancels>,
+    ) -> PyResult<(Box<dyn Core>, Shelf)> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
-        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?).sharing(cancels.clone());
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
@@ -386,7 +404,11 @@ impl ListenerRequest {
         let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
         let patterns = self.patterns.iter().map(PatternRequest::pattern).collect::<PyResult<Vec<_>>>()?;
         let rules = self.rules().map_err(refused)?;
-        Ok(Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules))
+        let looking = Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules);
+        Ok(match &self.door {
+            Some(door) => looking.behind(door.door()?),
+            None => looking,
+        })
     }
 
     fn rules(&self) -> Result<Rules, fourtuple_registry::Error> {
@@ -401,6 +423,16 @@ impl ListenerRequest {
             Some(name) => Fallback::Service(Box::new(Name::checked("default", name)?)),
             None => Fallback::Target(Target::checked("default", text)?),
         }))
+    }
+}
+
+impl DoorRequest {
+    fn door(&self) -> PyResult<Door> {
+        let DoorRequest { protocol, host, requires_tls } = self;
+        let found = DIALECTS.iter().find(|row| row.0 == protocol).map(|row| row.1);
+        let names = DIALECTS.map(|row| row.0).join(", ");
+        let refused = || BadConfig::new_err(("door", format!("{protocol:?} is not one of {names}")));
+        Ok(Door { dialect: found.ok_or_else(refused)?, host: host.clone(), requires_tls: *requires_tls })
     }
 }
 
