@@ -194,7 +194,7 @@ class EchoConfig:
         _instance("accept", self.accept, bool)
 
 
-PROTOCOLS = ("tls", "http2", "connect", "websocket", "http", "ssh", "postgres", "mqtt", "redis")
+PROTOCOLS = ("tls", "http2", "connect", "websocket", "http", "ssh", "postgres", "mqtt", "minecraft", "redis")
 """What a broker looks for if nobody says. `tcpmux` is left out: any line of text is one."""
 
 

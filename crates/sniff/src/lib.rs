@@ -26,6 +26,7 @@ mod hpack;
 mod http1;
 mod http2;
 mod huffman;
+mod minecraft;
 mod mqtt;
 mod name;
 mod pattern;
@@ -64,6 +65,8 @@ pub enum Protocol {
     Postgres,
     /// An MQTT CONNECT packet: 3.1, 3.1.1 or 5.
     Mqtt,
+    /// A handshake of Minecraft, Java edition, or an old client's ping.
+    Minecraft,
     /// A Redis command, as an array or in line.
     Redis,
     /// A line with a service name or number (RFC 1078).
@@ -86,7 +89,7 @@ pub struct Probe {
 }
 
 /// Every probe in order of precedence: what is said in fewer ways stands first, what matches anything last.
-pub const PROBES: [Probe; 11] = [
+pub const PROBES: [Probe; 12] = [
     Probe { protocol: Protocol::Tls, name: "tls", bound: tls::BOUND, shows: "server name (SNI), ALPN, whether ECH" },
     Probe { protocol: Protocol::Http2, name: "http2", bound: http2::BYTES, shows: ":authority, port, path" },
     Probe { protocol: Protocol::Connect, name: "connect", bound: http1::HEAD_BYTES, shows: "host and port to reach" },
@@ -100,6 +103,12 @@ pub const PROBES: [Probe; 11] = [
         shows: "user, database; or server name and ALPN; or the key of a request to cancel",
     },
     Probe { protocol: Protocol::Mqtt, name: "mqtt", bound: mqtt::PACKET_BYTES, shows: "client id, user name" },
+    Probe {
+        protocol: Protocol::Minecraft,
+        name: "minecraft",
+        bound: minecraft::PACKET_BYTES,
+        shows: "host, port, whether to play or to look",
+    },
     Probe {
         protocol: Protocol::Redis,
         name: "redis",

@@ -34,6 +34,15 @@ pub(crate) fn fold<'s>(raw: &[u8], space: &'s mut NameSpace) -> Result<&'s str, 
     core::str::from_utf8(folded).map_err(|_| Refusal::BadName)
 }
 
+/// A host alone, where a protocol has its port elsewhere: a name, or an address with or without brackets.
+pub(crate) fn host<'s>(raw: &[u8], space: &'s mut NameSpace) -> Result<&'s str, Refusal> {
+    match raw {
+        [b'[', inside @ .., b']'] => address(inside, space),
+        _ if raw.contains(&b':') => address(raw, space),
+        _ => fold(raw, space),
+    }
+}
+
 /// Whether this is an address and not a name.
 pub(crate) fn is_address(raw: &[u8]) -> bool {
     let text = core::str::from_utf8(raw).unwrap_or_default();

@@ -13,7 +13,7 @@ pub enum Intent {
     #[default]
     Use,
     /// It bears a mark that its protocol's file gives and explains: HTTP that asks for no content or names no host, TLS
-    /// that names no server or offers nothing newer than TLS 1.1.
+    /// that names no server or offers nothing newer than TLS 1.1, Minecraft's list of servers.
     Probe,
 }
 

@@ -4,12 +4,12 @@
 
 use crate::postgres::Asks;
 use crate::{Found, Intent, PROBES, Pattern, Probe, Progress, Protocol, Refusal, Scratch, Shown};
-use crate::{http1, http2, mqtt, pattern, postgres, proxy, redis, ssh, tcpmux, tls};
+use crate::{http1, http2, minecraft, mqtt, pattern, postgres, proxy, redis, ssh, tcpmux, tls};
 
 /// What a listener looks for. Many connections share one.
 #[derive(Clone, Copy, Debug)]
 pub struct Sniffer<'p> {
-    enabled: u16,
+    enabled: u32,
     prelude: Prelude,
     encrypts_postgres: bool,
     patterns: &'p [Pattern],
@@ -85,7 +85,7 @@ enum Step {
 impl<'p> Sniffer<'p> {
     /// A sniffer with these probes.
     pub fn new(protocols: impl IntoIterator<Item = Protocol>) -> Self {
-        let enabled = protocols.into_iter().fold(0, |set, it| set | 1 << it as u16);
+        let enabled = protocols.into_iter().fold(0, |set, it| set | 1 << it as u32);
         Self { enabled, prelude: Prelude::None, encrypts_postgres: true, patterns: &[] }
     }
 
@@ -135,7 +135,7 @@ impl<'p> Sniffer<'p> {
 
     fn probes(&self) -> impl Iterator<Item = &'static Probe> + use<> {
         let enabled = self.enabled;
-        PROBES.iter().filter(move |probe| enabled & 1 << probe.protocol as u16 != 0)
+        PROBES.iter().filter(move |probe| enabled & 1 << probe.protocol as u32 != 0)
     }
 
     fn step(&self, state: &mut State, bytes: &[u8]) -> Step {
@@ -184,7 +184,7 @@ impl<'p> Sniffer<'p> {
     fn first(&self, state: &mut State, bytes: &[u8]) -> (Protocol, Found) {
         let State { row, progress, .. } = state;
         while let Some(probe) = PROBES.get(usize::from(*row)) {
-            let found = match self.enabled & 1 << probe.protocol as u16 {
+            let found = match self.enabled & 1 << probe.protocol as u32 {
                 0 => Found::No,
                 _ => self.find(probe.protocol, progress, bytes),
             };
@@ -206,6 +206,7 @@ impl<'p> Sniffer<'p> {
             Protocol::Ssh => ssh::find(progress, bytes),
             Protocol::Postgres => postgres::find(progress, bytes),
             Protocol::Mqtt => mqtt::find(progress, bytes),
+            Protocol::Minecraft => minecraft::find(progress, bytes),
             Protocol::Redis => redis::find(progress, bytes),
             Protocol::Tcpmux => tcpmux::find(progress, bytes),
             Protocol::Pattern => pattern::find(progress, bytes, self.patterns),
@@ -294,6 +295,7 @@ fn read<'a>(
         Protocol::Ssh => ssh::read(rest, count),
         Protocol::Postgres => postgres::read(rest, count),
         Protocol::Mqtt => mqtt::read(rest, count),
+        Protocol::Minecraft => minecraft::read(rest, count, scratch),
         Protocol::Redis => redis::read(rest, count),
         Protocol::Tcpmux => tcpmux::read(rest, count, scratch),
         Protocol::Pattern => Ok(pattern::read(&state.progress, count)),

@@ -3,6 +3,7 @@
 mod probes {
     mod http;
     mod http2;
+    mod minecraft;
     mod others;
     mod proxy;
     mod rivals;

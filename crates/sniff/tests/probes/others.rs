@@ -1,19 +1,7 @@
 //! SSH, PostgreSQL, MQTT, Redis, tcpmux and patterns: whole, in pieces, truncated, too long and contradictory.
 
-use crate::support::{converse, counted, hello, look, records, server_name, settled, truncated};
+use crate::support::{cases, converse, counted, hello, look, records, server_name, settled};
 use fourtuple_sniff::{Pattern, Prelude, Protocol, Scratch, Sniffer, State};
-
-fn cases(protocol: Protocol, cases: &[(&[u8], &str)]) {
-    let sniffer = Sniffer::new([protocol]);
-    for (bytes, expected) in cases {
-        assert_eq!(settled(&sniffer, bytes), *expected, "{}", bytes.escape_ascii());
-        truncated(&sniffer, bytes);
-        if !matches!(*expected, "more" | "no") {
-            let more = [*bytes, b"\r\nmore of it \0\xff\r\n"].concat();
-            assert_eq!(settled(&sniffer, &more), *expected, "{}", more.escape_ascii());
-        }
-    }
-}
 
 #[test]
 fn ssh() {

@@ -3,7 +3,7 @@
 //! `settled` is the invariant: the verdict does not depend on how the bytes were cut, stays once it is final, never asks
 //! for what is there already nor for more than the bound.
 
-use fourtuple_sniff::{Intent, Scratch, Shown, Sniffer, State, Verdict};
+use fourtuple_sniff::{Intent, Protocol, Scratch, Shown, Sniffer, State, Verdict};
 
 /// The verdict on bytes that come at once, in one line.
 pub(crate) fn look(sniffer: &Sniffer<'_>, bytes: &[u8]) -> String {
@@ -50,6 +50,20 @@ pub(crate) fn truncated(sniffer: &Sniffer<'_>, bytes: &[u8]) {
     for end in 0..bytes.len() {
         let verdict = look(sniffer, &bytes[..end]);
         assert!(verdict == "more" || verdict == whole, "{verdict} at {end}, not {whole}");
+    }
+}
+
+/// Each of these openings of one protocol: in every cut, truncated, and with more behind it.
+#[track_caller]
+pub(crate) fn cases(protocol: Protocol, cases: &[(&[u8], &str)]) {
+    let sniffer = Sniffer::new([protocol]);
+    for (bytes, expected) in cases {
+        assert_eq!(settled(&sniffer, bytes), *expected, "{}", bytes.escape_ascii());
+        truncated(&sniffer, bytes);
+        if !matches!(*expected, "more" | "no") {
+            let more = [*bytes, b"\r\nmore of it \0\xff\r\n"].concat();
+            assert_eq!(settled(&sniffer, &more), *expected, "{}", more.escape_ascii());
+        }
     }
 }
 

@@ -22,6 +22,7 @@ fn openings() -> Vec<(Protocol, Vec<u8>)> {
         (Protocol::Ssh, b"SSH-2.0-x\r\n".to_vec()),
         (Protocol::Postgres, b"\0\0\0\x10\0\x03\0\0user\0a\0\0".to_vec()),
         (Protocol::Mqtt, b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01d".to_vec()),
+        (Protocol::Minecraft, b"\x10\0\xfd\x05\x09a.example\x63\xdd\x02".to_vec()),
         (Protocol::Redis, b"*1\r\n$4\r\nPING\r\n".to_vec()),
         (Protocol::Tcpmux, b"shop.example\r\n".to_vec()),
         (Protocol::Pattern, b"\xabmagic".to_vec()),
