@@ -62,7 +62,7 @@ fn precedence() {
     let pattern = [Pattern::new(0, b"PING").unwrap()];
     let rows: &[(&[Protocol], &[u8], &str)] = &[
         (&[Protocol::Redis, Protocol::Tcpmux, Protocol::Pattern], b"PING\r\n", "redis"),
-        (&[Protocol::Tcpmux, Protocol::Pattern], b"PING\r\n", "tcpmux name=ping"),
+        (&[Protocol::Tcpmux, Protocol::Pattern], b"PING\r\n", "tcpmux name=ping reply=+\\r\\n"),
         (&[Protocol::Pattern], b"PING\r\n", "pattern pattern=0"),
         (&[Protocol::WebSocket], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "no"),
         (&[Protocol::Connect], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "no"),
@@ -71,7 +71,7 @@ fn precedence() {
         (&[Protocol::Redis, Protocol::Http], b"TIME /x\r\n", "redis"),
         // A name as long as a method is still both.
         (&[Protocol::Http, Protocol::Tcpmux], b"SHOP", "more"),
-        (&[Protocol::Http, Protocol::Tcpmux], b"SHOP\r\n", "tcpmux name=shop"),
+        (&[Protocol::Http, Protocol::Tcpmux], b"SHOP\r\n", "tcpmux name=shop reply=+\\r\\n"),
         (&[], b"anything", "no"),
     ];
     for (protocols, bytes, expected) in rows {
