@@ -123,13 +123,16 @@ class ListenTable(_Table):
     sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3_000
     """How long a connection may take to show what it wants."""
     protocols: tuple[str, ...] | None = Field(default=None, strict=False)
-    """What is looked for, in the words of a route; if not given, everything but tcpmux."""
+    """What is looked for, in the words of a route; if not given, everything but SOCKS and tcpmux."""
     proxy_from: tuple[str, ...] = Field(default=(), strict=False)
     """Prefixes whose PROXY headers are believed, and demanded."""
     proxy_optional: bool = False
     """From there, a connection may come without."""
     postgres_tls: Literal["offered", "declined", "left"] = "offered"
     """What a PostgreSQL client is told that asks for TLS; `left` to the service, it is routed by its protocol alone."""
+
+    socks: Literal["answered", "left"] = "answered"
+    """What a SOCKS client asks for is answered here, or left to the service, which then gets all that is said."""
 
     @pydantic.field_validator("address")
     @classmethod

@@ -16,17 +16,25 @@ use crate::resolve::Seen;
 use crate::target::Target;
 
 /// What the `protocol` of a route may be, beside [`PATTERN`] and a name.
-pub const PROTOCOLS: [&str; 12] = [
+pub const PROTOCOLS: [&str; 20] = [
     "tls",
     "http1",
     "http2",
     "websocket",
     "connect",
+    "rtsp",
+    "xmpp",
+    "amqp",
+    "amqp1",
     "ssh",
     "postgres",
     "redis",
     "mqtt",
+    "rdp",
+    "ldap",
     "minecraft",
+    "socks5",
+    "socks4",
     "tcpmux",
     "unknown",
 ];
