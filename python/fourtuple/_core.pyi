@@ -114,6 +114,8 @@ class _Seen(TypedDict):
     database: NotRequired[bytes | None]
     client: NotRequired[bytes | None]
     cancel: NotRequired[bytes | None]
+    starttls: NotRequired[bool]
+    reply: NotRequired[bytes | None]
     proxied: NotRequired[tuple[str, str] | None]
 
 @final

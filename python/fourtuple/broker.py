@@ -124,6 +124,7 @@ def _listener(file: BrokerFile, table: ListenTable, fds: Sequence[int]) -> Broke
         proxy_from=table.proxy_from,
         proxy_optional=table.proxy_optional,
         postgres_tls=PostgresTls(table.postgres_tls),
+        answers_socks=table.socks == "answered",
         protocols=PROTOCOLS if table.probes is None else table.probes,
         patterns=tuple(one.pattern() for one in file.pattern if table.wants(one)),
         door=table.opened,

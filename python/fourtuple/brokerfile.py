@@ -172,7 +172,7 @@ class ListenTable(_Table):
     sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
     """How long a connection may take to show what it wants; if not given, 3,000, and 30,000 at a door."""
     protocols: tuple[str, ...] | None = Field(default=None, strict=False)
-    """What is looked for, in the words of a route; if not given, everything but tcpmux."""
+    """What is looked for, in the words of a route; if not given, everything but SOCKS and tcpmux."""
     proxy_from: tuple[str, ...] = Field(default=(), strict=False)
     """Prefixes whose PROXY headers are believed, and demanded."""
     proxy_optional: bool = False
@@ -206,6 +206,8 @@ class ListenTable(_Table):
     def sniff_s(self) -> float:
         """`sniff_ms` or its default, in seconds."""
         return (self.sniff_ms or (3_000 if self.door is None else 30_000)) / 1000
+    socks: Literal["answered", "left"] = "answered"
+    """What a SOCKS client asks for is answered here, or left to the service, which then gets all that is said."""
 
     @pydantic.field_validator("address")
     @classmethod

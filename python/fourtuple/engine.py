@@ -195,8 +195,12 @@ class EchoConfig:
         _instance("accept", self.accept, bool)
 
 
-PROTOCOLS = ("tls", "http2", "connect", "websocket", "http", "ssh", "postgres", "mqtt", "redis")
-"""What a broker looks for if nobody says. `tcpmux` is left out: any line of text is one."""
+PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
+"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
+
+PROTOCOLS = tuple(probe for probe in PROBES if probe not in {"socks4", "socks5", "tcpmux"})
+"""What a broker looks for if nobody says. Three are left out, which would take what is another's: `tcpmux` is any line of
+text, SOCKS begins with a byte or two that many have, and both are answered in the service's place."""
 
 
 class PostgresTls(Enum):
@@ -266,6 +270,9 @@ class BrokerListener:
     proxy_optional: bool = False
     """Connections from there may do without."""
     postgres_tls: PostgresTls = PostgresTls.OFFERED
+    answers_socks: bool = True
+    """What a SOCKS client asks for is answered here, and its service sees what comes behind. If false, a service gets all of
+    it and answers itself; of version 5 only the protocol is known then."""
     protocols: tuple[str, ...] = PROTOCOLS
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
@@ -290,6 +297,7 @@ class BrokerListener:
         _instance("fds", self.fds, tuple)
         for place, descriptor in enumerate(self.fds):
             _whole(f"fds[{place}]", descriptor, 0, 2**31 - 1)
+        _instance("answers_socks", self.answers_socks, bool)
         _seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
 
 
@@ -682,10 +690,6 @@ def uring_abilities() -> dict[str, bool]:
     return dict(_core.uring_abilities())
 
 
-PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
-"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
-
-
 class Prelude(Enum):
     """Whether a PROXY header stands in front of what is sniffed."""
 
@@ -721,6 +725,10 @@ class Sniffed:
     database: bytes | None = None
     client: bytes | None = None
     cancel: bytes | None = None
+    starttls: bool = False
+    """It asks to go on with TLS, within the protocol, before anything else."""
+    reply: bytes | None = None
+    """What it waits for, to be told when its service is reached; everything up to `end` is then not for the service."""
     proxied: tuple[str, str] | None = None
     """Source and destination out of a PROXY header."""
 

@@ -5,7 +5,7 @@
 //! is how a split hello gets past a rule elsewhere.
 //!
 //! Decides, too, which bytes are for the broker and not for the service: a PROXY header from a source that the listener
-//! trusts, a PostgreSQL client's wish for encryption, a tcpmux line that a route understands.
+//! trusts, a PostgreSQL client's wish for encryption, what a SOCKS client says, a tcpmux line that a route understands.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -38,6 +38,8 @@ pub struct Rules {
     pub may_be_direct: bool,
     /// What a PostgreSQL client is told that asks for TLS.
     pub postgres_tls: PostgresTls,
+    /// Whether a SOCKS client is answered by the service, and not here.
+    pub leaves_socks: bool,
 }
 
 /// What becomes of a PostgreSQL client's request for TLS.
@@ -211,7 +213,7 @@ impl Guide for BrokerGuide {
 
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Reading, chosen: &mut Chosen) -> Guidance {
         let looking = &self.looking[shown.listener.0 as usize];
-        let Rules { may_be_direct, postgres_tls, .. } = looking.rules;
+        let Rules { may_be_direct, postgres_tls, leaves_socks, .. } = looking.rules;
         // Once it has spoken for another, the names are that one's.
         let is_proxy = !memory.spoke && shown.names.is_some_and(|(peer, _)| looking.is_proxy(peer));
         let prelude = match (is_proxy, may_be_direct) {
@@ -226,7 +228,8 @@ impl Guide for BrokerGuide {
             .sniffer
             .with_patterns(&looking.patterns)
             .with_prelude(prelude)
-            .with_postgres_tls(postgres_tls != PostgresTls::Declined);
+            .with_postgres_tls(postgres_tls != PostgresTls::Declined)
+            .with_socks_answered(!leaves_socks);
         let (source, destination) = shown.names.unzip();
         let mut seen = Seen { source, destination, ..Seen::default() };
         let verdict = sniffer.sniff(&mut memory.state, shown.bytes, &mut self.scratch);
@@ -246,7 +249,7 @@ impl Guide for BrokerGuide {
         let mut skip = memory.state.start();
         let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
         let turn = promise.map(|(request, answer)| Turn { say: request.into(), expect: Some(answer) });
-        let (mut reply, mut line) = (&b""[..], 0);
+        let (mut reply, mut line, mut is_tcpmux) = (&b""[..], 0, false);
         let alpn;
         let mut in_the_clear = false;
         match verdict {
@@ -267,9 +270,8 @@ impl Guide for BrokerGuide {
                 }
                 // Only then does the server say its key in the clear.
                 in_the_clear = found.protocol == Protocol::Postgres && found.user.is_some();
-                if found.protocol == Protocol::Tcpmux {
-                    // RFC 1078: what begins with "+" is a yes. The line is the broker's if a route understands it.
-                    (reply, line) = (b"+\r\n", found.end);
+                if !found.reply.is_empty() {
+                    (reply, line, is_tcpmux) = (found.reply, found.end, found.protocol == Protocol::Tcpmux);
                 }
                 if found.path.is_some() && !found.path_is_plain() {
                     // A path that may mean another one matches no route on paths.
@@ -305,7 +307,9 @@ impl Guide for BrokerGuide {
             // Who names something that there is not is not sent to somebody else.
             Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
             Ok(Outcome::NoRoute) => {
-                chosen.skip = skip as u32;
+                // A line of tcpmux is the broker's if a route understands it, and otherwise any line of text.
+                let (reply, line) = if is_tcpmux { (&b""[..], 0) } else { (reply, line) };
+                (chosen.skip, chosen.reply) = (skip.max(line) as u32, reply);
                 chosen.script.extend(turn);
                 chosen.protocol = seen.protocol.map_or_else(Word::default, Word::new);
                 self.fall_back(shown.listener, shown, chosen)

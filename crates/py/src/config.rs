@@ -143,6 +143,7 @@ struct ListenerRequest {
     proxy_optional: bool,
     #[pyo3(from_py_with = postgres_tls)]
     postgres_tls: PostgresTls,
+    answers_socks: bool,
     protocols: Vec<String>,
     patterns: Vec<PatternRequest>,
     door: Option<DoorRequest>,
@@ -414,7 +415,8 @@ impl ListenerRequest {
     fn rules(&self) -> Result<Rules, fourtuple_registry::Error> {
         let proxies =
             self.proxy_from.iter().map(|text| Prefix::checked("proxy_from", text)).collect::<Result<_, _>>()?;
-        Ok(Rules { proxies, may_be_direct: self.proxy_optional, postgres_tls: self.postgres_tls })
+        let (may_be_direct, leaves_socks) = (self.proxy_optional, !self.answers_socks);
+        Ok(Rules { proxies, may_be_direct, postgres_tls: self.postgres_tls, leaves_socks })
     }
 
     fn fallback(&self) -> Result<Option<Fallback>, fourtuple_registry::Error> {

@@ -16,7 +16,7 @@ use crate::resolve::Seen;
 use crate::target::Target;
 
 /// What the `protocol` of a route may be, beside [`PATTERN`] and a name.
-pub const PROTOCOLS: [&str; 16] = [
+pub const PROTOCOLS: [&str; 24] = [
     "tls",
     "http1",
     "http2",
@@ -33,6 +33,14 @@ pub const PROTOCOLS: [&str; 16] = [
     "pop3",
     "mysql",
     "ldap",
+    "rtsp",
+    "xmpp",
+    "amqp",
+    "amqp1",
+    "rdp",
+    "minecraft",
+    "socks5",
+    "socks4",
 ];
 /// What stands before the name of a pattern: bytes at an offset, which whoever sniffs has a name for.
 pub const PATTERN: &str = "pattern:";

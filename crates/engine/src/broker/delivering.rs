@@ -234,9 +234,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         session.sides[side] &= !SENDING;
         match session.state {
             State::Sniffing => {
-                if std::mem::take(&mut self.waits.at(session.extra).missed) {
-                    outbox.push(Command::Peek { conn: session.conns[CLIENT] });
-                }
+                // Also what came together with what is answered, from a client that does not wait.
+                self.waits.at(session.extra).missed = false;
+                outbox.push(Command::Peek { conn: session.conns[CLIENT] });
             }
             State::Delivering if self.waits.at(session.extra).is_on_its_way() => self.deliver(id, now, outbox),
             State::Asking if side == SERVICE => self.say_turn(id, now, outbox),
