@@ -50,9 +50,8 @@ def status(socket: SocketOption = None, as_json: JsonOption = False) -> None:
     _print(f"fourtuple {told['version']}, {told['state']}: {told['carrier']}, {told['workers']} workers")
     _print("listening on " + (", ".join(told["listeners"]) or "nothing"))
     _print("connections: " + ", ".join(f"{told[name]:,} {name}" for name in counts))
-    _print(
-        "services: " + ", ".join(f"{count:,} {name}" for name, count in services.items() if count or name == "known")
-    )
+    shown = {name: count for name, count in services.items() if count or name == "known"}
+    _print("services: " + ", ".join(f"{count:,} {name}" for name, count in shown.items()))
     for one in told["processes"]:
         private = "" if one["private_bytes"] is None else f" ({_megabytes(one['private_bytes'])} of its own)"
         _print(
@@ -62,9 +61,7 @@ def status(socket: SocketOption = None, as_json: JsonOption = False) -> None:
     if told["restarts"]:
         _print(f"restarts: {told['restarts']:,}")
     if told["upgrade"]["state"] != "none":
-        _print(
-            f"upgrade: {told['upgrade']['state']}" + (f", {told['upgrade']['why']}" if told["upgrade"]["why"] else "")
-        )
+        _print(_of_upgrade(told["upgrade"]))
     return None
 
 
@@ -225,7 +222,7 @@ def upgrade(
     if as_json:
         _print_json(told)
     else:
-        _print(f"upgrade: {told['state']}" + (f", {told['why']}" if told["why"] else ""))
+        _print(_of_upgrade(told))
     if wait and told["state"] != "done":
         raise typer.Exit(Exit.WARNING)
 
@@ -314,6 +311,10 @@ def _segment(text: str) -> str:
     from fourtuple.control.client import segment
 
     return segment(text)
+
+
+def _of_upgrade(told: dict[str, Any]) -> str:
+    return f"upgrade: {told['state']}" + (f", {told['why']}" if told["why"] else "")
 
 
 def _show_service(told: dict[str, Any], as_json: bool) -> None:

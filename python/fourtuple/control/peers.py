@@ -71,8 +71,8 @@ class Access:
     @classmethod
     def named(cls, readers: Sequence[str] = (), admins: Sequence[str] = ()) -> Access:
         """Of users (a name or a number) and groups (`group:` before it), as they are known now; BadConfig if not."""
-        reader_users, reader_groups = _resolved("readers", readers)
-        admin_users, admin_groups = _resolved("admins", admins)
+        reader_users, reader_groups = _resolved("control.readers", readers)
+        admin_users, admin_groups = _resolved("control.admins", admins)
         return cls(
             owner=os.geteuid(),
             reader_users=reader_users,
