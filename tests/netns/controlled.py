@@ -20,17 +20,24 @@ from fourtuple.control.peers import Access
 from fourtuple.control.verbs import Limits
 from fourtuple.engine import CarrierName, Phase
 from fourtuple.eventlog import EventLog
-from fourtuple.registry import sealed
+from fourtuple.registry import Registry, sealed
 from fourtuple.services import Service
 from fourtuple.sight import Sight
 
 
-async def control(
-    sight: Sight, folder: Path, access: Access, idle_s: float, command: tuple[str, ...], events: EventLog
-) -> None:
-    listener = door.listen(folder / "control", mode=0o666)
+async def control(sight: Sight, given: argparse.Namespace, events: EventLog) -> None:
+    path = given.folder / "control"
+    listener = door.listen(path, mode=0o666)
     try:
-        opened = door.Door(sight, listener, access, say=events.say, idle_s=idle_s, command=command)
+        opened = door.Door(
+            sight,
+            listener,
+            Access.named(given.readers, given.admins),
+            say=events.say,
+            idle_s=given.idle,
+            stuck_s=given.stuck,
+            command=tuple(given.command) or door.COMMAND,
+        )
         loop = asyncio.get_running_loop()
         keeping = loop.create_task(opened.keep())
         print("ready", flush=True)
@@ -38,7 +45,7 @@ async def control(
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
     finally:
-        door.unlink(folder / "control", listener)
+        door.unlink(path, listener)
 
 
 def main() -> None:
@@ -49,6 +56,8 @@ def main() -> None:
     parser.add_argument("--readers", action="append", default=[])
     parser.add_argument("--admins", action="append", default=[])
     parser.add_argument("--idle", type=float, default=60.0)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--stuck", type=float, default=door.STUCK_S)
     parser.add_argument("--carrier", default="auto")
     parser.add_argument("--command", action="append", default=[])
     given = parser.parse_args()
@@ -57,13 +66,13 @@ def main() -> None:
         for number in range(given.services)
     )
     file = BrokerFile(listen=(ListenTable(address=f"127.0.0.1:{given.port}"),))
-    access = Access.named(given.readers, given.admins)
-    store = sealed(services, ())
+    served = given.store or sealed(services, ())
+    store = Registry(given.store, create=False) if given.store else served
     with (
         EventLog(given.folder / "events") as events,
         running(
             file,
-            store=store,
+            store=served,
             limits=BrokerLimits(delivery_timeout_s=60),
             ledger=given.folder / "log",
             carrier=CarrierName(given.carrier),
@@ -73,8 +82,7 @@ def main() -> None:
         engine.wait_for(lambda now: now.phase is not Phase.RAMPING, 10)
         limits = Limits(most_connections=0, most_per_source=0, most_per_service=0)
         sight = Sight(engine, store, [f"127.0.0.1:{given.port}"], limits)
-        command = tuple(given.command) or door.COMMAND
-        asyncio.run(control(sight, given.folder, access, given.idle, command, events))
+        asyncio.run(control(sight, given, events))
 
 
 if __name__ == "__main__":

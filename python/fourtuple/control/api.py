@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from fourtuple.control import exposition
 from fourtuple.control.peers import Role
@@ -44,8 +45,20 @@ from fourtuple.control.verbs import (
 MOST_BODY_BYTES = 65_536
 PROBLEM = "application/problem+json"
 _STATUSES = {"invalid": 422, "absent": 404, "conflict": 409, "unavailable": 503, "slow": 504}
+_SEE = "/openapi.json says what is allowed"
+_BLAMED: dict[int, tuple[str, Callable[[Request], str | None]]] = {
+    404: ("path", lambda request: request.url.path),
+    405: ("method", lambda request: request.method),
+}
 _READS = frozenset({"GET", "HEAD"})
-_PREFIX = r"^[0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?$"
+_BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_PREFIXES: list[dict[str, Any]] = [
+    {"type": "string", "format": "ipv4"},
+    {"type": "string", "format": "ipv6"},
+    {"type": "string", "pattern": rf"^({_BYTE}\.){{3}}{_BYTE}/(3[0-2]|[12]?[0-9])$"},
+    {"type": "string", "pattern": "^([0-9a-f]{1,4}:){1,6}:/(12[0-8]|1[01][0-9]|[1-9]?[0-9])$"},
+]
+"""What a source may be, in the words of a schema; other ways to write the same are understood, too."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -77,13 +90,21 @@ class _Body(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
 
+def _whole(value: object) -> object:
+    # 5.0 is a whole number in JSON (JSON Schema 2020-12, validation, 6.1.1).
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = Annotated[int, pydantic.BeforeValidator(_whole)]
+
+
 class LimitsChange(_Body):
     """Limits to change; those that are not named stay. 0 is no bound."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, json_schema_extra={"minProperties": 1})
-    most_connections: int = Field(default=0, ge=0, le=HIGHEST // 4)
-    most_per_source: int = Field(default=0, ge=0, le=HIGHEST)
-    most_per_service: int = Field(default=0, ge=0, le=HIGHEST)
+    most_connections: _Whole = Field(default=0, ge=0, le=HIGHEST // 4)
+    most_per_source: _Whole = Field(default=0, ge=0, le=HIGHEST)
+    most_per_service: _Whole = Field(default=0, ge=0, le=HIGHEST)
 
     @pydantic.model_validator(mode="after")
     def _says_something(self) -> LimitsChange:
@@ -123,7 +144,7 @@ WaitS = Annotated[float, Query(ge=0, le=MOST_WAIT_S, description="How long to wa
 
 def _says(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    every = (403, 413, 422, 503, 504, *statuses)
+    every = (400, 403, 413, 422, 503, 504, *statuses)
     return {status: {"description": http.HTTPStatus(status).phrase, "content": content} for status in every}
 
 
@@ -172,8 +193,7 @@ def _add_reads(app: FastAPI, controlled: Remote) -> None:
         source: Annotated[
             str | None,
             Query(
-                pattern=_PREFIX,
-                json_schema_extra={"format": "prefix"},
+                json_schema_extra={"anyOf": _PREFIXES},
                 description="Only those from this address or prefix.",
             ),
         ] = None,
@@ -307,22 +327,21 @@ def _add_problems(app: FastAPI) -> None:
                 f"{where}: {first['msg']}{more}",
                 field=field,
                 value=shown,
-                remedy="/openapi.json says what is allowed",
+                remedy=_SEE,
             )
         )
 
     @app.exception_handler(HTTPException)
-    async def refused_by_path(request: Request, error: HTTPException) -> Response:
-        return _answered(
-            problem(
-                error.status_code,
-                str(error.detail),
-                field="path" if error.status_code == 404 else "method",
-                value=request.url.path if error.status_code == 404 else request.method,
-                remedy="/openapi.json says what there is",
-            ),
-            dict(error.headers or {}),
-        )
+    async def refused_before(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        blamed, value = _BLAMED.get(error.status_code, ("body", lambda _: None))
+        if error.status_code == 405:
+            # Each route names its own methods alone.
+            matching = [one for one in app.router.routes if one.matches(request.scope)[0] is not Match.NONE]
+            methods = {method for one in matching for method in getattr(one, "methods", None) or ()}
+            headers["allow"] = ", ".join(sorted(methods))
+        told = problem(error.status_code, str(error.detail), field=blamed, value=value(request), remedy=_SEE)
+        return _answered(told, headers)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 import stat
 import subprocess
@@ -24,10 +25,13 @@ from fourtuple.errors import BadConfig, MissingFeature
 
 IDLE_S = 60.0
 """Without a client for so long, the process of the API ends."""
+STUCK_S = 15.0
+"""If it accepts nobody for so long, it is ended."""
 BACKLOG = 64
 COMMAND = (sys.executable, "-m", "fourtuple.control")
 _LONGEST_PAUSE_S = 60.0
 _TURNED_AWAY_AT_ONCE = 16
+_STUCK_LOOKS = 3
 
 
 def listen(path: Path, *, mode: int = 0o600, group: int | None = None) -> socket.socket:
@@ -88,11 +92,13 @@ class Door:
         *,
         say: Say = unsaid,
         idle_s: float = IDLE_S,
+        stuck_s: float = STUCK_S,
         command: Sequence[str] = COMMAND,
     ) -> None:
         """`listener` stays the caller's, and is left open."""
         self._controlled, self._listener, self._access = controlled, listener, access
-        self._say, self._idle_s, self._command = say, idle_s, command
+        self._say, self._command = say, command
+        self._idle_s, self._stuck_s = idle_s, stuck_s
         self.tally = Tally()
         self.pid: int | None = None
         """Of the API's process, while there is one."""
@@ -131,6 +137,7 @@ class Door:
             self.tally.started += 1
             self.pid = process.pid
             self._say("control_started", pid=process.pid)
+            watching = asyncio.get_running_loop().create_task(self._kill_if_stuck(process))
             try:
                 await serve_verbs(self._controlled, ours, tally=self.tally, say=self._say)
             except Broken as broken:
@@ -140,12 +147,23 @@ class Door:
                 process.terminate()
                 raise
             finally:
+                watching.cancel()
                 self.pid = None
                 # It ends when its end of the pair is closed; ours is.
                 ours.close()
                 status = await asyncio.shield(_ended(process))
-        self._say("control_ended", pid=process.pid, status=status)
+                self._say("control_ended", pid=process.pid, status=status)
         return status
+
+    async def _kill_if_stuck(self, process: subprocess.Popen[bytes]) -> None:
+        """One that lives takes whoever comes; one that leaves somebody waiting for so long does not."""
+        looks = 0
+        while looks < _STUCK_LOOKS:
+            await asyncio.sleep(self._stuck_s / _STUCK_LOOKS)
+            waiting, _, _ = select.select((self._listener,), (), (), 0)
+            looks = looks + 1 if waiting else 0
+        self._say("control_broken", pid=process.pid, why=f"accepts nobody for {self._stuck_s:g} s")
+        process.kill()
 
     async def _readable(self) -> None:
         loop, came = asyncio.get_running_loop(), asyncio.Event()
