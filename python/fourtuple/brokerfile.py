@@ -42,6 +42,7 @@ class _Options(_Table):
     patience_ms: _Patience | None = None
     connections: _Number | None = None
     proxy: Annotated[int, Field(ge=1, le=2)] | None = None
+    start: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")] | None = None
 
 
 class ServiceTable(_Options):

@@ -10,11 +10,13 @@
 
 mod datagram;
 pub mod epoll;
+mod letterbox;
 mod messenger;
 pub mod sim;
 mod sys;
 pub mod uring;
 pub mod worker;
 
+pub use letterbox::Letterbox;
 pub use uring::{UringAbilities, probe_uring};
 pub use worker::{CarrierKind, CarrierReport, CarrierSettings, Published, Worker, WorkerError};

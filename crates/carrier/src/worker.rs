@@ -13,6 +13,7 @@ use fourtuple_engine::report::{Phase, Report};
 use fourtuple_engine::{Carrier, CarrierError, Core, Errno, Event, Instant, Order, Outbox, Until};
 
 use crate::epoll::Epoll;
+use crate::letterbox::Letterbox;
 use crate::sys::Wake;
 use crate::uring::Uring;
 
@@ -105,8 +106,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Start a thread, make the carrier in it, run `core` on it. An error of making the carrier comes back here.
+    /// Start a thread, make the carrier in it, run `core` on it. An error of making the carrier comes back here. Nobody
+    /// hears what the core asks.
     pub fn start(kind: CarrierKind, settings: CarrierSettings, core: Box<dyn Core>) -> Result<Worker, CarrierError> {
+        Worker::start_asking(kind, settings, core, None)
+    }
+
+    /// As `start`, and what the core asks goes into a letterbox, as that worker's.
+    pub fn start_asking(
+        kind: CarrierKind,
+        settings: CarrierSettings,
+        core: Box<dyn Core>,
+        letterbox: Option<(u32, Arc<Letterbox>)>,
+    ) -> Result<Worker, CarrierError> {
         let wake = Wake::new()?;
         let shared = Arc::new(Shared {
             orders: Mutex::default(),
@@ -114,6 +126,7 @@ impl Worker {
             stop: AtomicBool::new(false),
             published: Mutex::default(),
             wake,
+            letterbox,
         });
         let (made, answer) = mpsc::channel();
         let inside = Arc::clone(&shared);
@@ -170,6 +183,7 @@ struct Shared {
     stop: AtomicBool,
     published: Mutex<Published>,
     wake: Wake,
+    letterbox: Option<(u32, Arc<Letterbox>)>,
 }
 
 fn run(
@@ -228,9 +242,16 @@ impl Until for Outside<'_> {
                 core.handle(Event::Ordered(order), now, outbox);
             }
         }
+        let publishes = now >= self.next_publish;
+        if outbox.questions.is_fresh() || publishes && outbox.questions.is_waiting() {
+            match &self.shared.letterbox {
+                Some((worker, letterbox)) => letterbox.put(*worker, &mut outbox.questions),
+                None => outbox.questions.drain(Err),
+            }
+        }
         // A change of phase is what others wait for, and rare.
         let phase = core.report().phase;
-        if now >= self.next_publish || phase != self.phase {
+        if publishes || phase != self.phase {
             self.publish(core);
             self.phase = phase;
             self.next_publish = now.after(PUBLISH_EVERY);

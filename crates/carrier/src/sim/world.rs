@@ -234,8 +234,8 @@ impl<'a> World<'a> {
             // Servers first: a client that comes before its server is only refused, which is `Fault::Refusal`'s part.
             self.at(if host < self.client_count { 1_000_000 } else { 0 }, Happening::Start(host));
         }
-        for &(when, host, order) in &self.script.orders {
-            self.at(when.0, Happening::Order(host, order));
+        for &(when, host, ref order) in &self.script.orders {
+            self.at(when.0, Happening::Order(host, order.clone()));
         }
         for host in 0..cores.len() {
             self.at(self.script.until.0, Happening::Order(host, Order::Close));

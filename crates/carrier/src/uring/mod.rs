@@ -222,7 +222,7 @@ impl Machine {
             self.quench(outbox)?;
             self.accept_waiting(now)?;
             let reaped = self.submit_and_reap(core, outbox, &mut completions)?;
-            if reaped == 0 && self.happened.is_empty() && outbox.commands.is_empty() {
+            if reaped == 0 && self.happened.is_empty() && outbox.commands.is_empty() && !outbox.questions.is_fresh() {
                 self.counts.enters += 1;
                 let woken = self
                     .poller

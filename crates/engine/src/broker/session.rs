@@ -37,6 +37,8 @@ pub(super) enum State {
     Delivering,
     /// Its service is reached, and asked for what the client was told in its name.
     Asking,
+    /// It has its reason, and its client is being told.
+    Leaving,
     /// Bytes go both ways.
     Relaying,
     /// It has its reason; what is open is being closed.
@@ -59,7 +61,7 @@ pub(super) struct Session {
     pub(super) listener: ListenerId,
     pub(super) sides: [u8; 2],
     pub(super) state: State,
-    /// Meaningful when ending.
+    /// Meaningful when leaving or ending.
     pub(super) reason: Reason,
     /// When ending: `extra` is a place among the waits.
     pub(super) has_wait: bool,
@@ -81,7 +83,7 @@ impl Session {
     /// Whether it has a place among the waits.
     pub(super) fn waits(&self) -> bool {
         match self.state {
-            State::Sniffing | State::Delivering | State::Asking => true,
+            State::Sniffing | State::Delivering | State::Asking | State::Leaving => true,
             State::Ending => self.has_wait,
             State::Relaying | State::Free => false,
         }
