@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from fourtuple.control.processes import view
@@ -30,11 +30,17 @@ from fourtuple.control.verbs import (
 from fourtuple.engine import Engine, Phase, Snapshot
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
+from fourtuple.questions import Question
 from fourtuple.registry import Registry, Sealed, service_in, services_in
 from fourtuple.services import Service
+from fourtuple.survey import Survey
 
 _ENDED = "ended_"
 _NO_SUPERVISOR = "this broker runs without a supervisor"
+
+
+def _unheard(_: Question) -> None:
+    """What nobody is there for."""
 
 
 class Sight:
@@ -46,8 +52,21 @@ class Sight:
         """`limits` are those with which the engine was started; `role` is what this process is called."""
         self._engine, self._store, self._listeners = engine, store, tuple(listeners)
         self._limits, self._role = limits, role
+        self._room = limits.most_connections
+        self.survey = Survey(engine, listeners)
+        """Is to hear the engine's questions (`follow`, or its `heard`)."""
         self._draining = False
         self.version = installed_version()
+
+    def follow(self, others: Callable[[Question], None] = _unheard) -> None:
+        """Take the engine's questions, from now on and in this event loop; `others` gets what is not the survey's."""
+
+        def take() -> None:
+            for question in self._engine.questions():
+                if not self.survey.heard(question):
+                    others(question)
+
+        asyncio.get_running_loop().add_reader(self._engine.questions_fd, take)
 
     async def status(self) -> Status:
         """As `Controlled`; so are all below."""
@@ -83,20 +102,31 @@ class Sight:
         )
 
     async def connections(self, after: str | None, most: int, service: str | None, source: str | None) -> Connections:
-        raise Refused("unavailable", "not yet")
+        return await self.survey.connections(after, most, service, source)
 
     async def close_connection(self, id: str) -> None:
-        raise Refused("absent", "there is no such connection", field="id", value=id)
+        await self.survey.close(id)
 
     async def top(self, by: str, most: int) -> Top:
-        return Top(by=by, services=())
+        return await self.survey.top(by, most)
 
     async def limits(self) -> Limits:
         return self._limits
 
     async def set_limits(self, changes: Mapping[str, int]) -> Limits:
-        self._limits = dataclasses.replace(self._limits, **changes)
-        return self._limits
+        fresh = dataclasses.replace(self._limits, **changes)
+        room, wanted = self._room, fresh.most_connections
+        if room and (wanted == 0 or wanted > room):
+            raise Refused(
+                "conflict",
+                f"the broker was started with room for {room:,}",
+                field="most_connections",
+                value=wanted,
+                remedy="start it with --most 0, or a higher one",
+            )
+        self._engine.set_limits(fresh.most_connections, fresh.most_per_source, fresh.most_per_service)
+        self._limits = fresh
+        return fresh
 
     async def reasons(self) -> dict[str, int]:
         return _reasons(self._engine.snapshot())

@@ -39,6 +39,7 @@ async def control(sight: Sight, given: argparse.Namespace, events: EventLog) -> 
             command=tuple(given.command) or door.COMMAND,
         )
         loop = asyncio.get_running_loop()
+        sight.follow()
         keeping = loop.create_task(opened.keep())
         print("ready", flush=True)
         await loop.run_in_executor(None, sys.stdin.read)
