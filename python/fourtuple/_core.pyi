@@ -78,6 +78,7 @@ class _Wake(TypedDict):
     target: str
     name: str
     protocol: str
+    delivery: str
     peer: tuple[IPv4Address | IPv6Address, int] | None
 
 class _Usage(TypedDict):
@@ -129,6 +130,7 @@ class _Seen(TypedDict):
     answers: tuple[bytes, ...]
     needed: NotRequired[int]
     why: NotRequired[str]
+    intent: NotRequired[str]
     end: NotRequired[int]
     name: NotRequired[str | None]
     port: NotRequired[int | None]

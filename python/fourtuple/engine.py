@@ -262,10 +262,20 @@ class BrokerListener:
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
     """Asked after all probes, in their order."""
+    fds: tuple[int, ...] = ()
+    """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
+
+    The engine copies them: they may be closed once it has started. What waits in their queues outlives it as long as
+    somebody else holds them, and several processes may accept from one. They become non-blocking for all of these. Who
+    binds them need not call listen(): what the engine sets before it makes room for long hellos.
+    """
 
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
         _instance("postgres_tls", self.postgres_tls, PostgresTls)
+        _instance("fds", self.fds, tuple)
+        for place, descriptor in enumerate(self.fds):
+            _whole(f"fds[{place}]", descriptor, 0, 2**31 - 1)
         _seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
 
 
@@ -511,6 +521,7 @@ class Engine:
         _instance("carrier", carrier, CarrierName)
         _whole_or_none("workers", workers, 1, 1_024)
         count = workers or _worth_while(config)
+        _require_a_listener_each(config, count)
         chosen = settings or CarrierSettings()
         _require_room_to_say(config, chosen)
         if carrier is not CarrierName.AUTO:
@@ -582,6 +593,10 @@ class Engine:
         """Accept no more; the engine ends when the connections that there are have ended by themselves."""
         self._workers.order("drain")
 
+    def resume(self) -> None:
+        """Accept again after `drain`, unless the engine has ended by then."""
+        self._workers.order("resume")
+
     @property
     def questions_fd(self) -> int:
         """A descriptor that is readable while there are questions, for a poll or an event loop; not to be read."""
@@ -618,7 +633,7 @@ class Engine:
         return self._workers.ask_survey(worker, ticket, start, most, service, source)
 
     def ask_busiest(self, worker: int, ticket: int, by: str, start: int, most: int) -> bool:
-        """Which services are the busiest, by `live`, `total` or `bytes`? The worker says `Busiest`, as of `ask_survey`."""
+        """Which services are the busiest, by `live`, `total` or `bytes`? The worker says `Busiest`."""
         return self._workers.ask_busiest(worker, ticket, by, start, most)
 
     def ask_close(self, worker: int, ticket: int, connection: int, start: int) -> bool:
@@ -711,6 +726,8 @@ class Sniffed:
     """With more: how many bytes a match takes at least."""
     why: str | None = None
     """With refused: the reason, as it is counted."""
+    intent: str | None = None
+    """With match: use, or probe where it bears the mark of one (HEAD, TLS without a server name, ...)."""
     end: int | None = None
     name: str | None = None
     port: int | None = None
@@ -757,6 +774,7 @@ def _question(row: _core._Question) -> Question:
                 target=wake["target"],
                 name=wake["name"],
                 protocol=wake["protocol"],
+                delivery=wake["delivery"],
                 peer=None if peer is None else Endpoint(*peer),
             )
         case ("usage", worker, usage):
@@ -801,6 +819,12 @@ def _require_room_to_say(config: LoadConfig | EchoConfig | BrokerConfig, setting
             raise BadConfig("settings.buffer_bytes", f"is {settings.buffer_bytes}; the dialogue says {longest} at once")
 
 
+def _require_a_listener_each(config: LoadConfig | EchoConfig | BrokerConfig, workers: int) -> None:
+    for place, listener in enumerate(config.listeners if isinstance(config, BrokerConfig) else ()):
+        if listener.fds and len(listener.fds) != workers:
+            raise BadConfig(f"listeners[{place}].fds", f"are {len(listener.fds)}, and there are {workers} workers")
+
+
 def _worth_while(config: LoadConfig | EchoConfig | BrokerConfig) -> int:
     cpus = len(os.sched_getaffinity(0))
     match config:
@@ -809,6 +833,8 @@ def _worth_while(config: LoadConfig | EchoConfig | BrokerConfig) -> int:
             return max(1, min(cpus, connections // enough, rate_per_s or cpus))
         case EchoConfig(most_connections=most) if most:
             return max(1, min(cpus, most // CONNECTIONS_PER_WORKER))
+        case BrokerConfig(listeners=listeners) if any(listener.fds for listener in listeners):
+            return max(len(listener.fds) for listener in listeners)
         case _:
             return cpus
 

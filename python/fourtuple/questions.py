@@ -1,7 +1,7 @@
 """What a running broker asks, and what it is told: the words between its engine and whoever starts services.
 
-Decides the vocabulary alone. Each worker of an engine asks for itself, so the same question may come once from each, and
-again later: whoever answers goes by the service. Every worker gets every answer.
+Decides the vocabulary alone. Each worker of an engine asks for itself, so the same question may come once from each,
+and again later: whoever answers goes by the service. Every worker gets every answer.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Wake:
     """What the connection showed: a server name, a host; empty if none."""
     protocol: str
     """What it speaks, in the words of a route; empty if that is not known."""
+    delivery: str
+    """How connections are brought there: relay, handoff or inetd."""
     peer: Endpoint | None
     """Whose connection it is."""
 

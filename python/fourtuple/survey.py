@@ -1,7 +1,8 @@
 """What the workers of an engine hold, asked a bounded piece at a time and put together.
 
-Decides how pages go on from worker to worker, and how each worker's busiest services make the broker's. Knows no HTTP. An
-answer of a worker comes with all that the engine asks (`Engine.questions`): whoever takes those hands them on to `heard`.
+Decides how pages go on from worker to worker, and how each worker's busiest services make the broker's. Knows no HTTP.
+An answer of a worker comes with all that the engine asks (`Engine.questions`): whoever takes those hands them on to
+`heard`.
 """
 
 from __future__ import annotations

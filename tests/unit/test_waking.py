@@ -1,4 +1,4 @@
-"""Services that sleep: the engine asks, an answering loop of the test starts them, and clients get through or are told."""
+"""Services that sleep: the engine asks, the test answers and starts them, and clients get through or are told."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def carrier(request: pytest.FixtureRequest) -> CarrierName:
 
 
 @contextmanager
-def broker(services: list[Service], carrier: CarrierName, **limits: Any) -> Iterator[tuple[Engine, int]]:
+def broker(services: list[Service], carrier: CarrierName, **limits: int | float | Path) -> Iterator[tuple[Engine, int]]:
     """An engine for these services, and its port."""
     port, workers = free_port(), limits.pop("workers", 2)
     config = BrokerConfig(
@@ -142,7 +142,7 @@ def answering(path: Path, backlog: int = 4_096) -> Iterator[None]:
             path.unlink()
 
 
-def sleeper(path: Path, name: str = "app.test", **options: Any) -> Service:
+def sleeper(path: Path, name: str = "app.test", **options: int) -> Service:
     return Service(name=name, target=f"unix:{path}", start="app", **options)
 
 
@@ -160,7 +160,8 @@ def test_many_wait_for_one_service_and_all_get_through(tmp_path: Path, carrier: 
         assert isinstance(first, Wake)
         assert (first.service, first.start, first.target) == ("app.test", "app", f"unix:{path}")
         assert (first.name, first.protocol) == ("app.test", "http1")
-        assert first.peer is not None and first.peer.address == HOST
+        assert first.peer is not None
+        assert first.peer.address == HOST
         stack.enter_context(answering(path))
         engine.answer(Up("app.test"))
         for client in clients:
@@ -196,11 +197,14 @@ def test_a_refusal_ends_those_of_that_prefix_and_the_next_asks_anew(tmp_path: Pa
         good.sendall(request("app.test"))
         engine.wait_for(lambda now: now.parked_now == 4, PATIENCE_S)
         (asked,) = engine.questions()
-        assert isinstance(asked, Wake) and asked.peer is not None
+        assert isinstance(asked, Wake)
+        assert asked.peer is not None
         engine.answer(Refused("app.test", asked.peer.address))
         engine.wait_for(lambda now: now.ended_wake_refused == 3, PATIENCE_S)
         (again,) = engine.questions()
-        assert isinstance(again, Wake) and again.peer is not None and again.peer.address == ip_address("127.0.0.7")
+        assert isinstance(again, Wake)
+        assert again.peer is not None
+        assert again.peer.address == ip_address("127.0.0.7")
         stack.enter_context(answering(path))
         engine.answer(Up("app.test"))
         assert rest(good) == b"heard " + request("app.test")
@@ -222,7 +226,8 @@ def test_a_service_is_held_while_it_is_stopped(tmp_path: Path, carrier: CarrierN
         engine.ask_usage(7, ["app.test", "nobody.test"])
         (usage,) = outside.wait_for(1, Usage)
         assert (usage.ticket, [row.live for row in usage.rows]) == (7, [0, 0])
-        assert usage.rows[0].unused_s is not None and usage.rows[1].unused_s is None
+        assert usage.rows[0].unused_s is not None
+        assert usage.rows[1].unused_s is None
         engine.hold("app.test")
         (held,) = outside.wait_for(1, Held)
         assert (held.service, held.live) == ("app.test", 0)

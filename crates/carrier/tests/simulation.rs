@@ -158,7 +158,7 @@ impl World {
     fn judge(&self, reports: &[Report]) -> Result<(), String> {
         for (client, (config, report)) in self.clients.iter().zip(reports).enumerate() {
             let targets = self.script.orders.iter().filter_map(|(_, core, order)| match *order {
-                Order::Target(connections) if core == client => Some(connections),
+                Order::Target(connections) if *core == client => Some(connections),
                 _ => None,
             });
             let asked = targets.chain([config.connections]).max().unwrap_or(0);

@@ -24,7 +24,7 @@ mod window;
 
 pub use buffers::{Buf, Buffers};
 pub use contract::{
-    Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Step,
-    Target, Transport, Until,
+    Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Given, Instant, ListenerId, Order, Outbox,
+    SourceChoice, Step, Target, Transport, Until,
 };
 pub use questions::{Answer, Busy, By, Filter, Question, Questions, Seen, Usage};

@@ -400,6 +400,7 @@ impl<S: Speech> Core for LoadCore<S> {
             // A load core listens nowhere, and does not ask for the rest.
             Event::Listening { .. }
             | Event::ListenFailed { .. }
+            | Event::Unlistened { .. }
             | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::Named { .. }

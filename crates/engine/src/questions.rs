@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::broker::guide::Delivery;
+
 /// Questions of its own that a core may have waiting.
 pub const MOST_QUESTIONS: usize = 1024;
 
@@ -27,6 +29,8 @@ pub enum Question {
         name: String,
         /// In which protocol.
         protocol: String,
+        /// How connections are brought there.
+        delivery: Delivery,
         /// Whose connection it is.
         peer: Option<SocketAddr>,
     },

@@ -3,13 +3,14 @@
 //! Decides how one engine's work is shared out to its workers. Values were checked in Python; here only their types are.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
-use fourtuple_carrier::{CarrierKind, CarrierSettings};
+use fourtuple_carrier::{CarrierKind, CarrierSettings, Shelf};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
 use fourtuple_engine::echo::{EchoConfig, EchoCore};
@@ -143,6 +144,7 @@ struct ListenerRequest {
     postgres_tls: PostgresTls,
     protocols: Vec<String>,
     patterns: Vec<PatternRequest>,
+    fds: Vec<RawFd>,
 }
 
 /// `fourtuple.engine.BytePattern`.
@@ -206,8 +208,9 @@ impl Request {
         u32::try_from(places).unwrap_or(u32::MAX)
     }
 
-    /// The cores of `workers` workers: their shares are disjoint, and together they are the whole.
-    pub(crate) fn cores(&self, workers: u32) -> PyResult<Vec<Box<dyn Core>>> {
+    /// The cores of `workers` workers, each with the descriptors that it is to find: their shares are disjoint, and together
+    /// they are the whole.
+    pub(crate) fn cores(&self, workers: u32) -> PyResult<Vec<(Box<dyn Core>, Shelf)>> {
         let client = match self {
             Request::Load(LoadRequest { tls: Some(tls), .. }) => Some(tls.client()?),
             _ => None,
@@ -217,8 +220,11 @@ impl Request {
             _ => Vec::new().into_iter(),
         };
         let core = |worker| match self {
-            Request::Load(load) => Ok(load.core(worker, workers, client.clone())),
-            Request::Echo(echo) => Ok(Box::new(EchoCore::new(echo.share(worker, workers))) as Box<dyn Core>),
+            Request::Load(load) => Ok((load.core(worker, workers, client.clone()), Shelf::default())),
+            Request::Echo(echo) => {
+                let core: Box<dyn Core> = Box::new(EchoCore::new(echo.share(worker, workers)));
+                Ok((core, Shelf::default()))
+            }
             Request::Broker(broker) => broker.core(worker, workers, ledgers.next()),
         };
         (0..workers).map(core).collect()
@@ -320,7 +326,7 @@ impl EchoRequest {
 }
 
 impl BrokerRequest {
-    fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<Box<dyn Core>> {
+    fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<(Box<dyn Core>, Shelf)> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
         let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
         let listen = self.listeners.iter().map(|listener| ListenAt {
@@ -346,10 +352,17 @@ impl BrokerRequest {
             inetd_path: self.inetd_path.as_ref().map_or_else(Vec::new, |path| path.as_os_str().as_bytes().to_vec()),
             ..BrokerConfig::default()
         };
-        Ok(match ledger {
-            Some(ledger) => Box::new(BrokerCore::new(config, guide, ledger)),
-            None => Box::new(BrokerCore::new(config, guide, Unwritten)),
-        })
+        let shelf = Shelf::default();
+        let given = self.listeners.iter().map(|listener| {
+            let descriptor = listener.fds.get(worker as usize).map(|&fd| duplicate("listeners.fds", fd));
+            Ok(descriptor.transpose()?.map(|descriptor| shelf.put(descriptor)))
+        });
+        let given = given.collect::<PyResult<Vec<_>>>()?;
+        let core: Box<dyn Core> = match ledger {
+            Some(ledger) => Box::new(BrokerCore::new(config, guide, ledger).listening_with(given)),
+            None => Box::new(BrokerCore::new(config, guide, Unwritten).listening_with(given)),
+        };
+        Ok((core, shelf))
     }
 
     /// One for each worker, or none at all.
@@ -467,7 +480,11 @@ pub(crate) fn order(kind: &str, value: u64, worker: u32, workers: u32) -> PyResu
         "target" => Ok(Order::Target(part(value, worker, workers))),
         "close" => Ok(Order::Close),
         "drain" => Ok(Order::Drain),
-        _ => Err(BadConfig::new_err(("order", format!("{kind:?} is not one of ping, rate, target, close, drain")))),
+        "resume" => Ok(Order::Resume),
+        _ => {
+            let why = format!("{kind:?} is not one of ping, rate, target, close, drain, resume");
+            Err(BadConfig::new_err(("order", why)))
+        }
     }
 }
 
@@ -488,6 +505,17 @@ fn protocol(name: &str) -> PyResult<Protocol> {
     found.ok_or_else(|| {
         BadConfig::new_err(("protocols", format!("{name:?} is not a probe; fourtuple sniff lists them")))
     })
+}
+
+/// A copy of a descriptor of the caller's.
+fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
+    let refused = |why: String| BadConfig::new_err((what, why));
+    if fd < 0 {
+        return Err(refused(format!("{fd} is no descriptor")));
+    }
+    // SAFETY: it is borrowed for one call, which answers EBADF if it is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map_err(|error| refused(format!("descriptor {fd}: {error}")))
 }
 
 /// This worker's part of `whole`; the first workers take what does not divide.

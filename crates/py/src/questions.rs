@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use fourtuple_engine::broker::guide::Delivery;
 use fourtuple_engine::{Answer, By, Order, Question};
 use pyo3::prelude::*;
 
@@ -30,6 +31,7 @@ pub(crate) struct WakeFields {
     target: String,
     name: String,
     protocol: String,
+    delivery: &'static str,
     peer: Option<(IpAddr, u16)>,
 }
 
@@ -84,9 +86,14 @@ pub(crate) struct ClosedFields {
 /// As Python gets it.
 pub(crate) fn row((worker, question): (u32, Question)) -> QuestionRow {
     match question {
-        Question::Wake { service, start, target, name, protocol, peer } => {
+        Question::Wake { service, start, target, name, protocol, delivery, peer } => {
             let peer = peer.map(|peer| (peer.ip(), peer.port()));
-            ("wake", worker, Fields::Wake(WakeFields { service, start, target, name, protocol, peer }))
+            let delivery = match delivery {
+                Delivery::Relay => "relay",
+                Delivery::HandOff => "handoff",
+                Delivery::Inetd => "inetd",
+            };
+            ("wake", worker, Fields::Wake(WakeFields { service, start, target, name, protocol, delivery, peer }))
         }
         Question::Usage { ticket, rows } => {
             let row = |row: fourtuple_engine::Usage| {

@@ -85,6 +85,7 @@ pub(crate) fn sniff<'py>(
 /// Everything that is shown.
 fn describe(seen: &Bound<'_, PyDict>, shown: &Shown<'_>) -> PyResult<()> {
     let bytes = |value: Option<&[u8]>| value.map(|value| PyBytes::new(seen.py(), value));
+    seen.set_item("intent", shown.intent.name())?;
     seen.set_item("end", shown.end)?;
     seen.set_item("name", shown.name)?;
     seen.set_item("port", shown.port)?;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use fourtuple_carrier::{Letterbox, Published, Worker};
+use fourtuple_carrier::{Doors, Letterbox, Published, Worker};
 use fourtuple_engine::{Filter, Order};
 use pyo3::prelude::*;
 
@@ -43,10 +43,10 @@ impl Workers {
         failure::detached(py, move || {
             let letterbox = Arc::new(Letterbox::new()?);
             let mut states = Vec::with_capacity(workers as usize);
-            for (worker, core) in (0..).zip(cores) {
-                let letterbox = Some((worker, Arc::clone(&letterbox)));
+            for (worker, (core, shelf)) in (0..).zip(cores) {
+                let doors = Doors { shelf, letterbox: Some((worker, Arc::clone(&letterbox))) };
                 // Should one of them fail, those before it end here: dropping a worker stops it.
-                states.push(State::Running(Worker::start_asking(kind, settings, core, letterbox)?));
+                states.push(State::Running(Worker::start_with(kind, settings, core, doors)?));
             }
             Ok(Workers { states: Mutex::new(states), letterbox })
         })

@@ -1,11 +1,15 @@
 //! HTTP/1: which host a request is for, and whether it asks for a tunnel or a WebSocket (RFC 9112, RFC 9110, RFC 6455).
 //!
 //! Decides by the whole head, because a second Host header may stand in its last line. Knows no body and no answer.
+//! A probe is HEAD; OPTIONS, unless a browser asks before the request that it means (Fetch 3.2.2: a preflight, told by
+//! Access-Control-Request-Method), which it will not send if it is told no; and what names no host, as nmap and the health
+//! checks of HAProxy do and no client since HTTP/1.1.
+//!
 //! What two servers could read differently is refused: the bytes go on as they are, so nothing can be put right here.
 
 use crate::cursor::{agrees, line_end, trim_end};
 use crate::name;
-use crate::shown::{Scratch, Shown};
+use crate::shown::{Intent, Scratch, Shown};
 use crate::{Found, Progress, Protocol, Refusal};
 
 /// The largest head that is read: request line and headers. nginx and HAProxy have 16 kB or less by default.
@@ -14,6 +18,9 @@ pub(crate) const HEAD_BYTES: usize = 16_384;
 const METHOD_BYTES: usize = 24;
 /// Empty lines before a request that are overlooked (RFC 9112 2.2: at least one).
 const LEADING_BYTES: usize = 4;
+
+/// What a browser's question before a request has (Fetch 3.2.2).
+pub(crate) const PREFLIGHT: &[u8] = b"access-control-request-method";
 
 /// Phases of the search.
 const REQUEST_LINE: u8 = 0;
@@ -90,6 +97,7 @@ pub(crate) fn read<'a>(
         return Err(Refusal::Malformed); // RFC 9112 3.2.3: an empty or invalid port
     }
     shown.path = head.line.target.path;
+    shown.intent = Intent::probe_if(head.line.is_probe() && !head.is_preflight || shown.name.is_none());
     Ok(shown)
 }
 
@@ -145,6 +153,10 @@ impl<'a> RequestLine<'a> {
         };
         Ok(Some(Self { method, target: Target::read(method, target)? }))
     }
+
+    fn is_probe(&self) -> bool {
+        matches!(self.method, b"HEAD" | b"OPTIONS")
+    }
 }
 
 /// What a request line asks for (RFC 9112 3.2).
@@ -192,6 +204,7 @@ pub(crate) fn without_query(target: &[u8]) -> &[u8] {
 struct Head<'a> {
     line: RequestLine<'a>,
     host: Option<&'a [u8]>,
+    is_preflight: bool,
     asks_upgrade: bool,
     asks_websocket: bool,
 }
@@ -200,12 +213,13 @@ impl<'a> Head<'a> {
     fn read(head: &'a [u8]) -> Result<Self, Refusal> {
         let mut lines = head.split_inclusive(|&byte| byte == b'\n');
         let line = RequestLine::read(lines.next().unwrap_or_default())?.ok_or(Refusal::Malformed)?;
-        let mut found = Self { line, host: None, asks_upgrade: false, asks_websocket: false };
+        let mut found = Self { line, host: None, is_preflight: false, asks_upgrade: false, asks_websocket: false };
         for line in lines.map(trim_end).take_while(|line| !line.is_empty()) {
             let (name, value) = field(line)?;
             if name.eq_ignore_ascii_case(b"host") && found.host.replace(value).is_some() {
                 return Err(Refusal::Repeated); // RFC 9112 3.2: answered with 400, even if they agree
             }
+            found.is_preflight |= name.eq_ignore_ascii_case(PREFLIGHT);
             found.asks_upgrade |= name.eq_ignore_ascii_case(b"connection") && lists(value, b"upgrade");
             found.asks_websocket |= name.eq_ignore_ascii_case(b"upgrade") && lists(value, b"websocket");
         }

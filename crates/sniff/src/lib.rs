@@ -40,7 +40,7 @@ mod tls;
 
 pub use http2::BYTES as HTTP2_BYTES;
 pub use pattern::{PATTERN_BYTES, Pattern};
-pub use shown::{Alpn, Scratch, Shown};
+pub use shown::{Alpn, Intent, Scratch, Shown};
 pub use sniffer::{Prelude, Sniffer, State, Verdict};
 pub use tls::HELLO_BYTES;
 

@@ -5,11 +5,39 @@
 use crate::name::NAME_BYTES;
 use crate::{Protocol, proxy, tls};
 
+/// Whether a connection is there to be served, or only to see what is there. Nothing here is proof: whoever probes can
+/// also say what a client says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Intent {
+    /// Whatever bears no mark of a probe.
+    #[default]
+    Use,
+    /// It bears a mark that its protocol's file gives and explains: HTTP that asks for no content or names no host, TLS
+    /// that names no server or offers nothing newer than TLS 1.1.
+    Probe,
+}
+
+impl Intent {
+    /// Its name in counters and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Use => "use",
+            Self::Probe => "probe",
+        }
+    }
+
+    pub(crate) fn probe_if(is_probe: bool) -> Self {
+        if is_probe { Self::Probe } else { Self::Use }
+    }
+}
+
 /// What a connection shows of itself. Fields that its protocol does not have, or that it left out, are `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown<'a> {
     /// What it speaks.
     pub protocol: Protocol,
+    /// Whether it wants to be served. A service that sleeps need not be woken for a probe.
+    pub intent: Intent,
     /// Where what showed it ends, from the beginning of the stream. Nothing of it is consumed.
     pub end: usize,
     /// The host or service that is meant: lower case, without a final dot, fit for exact and suffix matches.
@@ -42,6 +70,7 @@ impl<'a> Shown<'a> {
     pub(crate) fn new(protocol: Protocol, end: usize) -> Self {
         Self {
             protocol,
+            intent: Intent::Use,
             end,
             name: None,
             port: None,

@@ -3,7 +3,7 @@
 //! Decides whose verdict is the whole's. Knows no protocol: those are one file each.
 
 use crate::postgres::Asks;
-use crate::{Found, PROBES, Pattern, Probe, Progress, Protocol, Refusal, Scratch, Shown};
+use crate::{Found, Intent, PROBES, Pattern, Probe, Progress, Protocol, Refusal, Scratch, Shown};
 use crate::{http1, http2, mqtt, pattern, postgres, proxy, redis, ssh, tcpmux, tls};
 
 /// What a listener looks for. Many connections share one.
@@ -284,7 +284,10 @@ fn read<'a>(
     let start = state.start();
     let (rest, count) = (&bytes[start..], end - start);
     let shown = match protocol {
-        Protocol::Postgres if state.stage == Stage::Hello => tls::read(rest, count, scratch),
+        // libpq names no server that it knows by address, and asked for PostgreSQL before: that is no scan.
+        Protocol::Postgres if state.stage == Stage::Hello => {
+            tls::read(rest, count, scratch).map(|shown| Shown { intent: Intent::Use, ..shown })
+        }
         Protocol::Tls => tls::read(rest, count, scratch),
         Protocol::Http2 => http2::read(rest, count, scratch),
         Protocol::Connect | Protocol::WebSocket | Protocol::Http => http1::read(protocol, rest, count, scratch),

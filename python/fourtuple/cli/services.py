@@ -84,10 +84,7 @@ def add(
     name: NameArgument,
     target: TargetArgument,
     delivery: DeliveryOption = "relay",
-    wide_port: StartOption = Annotated[
-    str | None, typer.Option(metavar="TEMPLATE", help="Started by this template of broker.toml when it is called.")
-]
-WidePortOption = None,
+    wide_port: WidePortOption = None,
     patience_ms: PatienceOption = None,
     connections: ConnectionsOption = None,
     proxy: ProxyOption = None,
@@ -109,10 +106,7 @@ def set_(
     name: NameArgument,
     target: TargetArgument,
     delivery: DeliveryOption = "relay",
-    wide_port: StartOption = Annotated[
-    str | None, typer.Option(metavar="TEMPLATE", help="Started by this template of broker.toml when it is called.")
-]
-WidePortOption = None,
+    wide_port: WidePortOption = None,
     patience_ms: PatienceOption = None,
     connections: ConnectionsOption = None,
     proxy: ProxyOption = None,

@@ -14,16 +14,18 @@ use crate::report::Counter;
 
 impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     pub(super) fn listen_some(&mut self, outbox: &mut Outbox) {
+        // Only when all that was said before is answered is it known what there is.
+        if self.resuming && self.listens_under_way == 0 {
+            (self.resuming, self.draining, self.next_listener) = (false, false, 0);
+        }
         while self.listens_under_way < BURST
             && !self.draining
             && let Some(&ListenAt { local, .. }) = self.config.listen.get(self.next_listener as usize)
         {
-            outbox.push(Command::Listen {
-                listener: ListenerId(self.next_listener),
-                local,
-                backlog: self.config.backlog,
-                reuse_port: self.config.reuse_port,
-                accept: true,
+            let (listener, backlog) = (ListenerId(self.next_listener), self.config.backlog);
+            outbox.push(match self.given.get(self.next_listener as usize) {
+                Some(&Some(given)) => Command::Adopt { listener, given, backlog },
+                _ => Command::Listen { listener, local, backlog, reuse_port: self.config.reuse_port, accept: true },
             });
             self.next_listener += 1;
             self.listens_under_way += 1;
@@ -36,8 +38,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             self.report.listening_at = Some(local);
         }
         if self.draining {
-            outbox.push(Command::Unlisten { listener });
-            return;
+            return self.unlisten(listener, outbox);
         }
         self.listening[listener.0 as usize] = true;
         self.locals[listener.0 as usize] = (!local.ip().is_unspecified()).then_some(local);
@@ -54,13 +55,29 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     }
 
     pub(super) fn stop_listening(&mut self, outbox: &mut Outbox) {
-        self.draining = true;
+        (self.draining, self.resuming) = (true, false);
         for (listener, listens) in (0..).zip(&mut self.listening) {
             if std::mem::take(listens) {
                 outbox.push(Command::Unlisten { listener: ListenerId(listener) });
+                self.listens_under_way += 1;
                 self.report.less(Counter::Listening);
             }
         }
+    }
+
+    fn unlisten(&mut self, listener: ListenerId, outbox: &mut Outbox) {
+        self.listens_under_way += 1;
+        outbox.push(Command::Unlisten { listener });
+    }
+
+    pub(super) fn unlistened(&mut self, outbox: &mut Outbox) {
+        self.listens_under_way -= 1;
+        self.listen_some(outbox);
+    }
+
+    pub(super) fn resume(&mut self, outbox: &mut Outbox) {
+        self.resuming = self.draining && self.closing.is_none();
+        self.listen_some(outbox);
     }
 
     pub(super) fn accepted(
@@ -74,7 +91,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.add(Counter::Accepted, 1);
         let id = self.begin(listener, conn, now);
         let open = (self.sessions.len() - self.free_sessions.len()) as u64;
-        if self.draining {
+        // While draining only if it was faster than that.
+        if self.closing.is_some() {
             return self.end(id, Reason::Stopped, true, outbox);
         }
         if self.config.most_connections != 0 && open > self.config.most_connections {

@@ -30,7 +30,7 @@ use self::relay::Queues;
 use self::session::{Line, Session, State};
 use self::survey::{Names, Past};
 use self::waits::Waits;
-use crate::contract::{Command, ConnId, Core, Event, Instant, Order, Outbox, PEEK_BYTES, Step};
+use crate::contract::{Command, ConnId, Core, Event, Given, Instant, Order, Outbox, PEEK_BYTES, Step};
 use crate::pages::Pages;
 use crate::report::{Counter, Phase, Report};
 
@@ -128,16 +128,21 @@ pub struct BrokerCore<G: Guide, L> {
     queues: Queues,
     sources: Counts<Prefix>,
     services: Counts<String>,
+    /// Sockets to listen with, by listener; where there is none, one is made.
+    given: Vec<Option<Given>>,
     sleepers: Sleepers,
     /// What the guide has for a client; empty between two steps.
     said: Vec<u8>,
     next_listener: u32,
+    /// Answers outstanding to `Listen`, `Adopt` and `Unlisten`.
     listens_under_way: u32,
     listening: Vec<bool>,
     /// The endpoint of each listener, where it is that of all its connections.
     locals: Vec<Option<SocketAddr>>,
     /// Accept no more.
     draining: bool,
+    /// Accept again as soon as nothing is under way.
+    resuming: bool,
     /// When closing: the next session to look at.
     closing: Option<u32>,
     closes_under_way: u32,
@@ -162,6 +167,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             queues: Queues::default(),
             sources: Counts::new(),
             services: Counts::new(),
+            given: Vec::new(),
             sleepers: Sleepers::new(),
             said: Vec::new(),
             next_listener: 0,
@@ -169,9 +175,17 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             listening,
             locals,
             draining: false,
+            resuming: false,
             closing: None,
             closes_under_way: 0,
         }
+    }
+
+    /// Listen with these sockets, by listener, instead of making them.
+    #[must_use]
+    pub fn listening_with(mut self, given: Vec<Option<Given>>) -> BrokerCore<G, L> {
+        self.given = given;
+        self
     }
 
     /// What was written about the connections that are gone.
@@ -216,6 +230,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
         match event {
             Event::Listening { listener, local } => self.listening(listener, local, outbox),
             Event::ListenFailed { step, error, .. } => self.listen_failed(step, error, outbox),
+            Event::Unlistened { .. } => self.unlistened(outbox),
             Event::Accepted { listener, conn, peer } => self.accepted(listener, conn, peer, now, outbox),
             Event::AcceptFailed { error, .. } => {
                 self.report.add(Counter::AcceptFailed, 1);
@@ -234,6 +249,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
             Event::Closed { conn } => self.closed(conn, now),
             Event::Ordered(Order::Drain) => self.stop_listening(outbox),
+            Event::Ordered(Order::Resume) => self.resume(outbox),
             Event::Ordered(Order::Close) => {
                 self.stop_listening(outbox);
                 self.closing.get_or_insert(0);

@@ -3,7 +3,7 @@
 //! `settled` is the invariant: the verdict does not depend on how the bytes were cut, stays once it is final, never asks
 //! for what is there already nor for more than the bound.
 
-use fourtuple_sniff::{Scratch, Shown, Sniffer, State, Verdict};
+use fourtuple_sniff::{Intent, Scratch, Shown, Sniffer, State, Verdict};
 
 /// The verdict on bytes that come at once, in one line.
 pub(crate) fn look(sniffer: &Sniffer<'_>, bytes: &[u8]) -> String {
@@ -97,6 +97,9 @@ fn shows(shown: &Shown<'_>) -> String {
     let alpn: Vec<String> = shown.alpn.map(|it| it.escape_ascii().to_string()).collect();
     if !alpn.is_empty() {
         parts.push(format!("alpn={}", alpn.join(",")));
+    }
+    if shown.intent == Intent::Probe {
+        parts.push("probe".into());
     }
     if shown.ech {
         parts.push("ech".into());
