@@ -55,6 +55,7 @@ def running(
     limits: Limits | None = None,
     ledger: Path | None = None,
     ledger_every: int = 1,
+    ledger_steps: bool = False,
     carrier: CarrierName = CarrierName.AUTO,
     workers: int | None = None,
     descriptors: Sequence[Sequence[int]] = (),
@@ -77,6 +78,7 @@ def running(
         delivery_timeout_s=chosen.delivery_timeout_s,
         ledger=ledger,
         ledger_every=ledger_every,
+        ledger_steps=ledger_steps,
     )
     settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
     raise_soft_descriptors()

@@ -27,17 +27,26 @@ pub(crate) fn errno_of(error: &io::Error) -> Errno {
     Errno(error.raw_os_error().unwrap_or(libc::EINVAL))
 }
 
-/// Monotonic time since the carrier's start.
-pub(crate) struct Clock(std::time::Instant);
+/// Monotonic time, counted on from the time of day at the carrier's start: it never jumps, and moments of different
+/// processes can be told apart and compared as far as their clocks agree.
+pub(crate) struct Clock {
+    start: std::time::Instant,
+    began_ns: u64,
+}
 
 impl Clock {
     pub(crate) fn start() -> Clock {
-        Clock(std::time::Instant::now())
+        let day = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Clock { start: std::time::Instant::now(), began_ns: nanos(day) }
     }
 
     pub(crate) fn now(&self) -> Instant {
-        Instant(self.0.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64)
+        Instant(self.began_ns.saturating_add(nanos(self.start.elapsed())))
     }
+}
+
+fn nanos(time: std::time::Duration) -> u64 {
+    time.as_nanos().min(u128::from(u64::MAX)) as u64
 }
 
 /// An eventfd that ends a worker's sleep; shared by the worker's thread and whoever orders it about.

@@ -36,10 +36,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::buffers::{Buf, Buffers};
-use crate::questions::{Answer, Names, Questions};
+use crate::questions::{Answer, By, Filter, Names, Questions};
 use crate::report::Report;
 
-/// A moment: nanoseconds since the carrier's own start. Carriers read clocks; cores are told.
+/// A moment: nanoseconds since 1970 as the carrier counts them, which never go back. Carriers read clocks; cores are told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Instant(pub u64);
 
@@ -331,6 +331,46 @@ pub enum Order {
         ticket: u64,
         /// Which services.
         services: Names,
+    },
+    /// Which connections are there? Looks at a bounded number of places; answered by `Question::Surveyed`.
+    Survey {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// Which of them.
+        filter: Filter,
+        /// From which place on; 0 is the first.
+        from: u32,
+        /// Rows, at most.
+        most: u32,
+    },
+    /// Which services are the busiest? Looks at a bounded number of them; answered by `Question::Busiest`.
+    Busiest {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// What is compared.
+        by: By,
+        /// From which place on; 0 is the first.
+        from: u32,
+        /// Rows, at most.
+        most: u32,
+    },
+    /// Close one connection. Looks at a bounded number of places; answered by `Question::Closed`.
+    End {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The connection.
+        name: u64,
+        /// From which place on; 0 is the first.
+        from: u32,
+    },
+    /// Bounds from now on, as of `BrokerConfig`; what there is may stay.
+    Limits {
+        /// Connections at once.
+        most_connections: u64,
+        /// From one source.
+        most_per_source: u32,
+        /// Of one service.
+        most_per_service: u32,
     },
 }
 

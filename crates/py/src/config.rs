@@ -123,6 +123,7 @@ pub(crate) struct BrokerRequest {
     inetd_path: Option<PathBuf>,
     ledger: Option<PathBuf>,
     ledger_every: u32,
+    ledger_steps: bool,
 }
 
 /// A registry that is open, or the folder of one.
@@ -366,6 +367,7 @@ impl BrokerRequest {
             most_parked_per_service: each(self.most_parked_per_service),
             parked_bytes: share(self.parked_bytes),
             settle: self.settle_s,
+            worker,
             inetd_path: self.inetd_path.as_ref().map_or_else(Vec::new, |path| path.as_os_str().as_bytes().to_vec()),
             ..BrokerConfig::default()
         };
@@ -385,7 +387,7 @@ impl BrokerRequest {
     /// One for each worker, or none at all.
     fn ledgers(&self, workers: u32) -> PyResult<Vec<LedgerFile>> {
         let Some(path) = &self.ledger else { return Ok(Vec::new()) };
-        LedgerFile::append(path, self.ledger_every, workers as usize)
+        LedgerFile::append(path, self.ledger_every, self.ledger_steps, workers as usize)
             .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))
     }
 }
@@ -517,6 +519,17 @@ pub(crate) fn order(kind: &str, value: u64, worker: u32, workers: u32) -> PyResu
             let why = format!("{kind:?} is not one of ping, rate, target, close, drain, resume");
             Err(BadConfig::new_err(("order", why)))
         }
+    }
+}
+
+/// New bounds for one worker: each is the whole engine's and is shared out, and 0 is no bound.
+pub(crate) fn limits(connections: u64, per_source: u32, per_service: u32, worker: u32, workers: u32) -> Order {
+    let share = |most: u64| if most == 0 { 0 } else { part(most, worker, workers).max(1) };
+    let each = |most: u32| share(most.into()).min(u64::from(u32::MAX)) as u32;
+    Order::Limits {
+        most_connections: share(connections),
+        most_per_source: each(per_source),
+        most_per_service: each(per_service),
     }
 }
 

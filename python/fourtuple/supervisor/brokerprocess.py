@@ -75,6 +75,7 @@ class _Process:
             limits=spec.limits,
             ledger=Path(spec.ledger) if spec.ledger else None,
             ledger_every=spec.ledger_every,
+            ledger_steps=spec.ledger_steps,
             carrier=CarrierName(spec.carrier),
             workers=workers,
             descriptors=by_listener,

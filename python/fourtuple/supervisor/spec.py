@@ -40,6 +40,7 @@ class Spec:
     limits: Limits = dataclasses.field(default_factory=Limits)
     ledger: str | None = None
     ledger_every: int = 1
+    ledger_steps: bool = False
     carrier: str = CarrierName.AUTO.value
     workers: int = 1
     grace_s: float = 10.0

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::guide::{Address, Chosen, Delivery, Guide};
-use super::ledger::{Ledger, Reason};
+use super::ledger::{Ledger, Passing, Reason};
 use super::session::{CLIENT, CLOSING, Line, OPEN, OVERHEARD, SENDING, SERVICE, Session, State};
 use super::waits::Wait;
 use super::{BACKOFF_MS, BrokerCore, FULL_BACKOFF_MS, note};
@@ -25,6 +25,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     /// The service is known, and the client is to be brought to it.
     pub(super) fn found(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
+        self.passed(id, Passing::Found);
         let session = &mut self.sessions[id as usize];
         let row = session.service - 1;
         let wait = self.waits.at(session.extra);
@@ -206,6 +207,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     /// Bytes go both ways from here on.
     pub(super) fn relay(&mut self, id: u32, outbox: &mut Outbox) {
+        self.is_delivered(id);
         let session = &mut self.sessions[id as usize];
         let place = std::mem::take(&mut session.extra);
         session.state = State::Relaying;
@@ -226,6 +228,13 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         outbox.push(Command::Take { conn: client });
         outbox.push(Command::Resume { conn: client });
         self.pass_on_end(id, CLIENT, outbox);
+    }
+
+    /// It has reached its service.
+    fn is_delivered(&mut self, id: u32) {
+        let took = self.now.since(self.sessions[id as usize].accepted);
+        self.report.opening_ns.record(took.as_nanos().min(u64::MAX.into()) as u64);
+        self.passed(id, Passing::Delivered);
     }
 
     /// What the client, or the service before relaying, was told is with the kernel.
@@ -263,6 +272,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     pub(super) fn handed_off(&mut self, conn: ConnId, outbox: &mut Outbox) {
         let Some((id, CLIENT)) = self.find(conn, State::Delivering) else { return };
+        self.is_delivered(id);
         self.end(id, Reason::HandedOff, false, outbox);
     }
 

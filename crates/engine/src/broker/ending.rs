@@ -3,7 +3,7 @@
 //! Decides what an end of stream and an error mean in each state. Knows no cause of its own.
 
 use super::guide::Guide;
-use super::ledger::{Ended, Ledger, Reason};
+use super::ledger::{Ended, Ledger, Passed, Passing, Reason};
 use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, OVERHEARD, SERVICE, SHUT, Session, State};
 use super::{BURST, BrokerCore, relay};
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step};
@@ -123,6 +123,17 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.free(id, now);
     }
 
+    /// Tell the ledger how far the connection has come.
+    pub(super) fn passed(&mut self, id: u32, how_far: Passing) {
+        let session = &self.sessions[id as usize];
+        self.ledger.passed(&Passed {
+            id: session.accepted.0,
+            peer: session.peer,
+            service: session.service.checked_sub(1).map_or("", |row| self.services.key(row)),
+            how_far,
+        });
+    }
+
     /// Forget the connection once nothing of it is left.
     pub(super) fn free(&mut self, id: u32, now: Instant) {
         let session = self.sessions[id as usize];
@@ -132,6 +143,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         self.report.add(session.reason.counter(), 1);
         self.ledger.ended(&Ended {
+            id: session.accepted.0,
             peer: session.peer,
             service: session.service.checked_sub(1).map_or("", |row| self.services.key(row)),
             reason: session.reason,
@@ -141,6 +153,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             bytes_down: session.bytes[SERVICE],
         });
         if let Some(row) = session.service.checked_sub(1) {
+            self.past.ended(self.services.key(row), session.bytes);
             if self.services.count(row) == 1 {
                 self.sleepers.unused(self.services.tag(row), now);
             }

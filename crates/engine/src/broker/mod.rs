@@ -18,6 +18,7 @@ pub mod note;
 mod relay;
 mod script;
 mod session;
+pub mod survey;
 mod waits;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use self::guide::Guide;
 use self::ledger::{Ledger, Reason};
 use self::relay::Queues;
 use self::session::{Line, Session, State};
+use self::survey::{Names, Past};
 use self::waits::Waits;
 use crate::contract::{Command, ConnId, Core, Event, Given, Instant, Order, Outbox, PEEK_BYTES, Step};
 use crate::pages::Pages;
@@ -72,6 +74,8 @@ pub struct BrokerConfig {
     pub settle: Duration,
     /// How long a client that is told something at its end has to hear it.
     pub linger: Duration,
+    /// Which of the workers of its process the core is; names of connections say it.
+    pub worker: u32,
     /// Who is given the sockets of services whose delivery is `Inetd`: a path as in `Address::Unix`.
     pub inetd_path: Vec<u8>,
 }
@@ -92,6 +96,7 @@ impl Default for BrokerConfig {
             parked_bytes: 0,
             settle: Duration::ZERO,
             linger: Duration::from_secs(1),
+            worker: 0,
             inetd_path: Vec::new(),
         }
     }
@@ -114,6 +119,10 @@ pub struct BrokerCore<G: Guide, L> {
     guide: G,
     ledger: L,
     report: Report,
+    /// Of the step that is being taken.
+    now: Instant,
+    names: Names,
+    past: Past,
     lines: Pages<Line>,
     sessions: Vec<Session>,
     free_sessions: Vec<u32>,
@@ -146,6 +155,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     pub fn new(config: BrokerConfig, guide: G, ledger: L) -> BrokerCore<G, L> {
         let (listening, locals) = (vec![false; config.listen.len()], vec![None; config.listen.len()]);
         BrokerCore {
+            now: Instant(0),
+            names: Names::of(config.worker),
+            past: Past::default(),
             config,
             guide,
             ledger,
@@ -216,6 +228,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
     }
 
     fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
+        self.now = now;
         match event {
             Event::Listening { listener, local } => self.listening(listener, local, outbox),
             Event::ListenFailed { step, error, .. } => self.listen_failed(step, error, outbox),
@@ -247,6 +260,14 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::Ordered(Order::Answer(answer)) => self.answered(&answer, now, outbox),
             Event::Ordered(Order::Hold(service)) => self.hold(&service, now, outbox),
             Event::Ordered(Order::Usage { ticket, services }) => self.usage(ticket, &services, now, outbox),
+            Event::Ordered(Order::Limits { most_connections, most_per_source, most_per_service }) => {
+                let config = &mut self.config;
+                (config.most_connections, config.most_per_source) = (most_connections, most_per_source);
+                config.most_per_service = most_per_service;
+            }
+            Event::Ordered(order @ (Order::Survey { .. } | Order::Busiest { .. } | Order::End { .. })) => {
+                self.looked_for(&order, now, outbox);
+            }
             // The other orders are not for a broker, and datagrams are not either.
             Event::Ordered(_) | Event::Disturbed { .. } => {}
         }
@@ -254,6 +275,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
     }
 
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.now = now;
         for _ in 0..BURST {
             let Some(place) = self.waits.take_due(now) else { break };
             let wait = self.waits.at(place);

@@ -48,12 +48,28 @@ pub(super) enum State {
     Ending,
 }
 
+impl State {
+    /// As it is told.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            State::Free => "free",
+            State::Sniffing => "sniffing",
+            State::Delivering => "delivering",
+            State::Asking => "asking",
+            State::Leaving => "leaving",
+            State::Relaying => "relaying",
+            State::Ending => "ending",
+        }
+    }
+}
+
 /// One accepted connection, with the one to its service once that stands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Session {
     pub(super) conns: [ConnId; 2],
     /// Bytes received from each side.
     pub(super) bytes: [u64; 2],
+    /// Its name, too (`survey`).
     pub(super) accepted: Instant,
     pub(super) peer: Option<SocketAddr>,
     /// Before relaying its place among the waits; then its queues plus one, or 0.
