@@ -67,7 +67,7 @@ def running(
     where sockets go of services with a process for each connection.
     """
     chosen = limits or Limits()
-    if store is not None and (file.services or file.routes):
+    if isinstance(store, Path) and (file.services or file.routes):
         raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
     config = BrokerConfig(
         listeners=tuple(
