@@ -12,9 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fourtuple_engine::ListenerId;
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown, Word};
+use fourtuple_engine::broker::guide::{Address, Asleep, Chosen, Delivery, Guidance, Guide, Shown, Why, Word};
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
 use fourtuple_sniff::{Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
+
+mod manners;
+
+use self::manners::Manner;
+pub use self::manners::Manners;
 
 /// Where a connection goes that nothing else matches.
 #[derive(Clone)]
@@ -54,6 +59,8 @@ pub struct Reading {
     state: State,
     /// It is told for whom the peer speaks.
     spoke: bool,
+    /// How the client is spoken to if its service sleeps.
+    manner: Manner,
 }
 
 /// What is looked for in the connections of one listener, under which rules, and who gets the rest.
@@ -74,6 +81,7 @@ pub struct BrokerGuide {
     alpn: Vec<u8>,
     /// By listener.
     looking: Vec<Looking>,
+    manners: Manners,
 }
 
 impl Looking {
@@ -109,7 +117,13 @@ impl Looking {
 impl BrokerGuide {
     /// A guide with what each listener looks for.
     pub fn new(store: Arc<Store>, looking: Vec<Looking>) -> BrokerGuide {
-        BrokerGuide { store, scratch: Box::new(Scratch::new()), alpn: Vec::new(), looking }
+        BrokerGuide { store, scratch: Box::new(Scratch::new()), alpn: Vec::new(), looking, manners: Manners::default() }
+    }
+
+    /// With other words for the clients of services that sleep.
+    #[must_use]
+    pub fn saying(self, manners: Manners) -> BrokerGuide {
+        BrokerGuide { manners, ..self }
     }
 
     /// Bytes that it may ask for.
@@ -169,7 +183,7 @@ impl Guide for BrokerGuide {
             if memory.state.knows_source() || is_silent && may_be_direct {
                 let names = memory.state.proxied(shown.bytes).and_then(|header| header.endpoints);
                 let header = memory.state.header() as u32;
-                *memory = Reading { state: State::default(), spoke: true };
+                *memory = Reading { spoke: true, ..Reading::default() };
                 return Guidance::Speaks { names, header };
             }
             // A broken header, or none where one has to be, or too late.
@@ -177,6 +191,7 @@ impl Guide for BrokerGuide {
             return if is_over { Guidance::Unproxied } else { Guidance::More };
         }
         let mut skip = memory.state.start();
+        memory.manner = Manner::default();
         let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
         let (mut reply, mut line) = (&b""[..], 0);
         match verdict {
@@ -210,6 +225,9 @@ impl Guide for BrokerGuide {
                     Protocol::Pattern => &looking.names[usize::from(found.pattern.unwrap_or_default())],
                     other => other.probe().name,
                 });
+                let opening = shown.bytes.get(skip..).unwrap_or_default();
+                let protocol = seen.protocol.unwrap_or_default();
+                memory.manner = Manner::of(protocol, found.intent, found.path, opening, &self.manners);
                 (seen.user, seen.database, seen.client) = (found.user, found.database, found.client);
                 seen.alpn = (!self.alpn.is_empty()).then_some(self.alpn.as_slice());
             }
@@ -233,6 +251,15 @@ impl Guide for BrokerGuide {
                 self.fall_back(shown.listener, shown, chosen)
             }
         }
+    }
+
+    fn asleep(&mut self, shown: &Shown<'_>, memory: &mut Reading, _: &Chosen, say: &mut Vec<u8>) -> Asleep {
+        let opening = shown.bytes.get(memory.state.start()..).unwrap_or_default();
+        memory.manner.asleep(opening, shown.last, &self.manners, say)
+    }
+
+    fn farewell(&mut self, memory: &Reading, _: &Chosen, why: Why, say: &mut Vec<u8>) {
+        memory.manner.farewell(why, &self.manners, say);
     }
 }
 

@@ -10,7 +10,7 @@
 mod guide;
 mod ledger;
 
-pub use guide::{BrokerGuide, Fallback, Looking, PostgresTls, Rules};
+pub use guide::{BrokerGuide, Fallback, Looking, Manners, PostgresTls, Rules};
 pub use ledger::LedgerFile;
 
 /// A folder of a test, gone with it.

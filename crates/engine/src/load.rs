@@ -337,12 +337,7 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close
-            | Order::Drain
-            | Order::Resume
-            | Order::Answer(_)
-            | Order::Hold(_)
-            | Order::Usage { .. } => {}
+            Order::Close | Order::Drain | Order::Resume | Order::Answer(_) | Order::Hold(_) | Order::Usage { .. } => {}
         }
     }
 
@@ -411,6 +406,7 @@ impl<S: Speech> Core for LoadCore<S> {
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
             | Event::Roomy { .. }
+            | Event::HungUp { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.go_on(now, outbox);

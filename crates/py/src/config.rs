@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, Manners, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Shelf};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
@@ -119,8 +119,17 @@ pub(crate) struct BrokerRequest {
     #[pyo3(from_py_with = seconds)]
     settle_s: Duration,
     inetd_path: Option<PathBuf>,
+    manners: MannersRequest,
     ledger: Option<PathBuf>,
     ledger_every: u32,
+}
+
+/// `fourtuple.engine.Manners`.
+#[derive(FromPyObject)]
+struct MannersRequest {
+    motd: String,
+    retry_after_s: u32,
+    health_paths: Vec<String>,
 }
 
 /// A registry that is open, or the folder of one.
@@ -327,7 +336,10 @@ impl EchoRequest {
 impl BrokerRequest {
     fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<(Box<dyn Core>, Shelf)> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
-        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
+        let MannersRequest { motd, retry_after_s, health_paths } = &self.manners;
+        let manners =
+            Manners { motd: motd.clone(), retry_after_s: *retry_after_s, health_paths: health_paths.clone() };
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?).saying(manners);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
