@@ -60,6 +60,7 @@ fn config(at: SocketAddr) -> BrokerConfig {
         most_connections: 0,
         most_per_source: 0,
         most_per_service: 0,
+        ..BrokerConfig::default()
     }
 }
 

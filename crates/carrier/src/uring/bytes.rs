@@ -8,7 +8,8 @@ use io_uring::{cqueue, opcode};
 
 use super::ring::{Completion, Operation, user_data};
 use super::{
-    AGAIN, CLOSING, DATAGRAM, ENDED, GONE, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY,
+    AGAIN, CLOSING, DATAGRAM, ENDED, FAILED, GONE, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING,
+    THIRSTY,
 };
 
 /// Receives under way at once, and so buffers taken before the core has seen them.

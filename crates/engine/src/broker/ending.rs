@@ -4,7 +4,7 @@
 
 use super::guide::Guide;
 use super::ledger::{Ended, Ledger, Reason};
-use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, SERVICE, SHUT, Session, State};
+use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, OVERHEARD, SERVICE, SHUT, Session, State};
 use super::{BURST, BrokerCore, relay};
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step};
 use crate::report::Counter;
@@ -61,9 +61,12 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         session.sides[side] |= if gone { FINISHED | GONE } else { FINISHED };
         match session.state {
             // It said nothing and will say nothing: only a service that speaks first can want it.
-            State::Sniffing => self.look(id, 0, None, now, outbox),
+            State::Sniffing => self.look(id, None, true, now, outbox),
             State::Relaying => self.pass_on_end(id, side, outbox),
-            State::Asking if side == SERVICE => self.end(id, Reason::ServiceDeclined, true, outbox),
+            State::Asking if side == SERVICE => match self.on_errand(id) {
+                true => self.end_errand(id, now, outbox),
+                false => self.end(id, Reason::ServiceDeclined, true, outbox),
+            },
             // It has heard everything.
             State::Leaving if session.sides[side] & SHUT != 0 => self.leave(id, outbox),
             State::Delivering | State::Asking | State::Leaving | State::Ending | State::Free => {}
@@ -86,13 +89,16 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.end(id, reason, sides[CLIENT] & SHUT == 0, outbox);
     }
 
-    pub(super) fn failed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
+    pub(super) fn failed(&mut self, conn: ConnId, step: Step, error: Errno, now: Instant, outbox: &mut Outbox) {
         let Some((id, side)) = self.whose(conn) else { return };
         let session = &self.sessions[id as usize];
         if session.sides[side] & CLOSING != 0 {
             return;
         }
         self.report.failed(step, error);
+        if side == SERVICE && self.on_errand(id) {
+            return self.end_errand(id, now, outbox);
+        }
         let reason = match session.state {
             State::Relaying => relay::broke(side),
             State::Asking if side == SERVICE => Reason::ServiceDeclined,
@@ -102,15 +108,18 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.end(id, reason, true, outbox);
     }
 
-    pub(super) fn closed(&mut self, conn: ConnId, now: Instant) {
+    pub(super) fn closed(&mut self, conn: ConnId, now: Instant, outbox: &mut Outbox) {
         let Some((id, side)) = self.whose(conn) else { return };
         self.lines.write(conn.index, Line::default());
         let session = &mut self.sessions[id as usize];
         if session.sides[side] & CLOSING != 0 {
             self.closes_under_way -= 1;
         }
-        session.sides[side] = 0;
+        session.sides[side] &= OVERHEARD;
         self.report.less(Counter::Open);
+        if side == SERVICE && self.on_errand(id) {
+            return self.errand_closed(id, now, outbox);
+        }
         self.free(id, now);
     }
 
@@ -142,6 +151,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         if session.has_wait {
             self.waits.end(session.extra);
+        }
+        if session.sides[CLIENT] & OVERHEARD != 0 {
+            self.guide.forgets(id);
         }
         self.sessions[id as usize] = Session::default();
         self.free_sessions.push(id);

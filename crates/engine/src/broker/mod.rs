@@ -9,12 +9,14 @@ mod asleep;
 mod counts;
 mod delivering;
 mod ending;
+mod errand;
 pub mod guide;
 mod invariants;
 pub mod ledger;
 mod looking;
 pub mod note;
 mod relay;
+mod script;
 mod session;
 mod waits;
 
@@ -223,19 +225,19 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                 self.report.add(Counter::AcceptFailed, 1);
                 self.report.failed(Step::Accept, error);
             }
-            Event::Named { conn, names } => self.named(conn, names, outbox),
+            Event::Named { conn, names } => self.named(conn, names, now, outbox),
             Event::Peeked { conn, buf } => self.peeked(conn, buf, now, outbox),
-            Event::Connected { ticket, conn } => self.connected(ticket, conn, outbox),
+            Event::Connected { ticket, conn } => self.connected(ticket, conn, now, outbox),
             Event::ConnectFailed { ticket, step, error } => self.connect_failed(ticket, step, error, now, outbox),
             Event::HandedOff { conn } => self.handed_off(conn, outbox),
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
             Event::Roomy { conn } => self.roomy(conn),
             Event::HungUp { conn } => self.hung_up(conn),
-            Event::Received { conn, buf } => self.received(conn, buf, outbox),
+            Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
             Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),
-            Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
-            Event::Closed { conn } => self.closed(conn, now),
+            Event::Failed { conn, step, error } => self.failed(conn, step, error, now, outbox),
+            Event::Closed { conn } => self.closed(conn, now, outbox),
             Event::Ordered(Order::Drain) => self.stop_listening(outbox),
             Event::Ordered(Order::Resume) => self.resume(outbox),
             Event::Ordered(Order::Close) => {
@@ -268,7 +270,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                     self.end(id, Reason::ServiceFull, true, outbox);
                 }
                 State::Delivering => self.try_again(id, now, outbox),
-                State::Asking => self.end(id, Reason::ServiceDeclined, true, outbox),
+                State::Asking => self.turn_is_due(id, now, outbox),
                 State::Relaying | State::Ending | State::Free => {}
             }
         }

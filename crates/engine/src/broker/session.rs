@@ -27,6 +27,9 @@ pub(super) const CLOSING: u8 = 32;
 /// It has said that it will send no more, and receives no more, either.
 pub(super) const GONE: u8 = 64;
 
+/// Of the service: the guide hears what it says. Of the client: the guide has been told of it, and is to forget it.
+pub(super) const OVERHEARD: u8 = 128;
+
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) enum State {
     #[default]

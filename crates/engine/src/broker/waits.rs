@@ -42,6 +42,14 @@ pub(super) struct Wait<M> {
     pub(super) replied: bool,
     /// In the line of its service.
     pub(super) in_line: bool,
+    /// The turn of the script that the service is in.
+    pub(super) turn: usize,
+    /// What it has said in it, if that is not all.
+    pub(super) heard: Vec<u8>,
+    /// It is still to be told what the turn begins with.
+    pub(super) unsaid: bool,
+    /// The other side is that of an errand.
+    pub(super) on_errand: bool,
     /// Why the last try failed.
     pub(super) error: Option<Errno>,
     /// Its service was found asleep, and is not to be woken for it: what it shows is for `Guide::asleep`.
