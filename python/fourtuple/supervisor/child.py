@@ -92,7 +92,9 @@ class BrokerChild:
 
     async def is_ready(self, timeout_s: float) -> Fields:
         """What it said; raises EngineStopped with the reason if it never will."""
-        waited, _ = await asyncio.wait((self.ready, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        waited, _ = await asyncio.wait(
+            (self.ready, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
         if self.ready in waited:
             return self.ready.result()
         if self.ended in waited:
@@ -213,3 +215,5 @@ def _child(channel: Channel) -> int:
 
 def _highest_descriptor() -> int:
     return max((int(name) for name in os.listdir("/proc/self/fd")), default=2) + 1
+
+

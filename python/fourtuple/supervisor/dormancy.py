@@ -22,9 +22,9 @@ from typing import Protocol
 
 from fourtuple.errors import MissingPrivilege
 from fourtuple.launcher import Exit, Launcher, StartFailed
-from fourtuple.services import Delivery
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.wakes import Wakes
+from fourtuple.services import Delivery
 from fourtuple.templates import Call, Template
 
 _GLANCE_S = 0.5

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NoReturn
@@ -136,3 +137,5 @@ def has_handlers() -> None:
 
 def _command(executable: str, verb: str, memory: int) -> Sequence[str]:
     return [executable, "-P", "-m", MODULE, verb, str(memory)]
+
+

@@ -61,10 +61,7 @@ class Settings:
             per_source_per_minute=wake.per_source_per_minute,
         )
         return cls(
-            templates=file.templates,
-            rules=rules,
-            most_starting=wake.most_starting,
-            most_running=wake.most_running or MOST_RUNNING,
+            templates=file.templates, rules=rules, most_starting=wake.most_starting, most_running=wake.most_running or MOST_RUNNING
         )
 
 
@@ -227,7 +224,7 @@ class Supervisor:
             known = int(last.get("accepted", 0)) - sum(last.get("ended", {}).values())
             self.lost += known
             self._log("broker_died", pid=broker.pid, status=status, connections=known)
-            gauges = dict.fromkeys(("sniffing", "delivering", "relaying"), 0)
+            gauges = {name: 0 for name in ("sniffing", "delivering", "relaying")}
             last = {**last, **gauges, "ended": {**last.get("ended", {}), "broker_died": known}}
         self._ended = _added([self._ended, last])
 
