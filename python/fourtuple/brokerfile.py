@@ -19,7 +19,7 @@ from pydantic import Field
 
 from fourtuple.control import default_socket
 from fourtuple.control.peers import Access, group_id
-from fourtuple.engine import DOORS, PATTERN_ENDS, PROBES, BytePattern, Door
+from fourtuple.engine import DOORS, MOTD_BYTES, PATTERN_ENDS, PROBES, BytePattern, Door, Manners
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
@@ -208,6 +208,7 @@ class ListenTable(_Table):
     def sniff_s(self) -> float:
         """`sniff_ms` or its default, in seconds."""
         return (self.sniff_ms or (3_000 if self.door is None else 30_000)) / 1000
+
     socks: Literal["answered", "left"] = "answered"
     """What a SOCKS client asks for is answered here, or left to the service, which then gets all that is said."""
 
@@ -284,6 +285,36 @@ class WakeTable(_Table):
         for text in texts:
             ip_network(text)
         return texts
+
+
+class AsleepTable(_Table):
+    """`[asleep]`: what the clients of services that sleep are told, and how many of them may wait; 0 is no bound."""
+
+    motd: Annotated[str, Field(max_length=MOTD_BYTES)] = Manners().motd
+    """What a probe gets to read, in protocols that have a place for it."""
+    retry_after_s: Annotated[int, Field(ge=0, le=HIGHEST)] = Manners().retry_after_s
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = Field(default=Manners().health_paths, strict=False)
+    """Paths of HTTP for which no service is woken."""
+    most_parked: _Patience = 20_000
+    """Connections that wait."""
+    most_parked_per_service: _Patience = 2_000
+    parked_bytes: Annotated[int, Field(ge=0, le=2**62)] = 2 << 30
+    """What they may have the kernel hold: what each has sent, and a window of 64 kB."""
+    settle_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
+    """How long a client has to wait before its service is woken."""
+
+    @pydantic.model_validator(mode="after")
+    def _sayable(self) -> Self:
+        try:
+            self.manners()
+        except BadConfig as error:
+            raise ValueError(f"{error.path}: {error.why}") from None
+        return self
+
+    def manners(self) -> Manners:
+        """As the engine has it."""
+        return Manners(motd=self.motd, retry_after_s=self.retry_after_s, health_paths=self.health_paths)
 
 
 class ConfineTable(_Table):
@@ -365,6 +396,7 @@ class BrokerFile(_Table):
     """The whole file."""
 
     wake: WakeTable = WakeTable()
+    asleep: AsleepTable = AsleepTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
     template: tuple[TemplateTable, ...] = Field(default=(), strict=False)

@@ -228,6 +228,7 @@ class PostgresTls(Enum):
     """The service answers; only the protocol is known."""
 
 
+MOTD_BYTES = 256
 PATTERN_BYTES = 64
 PATTERN_ENDS = 4_096
 
@@ -315,6 +316,28 @@ class BrokerListener:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """What clients of services that sleep are told, each in its protocol."""
+
+    motd: str = "This service is asleep; it wakes when it is used."
+    """What a probe gets to read: the text of an HTTP answer, a line in Minecraft's list of servers."""
+    retry_after_s: int = 5
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = ("/healthz", "/livez", "/readyz")
+    """Paths of HTTP that are asked for to see whether a service is well: no reason to wake it."""
+
+    def __post_init__(self) -> None:
+        _instance("motd", self.motd, str)
+        if len(self.motd.encode()) > MOTD_BYTES or not self.motd.isprintable():
+            raise BadConfig("motd", f"is {self.motd[:60]!r}; a line of at most {MOTD_BYTES} bytes is needed")
+        _whole("retry_after_s", self.retry_after_s, 0, HIGHEST_COUNT)
+        _instance("health_paths", self.health_paths, tuple)
+        for path in self.health_paths:
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """What a broker is to do: accept, look at the first bytes, ask the registry, hand off or relay.
 
@@ -344,6 +367,7 @@ class BrokerConfig:
     inetd_path: Path | None = None
     """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
     handoff."""
+    manners: Manners = Manners()
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
@@ -367,6 +391,7 @@ class BrokerConfig:
         _whole("most_parked_per_service", self.most_parked_per_service, 0, HIGHEST_COUNT)
         _whole("parked_bytes", self.parked_bytes, 0, 2**63)
         _seconds("settle_s", self.settle_s, 0)
+        _instance("manners", self.manners, Manners)
         _instance("inetd_path", self.inetd_path, (Path, type(None)))
         _whole("ledger_every", self.ledger_every, 1, HIGHEST_COUNT)
         _instance("ledger_steps", self.ledger_steps, bool)

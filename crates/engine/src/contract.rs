@@ -28,6 +28,7 @@
 //!     `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
 //!     then says nothing to the peer. After `HandOffFailed` the connection is what it was. If that was for want of room
 //!     (EAGAIN), `Roomy` may follow when there is some; a carrier need not know, so a core tries again by itself, too.
+//!     After `Watch` the end of a connection that is shown and paused is told: `Failed`, or `HungUp`, once or more.
 //! 11. `Shutdown` sends FIN behind everything sent before; receiving goes on.
 //! 12. `Unlisten` is answered by `Unlistened`, once; no `Accepted` of that listener comes after it. What waits in the accept
 //!     queue of an adopted listener stays there, for whoever else holds the socket.
@@ -285,6 +286,12 @@ pub enum Event {
         /// The bytes from the first on: `outbox.peeks.bytes(&buf)`.
         buf: Buf,
     },
+    /// The peer will send no more (FIN); the bytes before that are unread, and `Finished` follows behind them. Only told of a
+    /// connection that is shown and paused.
+    HungUp {
+        /// Which connection.
+        conn: ConnId,
+    },
     /// The receiver has the socket.
     HandedOff {
         /// Which connection.
@@ -463,6 +470,11 @@ pub enum Command {
     },
     /// Show what comes instead of taking it, beginning with what is there.
     Peek {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Of a connection that is shown and paused, tell the end all the same: `HungUp`, or `Failed`.
+    Watch {
         /// Which connection.
         conn: ConnId,
     },

@@ -407,6 +407,7 @@ impl<S: Speech> Core for LoadCore<S> {
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
             | Event::Roomy { .. }
+            | Event::HungUp { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.go_on(now, outbox);

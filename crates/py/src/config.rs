@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fourtuple_broker::cancel::Cancels;
 use fourtuple_broker::door::{DIALECTS, Door};
-use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, Manners, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Shelf};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
@@ -121,9 +121,18 @@ pub(crate) struct BrokerRequest {
     #[pyo3(from_py_with = seconds)]
     settle_s: Duration,
     inetd_path: Option<PathBuf>,
+    manners: MannersRequest,
     ledger: Option<PathBuf>,
     ledger_every: u32,
     ledger_steps: bool,
+}
+
+/// `fourtuple.engine.Manners`.
+#[derive(FromPyObject)]
+struct MannersRequest {
+    motd: String,
+    retry_after_s: u32,
+    health_paths: Vec<String>,
 }
 
 /// A registry that is open, or the folder of one.
@@ -347,7 +356,11 @@ impl BrokerRequest {
         cancels: &Arc<Cancels>,
     ) -> PyResult<(Box<dyn Core>, Shelf)> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
-        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?).sharing(cancels.clone());
+        let MannersRequest { motd, retry_after_s, health_paths } = &self.manners;
+        let manners = Manners { motd: motd.clone(), retry_after_s: *retry_after_s, health_paths: health_paths.clone() };
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?)
+            .sharing(cancels.clone())
+            .saying(manners);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,

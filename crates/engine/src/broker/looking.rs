@@ -36,7 +36,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let is_long = shown >= self.config.sniff_bytes.min(PEEK_BYTES as u32) || wait.looked_at >= LOOKED_AT_MOST;
         let bytes = buf.map_or(&[][..], |buf| outbox.peeks.bytes(buf));
         let last = is_long || wait.last_look || last;
-        if wait.is_talking {
+        if wait.is_asleep {
             let shown = Shown { listener: session.listener, names: wait.names, bytes, last };
             self.said.clear();
             let manner = self.guide.asleep(&shown, &mut wait.memory, &wait.chosen, &mut self.said);

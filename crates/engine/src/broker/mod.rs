@@ -245,6 +245,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::HandedOff { conn } => self.handed_off(conn, outbox),
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
             Event::Roomy { conn } => self.roomy(conn),
+            Event::HungUp { conn } => self.hung_up(conn),
             Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
             Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),

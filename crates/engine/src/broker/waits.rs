@@ -52,10 +52,14 @@ pub(super) struct Wait<M> {
     pub(super) on_errand: bool,
     /// Why the last try failed.
     pub(super) error: Option<Errno>,
-    /// The client of a sleeper was told something, and is looked at again.
-    pub(super) is_talking: bool,
+    /// Its service was found asleep, and is not to be woken for it: what it shows is for `Guide::asleep`.
+    pub(super) is_asleep: bool,
+    /// It was told something then.
+    pub(super) was_told: bool,
     /// What its waiting for a sleeper counts; 0 is not parked.
     pub(super) parked_bytes: u64,
+    /// Its client has said that it will send no more.
+    pub(super) hung_up: bool,
     /// It is to be ended for this reason when its turn comes.
     pub(super) parting: Option<Reason>,
 }
