@@ -10,6 +10,7 @@
 
 mod datagram;
 pub mod epoll;
+mod ferries;
 mod messenger;
 mod shelf;
 pub mod sim;

@@ -337,7 +337,7 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close | Order::Drain | Order::Resume => {}
+            Order::Close | Order::Drain | Order::Resume | Order::Ferry(_) | Order::Land(_) => {}
         }
     }
 
@@ -400,6 +400,10 @@ impl<S: Speech> Core for LoadCore<S> {
             Event::Listening { .. }
             | Event::ListenFailed { .. }
             | Event::Unlistened { .. }
+            | Event::Halted { .. }
+            | Event::Shipped { .. }
+            | Event::Landed { .. }
+            | Event::FerryLost { .. }
             | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::Named { .. }

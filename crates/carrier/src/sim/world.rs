@@ -355,6 +355,11 @@ impl<'a> World<'a> {
                 }
                 self.soon(Happening::Listen(host, listener, local, backlog, accept));
             }
+            Command::Halt { .. }
+            | Command::OpenFerry { .. }
+            | Command::CloseFerry { .. }
+            | Command::Ship { .. }
+            | Command::Fetch { .. } => return Err("there are no ferries here".into()),
             Command::Adopt { listener, .. } => return Err(format!("{listener:?} is given to nobody here")),
             Command::Connect { ticket, transport, source, destination, choice, range } => {
                 self.connect(host, ticket, transport, (source, destination), choice, range)?;

@@ -13,19 +13,20 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     /// Nothing more is done for the connection than closing what is open of it.
     pub(super) fn end(&mut self, id: u32, reason: Reason, abort: bool, outbox: &mut Outbox) {
         let session = &mut self.sessions[id as usize];
-        let gauge = match session.state {
-            State::Sniffing => Counter::Sniffing,
-            State::Delivering | State::Asking => Counter::Delivering,
-            State::Relaying => Counter::Relaying,
-            State::Ending | State::Free => return,
-        };
-        self.report.less(gauge);
-        match session.state {
-            State::Relaying => {
+        if matches!(session.state, State::Ending | State::Free) {
+            return;
+        }
+        self.report.less(session.state.gauge());
+        let carries = session.state == State::Relaying || session.state == State::Moving && !session.has_wait;
+        if session.state == State::Moving {
+            self.moves.remove(&id);
+        }
+        match carries {
+            true => {
                 self.queues.drop_all(session.extra, &mut outbox.buffers);
                 session.extra = 0;
             }
-            _ => {
+            false => {
                 self.waits.set_due(session.extra, None);
                 if let Some(row) = session.service.checked_sub(1) {
                     self.waits.leave_line(row, session.extra);
@@ -37,7 +38,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 }
             }
         }
-        session.has_wait = session.state != State::Relaying;
+        session.has_wait = !carries;
         session.state = State::Ending;
         session.reason = reason;
         for side in [CLIENT, SERVICE] {
@@ -61,7 +62,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             State::Sniffing => self.look(id, 0, None, now, outbox),
             State::Relaying => self.pass_on_end(id, side, outbox),
             State::Asking if side == SERVICE => self.end(id, Reason::ServiceDeclined, true, outbox),
-            State::Delivering | State::Asking | State::Ending | State::Free => {}
+            State::Delivering | State::Asking | State::Moving | State::Ending | State::Free => {}
         }
     }
 
@@ -74,6 +75,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.failed(step, error);
         let reason = match session.state {
             State::Relaying => relay::broke(side),
+            State::Moving if !session.has_wait => relay::broke(side),
             State::Asking if side == SERVICE => Reason::ServiceDeclined,
             _ => Reason::ClientLeft,
         };
@@ -81,7 +83,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     }
 
     pub(super) fn closed(&mut self, conn: ConnId, now: Instant) {
-        let Some((id, side)) = self.whose(conn) else { return };
+        let Some((id, side)) = self.whose(conn) else {
+            self.strangers -= 1;
+            return self.report.less(Counter::Open);
+        };
         self.lines.write(conn.index, Line::default());
         let session = &mut self.sessions[id as usize];
         if session.sides[side] & CLOSING != 0 {

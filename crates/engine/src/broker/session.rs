@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use super::ledger::Reason;
 use crate::contract::{ConnId, Instant, ListenerId};
+use crate::report::Counter;
 
 /// The two sides of a session, as places in its arrays.
 pub(super) const CLIENT: usize = 0;
@@ -26,6 +27,8 @@ pub(super) const SHUT: u8 = 16;
 pub(super) const CLOSING: u8 = 32;
 /// It has said that it will send no more, and receives no more, either.
 pub(super) const GONE: u8 = 64;
+/// Of the client's side: another process has refused to take it over.
+pub(super) const STAYS: u8 = 128;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) enum State {
@@ -39,8 +42,22 @@ pub(super) enum State {
     Asking,
     /// Bytes go both ways.
     Relaying,
+    /// It is halted, or about to be, and on its way to another process.
+    Moving,
     /// It has its reason; what is open is being closed.
     Ending,
+}
+
+impl State {
+    /// How many are in it.
+    pub(super) fn gauge(self) -> Counter {
+        match self {
+            State::Sniffing => Counter::Sniffing,
+            State::Delivering | State::Asking => Counter::Delivering,
+            State::Moving => Counter::Moving,
+            State::Relaying | State::Ending | State::Free => Counter::Relaying,
+        }
+    }
 }
 
 /// One accepted connection, with the one to its service once that stands.
@@ -61,7 +78,7 @@ pub(super) struct Session {
     pub(super) state: State,
     /// Meaningful when ending.
     pub(super) reason: Reason,
-    /// When ending: `extra` is a place among the waits.
+    /// When ending or moving: `extra` is a place among the waits.
     pub(super) has_wait: bool,
 }
 
@@ -82,7 +99,7 @@ impl Session {
     pub(super) fn waits(&self) -> bool {
         match self.state {
             State::Sniffing | State::Delivering | State::Asking => true,
-            State::Ending => self.has_wait,
+            State::Ending | State::Moving => self.has_wait,
             State::Relaying | State::Free => false,
         }
     }
