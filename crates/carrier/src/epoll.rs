@@ -573,10 +573,10 @@ impl Epoll {
                 Some(Ok((message, sockets))) => {
                     let mut conns = [None; 2];
                     for (conn, socket) in conns.iter_mut().zip(sockets) {
-                        *conn = self.settle(socket, OPEN | PAUSED | READABLE).ok().map(|index| ConnId {
-                            index,
-                            generation: self.conns[index as usize].generation,
-                        });
+                        *conn = self
+                            .settle(socket, OPEN | PAUSED | READABLE)
+                            .ok()
+                            .map(|index| ConnId { index, generation: self.conns[index as usize].generation });
                     }
                     let ferry = self.ferries.at(place).name;
                     self.happened.push_back(Event::Landed { ferry, conns, message });

@@ -114,7 +114,8 @@ impl Broker {
 fn ferry() -> (OwnedFd, OwnedFd) {
     let mut ends = [0; 2];
     // SAFETY: `ends` is writable for two descriptors.
-    let made = unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) };
+    let made =
+        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) };
     assert_eq!(made, 0);
     // SAFETY: the kernel has just made them, and nobody else knows them.
     unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) }

@@ -2,14 +2,16 @@
 //!
 //! A worker's end is noticed whenever somebody looks: its thread is joined, and its last numbers are kept.
 
+use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use fourtuple_carrier::{Published, Worker};
+use fourtuple_engine::Order;
 use pyo3::prelude::*;
 
 use crate::config::{self, Request, SettingsRequest};
-use crate::failure::{self, EngineStopped};
+use crate::failure::{self, BadConfig, EngineStopped};
 use crate::snapshot::{Row, Snapshot};
 
 /// One worker per core of an engine, until all have ended.
@@ -69,6 +71,24 @@ impl Workers {
             let order = config::order(kind, value, worker, workers)?;
             if let State::Running(running) = state {
                 running.order(order);
+            }
+        }
+        Ok(())
+    }
+
+    /// Give copies of sockets to running workers, dealt out from the first on: "ferry" moves their connections to whoever is at
+    /// the other end, "land" takes what comes.
+    fn give(&self, kind: &str, fds: Vec<RawFd>) -> PyResult<()> {
+        let order = match kind {
+            "ferry" => Order::Ferry,
+            "land" => Order::Land,
+            _ => return Err(BadConfig::new_err(("kind", format!("{kind:?} is not one of ferry, land")))),
+        };
+        let states = self.states();
+        for (fd, state) in fds.into_iter().zip(states.iter().cycle()) {
+            let descriptor = config::duplicate("fds", fd)?;
+            if let State::Running(worker) = state {
+                worker.order(order(worker.shelf().put(descriptor)));
             }
         }
         Ok(())

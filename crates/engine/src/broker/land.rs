@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::BrokerCore;
 use super::counts::Prefix;
 use super::guide::Guide;
 use super::ledger::Ledger;
 use super::record::{self, Message, Record, Unread};
 use super::session::{CLIENT, FINISHED, GONE, Line, OPEN, SERVICE, SHUT, Session, State};
 use super::ship::head_only;
-use super::BrokerCore;
 use crate::buffers::{Buf, Buffers};
 use crate::contract::{Command, ConnId, Given, Instant, ListenerId, Outbox};
 use crate::report::Counter;
@@ -132,9 +132,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 let sum = |side: usize| landing.before[side].iter().map(|buf| buf.len() as u64).sum::<u64>();
                 if conns.iter().all(Option::is_some) && record.before.map(u64::from) == [sum(0), sum(1)] {
                     let mut queued: [VecDeque<Buf>; 2] = Default::default();
-                    let room = [0, 1].iter().all(|&side| {
-                        append(&mut queued[side], record.queued[side], &mut outbox.buffers)
-                    });
+                    let room =
+                        [0, 1].iter().all(|&side| append(&mut queued[side], record.queued[side], &mut outbox.buffers));
                     let answer = if room { head_only(Message::Taken { serial: record.serial }, outbox) } else { None };
                     let Some(answer) = answer else {
                         queued.iter_mut().for_each(|queue| release(queue, &mut outbox.buffers));
@@ -214,8 +213,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         while place < self.landings.len() {
             let (count, landing) = (self.landings.len(), &mut self.landings[place]);
             let is_due = matches!(landing.now, Step::Waiting { until, .. } if until <= now);
-            if is_due
-                && let Step::Waiting { conns, message, .. } = std::mem::replace(&mut landing.now, Step::Fetching)
+            if is_due && let Step::Waiting { conns, message, .. } = std::mem::replace(&mut landing.now, Step::Fetching)
             {
                 self.take(place, conns, message, now, outbox);
             }

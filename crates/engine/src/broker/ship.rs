@@ -233,9 +233,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 }
             };
             outbox.peeks.set_len(&mut buf, length);
-            let conns = [CLIENT, SERVICE].map(|side| {
-                (is_last && session.sides[side] & OPEN != 0).then_some(session.conns[side])
-            });
+            let conns = [CLIENT, SERVICE]
+                .map(|side| (is_last && session.sides[side] & OPEN != 0).then_some(session.conns[side]));
             if is_last {
                 ferrying.ready.pop_front();
                 ferrying.unanswered.insert(moving.serial, id);
@@ -293,7 +292,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.less(Counter::Ferries);
         self.report.add(Counter::FerriesLost, u64::from(!done));
         outbox.push(Command::CloseFerry { ferry });
-        let shipped = unanswered.iter().filter(|(serial, id)| self.moves.get(id).is_some_and(|it| it.serial == **serial));
+        let shipped =
+            unanswered.iter().filter(|(serial, id)| self.moves.get(id).is_some_and(|it| it.serial == **serial));
         self.report.add(Counter::MovesReturned, shipped.count() as u64);
         let mut still: Vec<u32> = self.moves.iter().filter(|(_, it)| it.halts == 0).map(|(id, _)| *id).collect();
         still.sort_unstable();
