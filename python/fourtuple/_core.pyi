@@ -1,10 +1,12 @@
 """The compiled half of fourtuple, as `fourtuple.engine` sees it. Use that module; this one decides nothing."""
 
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
 from os import PathLike
-from typing import NotRequired, TypeAlias, TypedDict, final
+from typing import Literal, NotRequired, TypeAlias, TypedDict, final
 
 from fourtuple.engine import BrokerConfig, CarrierSettings, EchoConfig, LoadConfig
+from fourtuple.launcher.spawn import Birth
 from fourtuple.services import Seen
 
 __all__ = [
@@ -18,12 +20,13 @@ __all__ = [
     "reasons",
     "refusals",
     "sniff",
+    "spawn",
     "uring_abilities",
 ]
 
-_ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None]
-_RouteRow: TypeAlias = tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None]
-_OutcomeRow: TypeAlias = tuple[str, str | None, tuple[str, str, int | None, int | None, int | None] | None]
+_ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None, str | None]
+_RouteRow: TypeAlias = tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None, str | None]
+_OutcomeRow: TypeAlias = tuple[str, str | None, tuple[str, str, int | None, int | None, int | None, str | None] | None]
 
 class _Sizes(TypedDict):
     services: int
@@ -71,6 +74,27 @@ class _Snapshot(TypedDict):
     carrier: _CarrierNumbers
     errors: list[str]
 
+class _Wake(TypedDict):
+    service: str
+    start: str
+    target: str
+    name: str
+    protocol: str
+    delivery: str
+    peer: tuple[IPv4Address | IPv6Address, int] | None
+
+class _Usage(TypedDict):
+    ticket: int
+    rows: list[tuple[str, int, int, float | None]]
+
+class _Held(TypedDict):
+    service: str
+    live: int
+
+_Question: TypeAlias = (
+    tuple[Literal["wake"], int, _Wake] | tuple[Literal["usage"], int, _Usage] | tuple[Literal["held"], int, _Held]
+)
+
 class _Seen(TypedDict):
     verdict: str
     protocol: str | None
@@ -113,6 +137,22 @@ class Workers:
         is at the other end, "land" takes what comes."""
 
     @property
+    def questions_fd(self) -> int:
+        """Readable while there are questions; it is closed with this object."""
+
+    def questions(self, most: int) -> list[_Question]:
+        """The oldest questions, at most so many: kind, number of the worker, fields."""
+
+    def answer(self, kind: str, service: str, peer: IPv4Address | IPv6Address | None = None) -> None:
+        """Tell every running worker what became of a service."""
+
+    def hold(self, service: str) -> None:
+        """Have new connections of the service wait, in every running worker."""
+
+    def ask_usage(self, ticket: int, services: Sequence[str]) -> None:
+        """Ask every running worker how much these services are used."""
+
+    @property
     def running(self) -> bool:
         """Whether any worker still works."""
 
@@ -143,6 +183,9 @@ def refusals() -> list[tuple[str, str]]:
 
 def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
     """What these probes see in `bytes`."""
+
+def spawn(birth: Birth) -> tuple[int, int]:
+    """Start a process; gives its id and a pidfd. OSError says what could not be done."""
 
 @final
 class Registry:

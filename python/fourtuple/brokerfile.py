@@ -1,4 +1,4 @@
-"""broker.toml: listeners, patterns, services and routes of a small installation in one file.
+"""broker.toml: listeners, patterns, templates, services and routes of a small installation in one file.
 
 Decides what such a file may say, and that an error names its line and key. Knows no open registry and no socket: what
 becomes of a listener is the broker's.
@@ -20,6 +20,8 @@ from fourtuple.engine import PATTERN_ENDS, PROBES, BytePattern
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
+from fourtuple.templates import Template
+from fourtuple.tuples import Endpoint
 
 LARGEST_BYTES = 4 << 20
 """Some ten thousand services; CSV and JSON lines are for more."""
@@ -40,6 +42,7 @@ class _Options(_Table):
     patience_ms: _Patience | None = None
     connections: _Number | None = None
     proxy: Annotated[int, Field(ge=1, le=2)] | None = None
+    start: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")] | None = None
 
 
 class ServiceTable(_Options):
@@ -113,6 +116,49 @@ class PatternTable(_Table):
         return BytePattern(name=self.name, offset=self.offset, bytes=data)
 
 
+class TemplateTable(_Table):
+    """`[[template]]`: how services that sleep are started. What a value may be, `Template` decides."""
+
+    name: str
+    argv: tuple[str, ...] = Field(strict=False)
+    user: str | None = None
+    group: str | None = None
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+    umask: int | None = None
+    rlimits: dict[str, int | Annotated[tuple[int, int], Field(strict=False)]] | None = None
+    nice: int | None = None
+    cgroup: str | None = None
+    cgroup_missing: str | None = None
+    no_new_privileges: bool | None = None
+    private_tmp: bool | None = None
+    private_network: bool | None = None
+    read_only: bool | None = None
+    writable: tuple[str, ...] | None = Field(default=None, strict=False)
+    socket: str | None = None
+    socket_mode: int | None = None
+    backlog: int | None = None
+    ready: str | None = None
+    settle_ms: int | None = None
+    forks: bool | None = None
+    start_timeout_s: float | None = None
+    idle_s: float | None = None
+    """0 is never."""
+    stop_signal: str | None = None
+    stop_timeout_s: float | None = None
+    backoff_s: float | None = None
+    backoff_most_s: float | None = None
+    backoff_reset_s: float | None = None
+    output: str | None = None
+
+    def template(self) -> Template:
+        """As the launcher has it."""
+        given = {key: value for key, value in self if value is not None}
+        if given.get("idle_s") == 0:
+            given["idle_s"] = None
+        return Template.from_row(given)
+
+
 class ListenTable(_Table):
     """`[[listen]]`: where the broker takes connections, and what holds for these."""
 
@@ -151,6 +197,11 @@ class ListenTable(_Table):
         return names
 
     @property
+    def endpoint(self) -> Endpoint:
+        """`address`, read."""
+        return Endpoint.parse(self.address)
+
+    @property
     def probes(self) -> tuple[str, ...] | None:
         """Those of `protocols`, by their names; None if there is no such list."""
         if self.protocols is None:
@@ -175,11 +226,35 @@ class ListenTable(_Table):
         return self
 
 
+class WakeTable(_Table):
+    """`[wake]`: who may wake a service that sleeps, how often, and how many run; 0 is no bound."""
+
+    allow: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes; if there are any, nobody else may."""
+    deny: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes that may not, whatever `allow` says."""
+    per_minute: _Patience = 0
+    per_source_per_minute: _Patience = 0
+    """By one IPv4 address or IPv6 /64."""
+    most_starting: Annotated[int, Field(ge=1, le=10_000)] = 32
+    """Starts at once; the others wait for their turn."""
+    most_running: _Patience = 0
+
+    @pydantic.field_validator("allow", "deny")
+    @classmethod
+    def _prefixes(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            ip_network(text)
+        return texts
+
+
 class BrokerFile(_Table):
     """The whole file."""
 
+    wake: WakeTable = WakeTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
+    template: tuple[TemplateTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)
 
@@ -189,6 +264,11 @@ class BrokerFile(_Table):
         return tuple(table.service() for table in self.service)
 
     @property
+    def templates(self) -> tuple[Template, ...]:
+        """Of the tables `[[template]]`."""
+        return tuple(table.template() for table in self.template)
+
+    @property
     def routes(self) -> tuple[Route, ...]:
         """Of the tables `[[route]]`."""
         return tuple(table.route() for table in self.route)
@@ -196,13 +276,17 @@ class BrokerFile(_Table):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file; an error names it, the line and the key."""
+        return cls.parse(cls.bytes_of(path), str(path))
+
+    @classmethod
+    def bytes_of(cls, path: Path) -> bytes:
+        """What stands in a file, as `parse` takes it; of one that is too long, enough to see that."""
         try:
             with path.open("rb") as opened:
-                data = opened.read(LARGEST_BYTES + 1)
+                return opened.read(LARGEST_BYTES + 1)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise BadConfig(str(path), f"cannot be read: {why}") from None
-        return cls.parse(data, str(path))
 
     @classmethod
     def parse(cls, data: bytes, named: str) -> Self:
@@ -229,7 +313,10 @@ class BrokerFile(_Table):
             _judge(named, text, ("service", place), partial(_check_service, service))
         for place, route in enumerate(found.route):
             _judge(named, text, ("route", place), partial(_check_route, route))
+        for place, template in enumerate(found.template):
+            _judge(named, text, ("template", place), partial(_check_template, template))
         found._require_once(named, text)
+        found._require_templates(named, text)
         found._require_patterns(named, text)
         return found
 
@@ -250,6 +337,22 @@ class BrokerFile(_Table):
                 name = listener.default.removeprefix("service:")
                 if name != listener.default and name not in names and names:
                     raise _at(named, text, ("listen", place, "default"), f"there is no service {name} in this file")
+
+    def _require_templates(self, named: str, text: str) -> None:
+        names: dict[str, int] = {}
+        for place, template in enumerate(self.template):
+            if names.setdefault(template.name, place) != place:
+                raise _at(
+                    named, text, ("template", place, "name"), f"{template.name!r} is taken by an earlier template"
+                )
+        starting: list[tuple[tuple[str, int, str], _Options]] = [
+            (("service", place, "start"), service) for place, service in enumerate(self.service)
+        ]
+        starting += [(("route", place, "start"), table) for place, table in enumerate(self.route)]
+        for key, table in starting:
+            start = getattr(table, "start", None)
+            if start is not None and start not in names:
+                raise _at(named, text, key, f"there is no [[template]] named {start!r} in this file")
 
     def _require_patterns(self, named: str, text: str) -> None:
         names: dict[str, int] = {}
@@ -275,6 +378,10 @@ def _check_service(table: ServiceTable) -> None:
 
 def _check_route(table: RouteTable) -> None:
     check([], [table.route()])
+
+
+def _check_template(table: TemplateTable) -> None:
+    table.template()
 
 
 def _judge(named: str, text: str, table: tuple[str, int], judge: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ from fourtuple import _core
 from fourtuple.dialogue import Dialogue
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.metrics import COUNTERS
+from fourtuple.questions import Answer, Held, Question, Refused, ServiceUsage, Usage, Wake
 from fourtuple.tuples import Endpoint, Protocol, TupleSpace
 
 HIGHEST_COUNT = 2**32 - 1
@@ -284,6 +285,17 @@ class BrokerConfig:
     """At once from one IPv4 address or IPv6 /64; 0 is no bound."""
     most_per_service: int = 0
     """At once to one service, unless the service says it; 0 is no bound."""
+    most_parked: int = 0
+    """At once waiting for services that sleep; 0 is no bound."""
+    most_parked_per_service: int = 0
+    """The same, for one service."""
+    parked_bytes: int = 0
+    """What all who wait may have the kernel hold: what they have sent, and a window of 64 kB each; 0 is no bound."""
+    settle_s: float = 0.0
+    """A client has to wait so long before its service is woken: who leaves at once wakes nothing."""
+    inetd_path: Path | None = None
+    """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
+    handoff."""
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
@@ -301,6 +313,11 @@ class BrokerConfig:
         _whole("most_connections", self.most_connections, 0, HIGHEST_COUNT // 4)
         _whole("most_per_source", self.most_per_source, 0, HIGHEST_COUNT)
         _whole("most_per_service", self.most_per_service, 0, HIGHEST_COUNT)
+        _whole("most_parked", self.most_parked, 0, HIGHEST_COUNT)
+        _whole("most_parked_per_service", self.most_parked_per_service, 0, HIGHEST_COUNT)
+        _whole("parked_bytes", self.parked_bytes, 0, 2**63)
+        _seconds("settle_s", self.settle_s, 0)
+        _instance("inetd_path", self.inetd_path, (Path, type(None)))
         _whole("ledger_every", self.ledger_every, 1, HIGHEST_COUNT)
 
 
@@ -433,6 +450,13 @@ class Snapshot:
     ended_over_service: int
     ended_moved: int
     ended_stopped: int
+    ended_start_failed: int
+    ended_wake_refused: int
+    ended_over_parked: int
+    ended_answered_asleep: int
+    parked_now: int
+    wakes_asked: int
+    question_waits: int
     taken_s: float
     """Seconds since the engine started."""
     phase: Phase
@@ -581,6 +605,28 @@ class Engine:
         """Accept again after `drain` or `ferry`, unless the engine has ended by then, and move nothing more."""
         self._workers.order("resume")
 
+    @property
+    def questions_fd(self) -> int:
+        """A descriptor that is readable while there are questions, for a poll or an event loop; not to be read."""
+        return self._workers.questions_fd
+
+    def questions(self, most: int = 1_024) -> list[Question]:
+        """What its workers have asked and nobody has taken, the oldest first; never waits."""
+        return [_question(row) for row in self._workers.questions(most)]
+
+    def answer(self, answer: Answer) -> None:
+        """Tell all workers what became of a service."""
+        peer = answer.peer if isinstance(answer, Refused) else None
+        self._workers.answer(type(answer).__name__.lower(), answer.service, peer)
+
+    def hold(self, service: str) -> None:
+        """New connections of the service wait, until `Up` or `Slept` is answered; each worker says `Held`."""
+        self._workers.hold(service)
+
+    def ask_usage(self, ticket: int, services: Sequence[str]) -> None:
+        """How much are these used? Each worker says `Usage` with this ticket."""
+        self._workers.ask_usage(ticket, services)
+
     def stop(self) -> None:
         """End now, whatever is open."""
         self._workers.stop()
@@ -695,6 +741,30 @@ def sniff(
     _instance("opening", opening, bytes)
     _instance("prelude", prelude, Prelude)
     return Sniffed(**_core.sniff(opening, list(probes), prelude.value, postgres_tls))
+
+
+def _question(row: _core._Question) -> Question:
+    match row:
+        case ("wake", worker, wake):
+            peer = wake["peer"]
+            return Wake(
+                worker=worker,
+                service=wake["service"],
+                start=wake["start"],
+                target=wake["target"],
+                name=wake["name"],
+                protocol=wake["protocol"],
+                delivery=wake["delivery"],
+                peer=None if peer is None else Endpoint(*peer),
+            )
+        case ("usage", worker, usage):
+            rows = (
+                ServiceUsage(service=service, live=live, parked=parked, unused_s=unused_s)
+                for service, live, parked, unused_s in usage["rows"]
+            )
+            return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
+        case (_, worker, held):
+            return Held(worker=worker, service=held["service"], live=held["live"])
 
 
 def _require_room_to_say(config: LoadConfig | EchoConfig | BrokerConfig, settings: CarrierSettings) -> None:

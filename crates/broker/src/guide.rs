@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fourtuple_engine::ListenerId;
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown, Word};
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
 use fourtuple_sniff::{Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
 
@@ -220,6 +220,7 @@ impl Guide for BrokerGuide {
                     chosen.matched = String::from_utf8_lossy(name).into_owned();
                 }
                 choose(resolved, shown, chosen);
+                chosen.protocol = seen.protocol.map_or_else(Word::default, Word::new);
                 (chosen.skip, chosen.promise, chosen.reply) = (skip.max(line) as u32, promise, reply);
                 Guidance::Found
             }
@@ -228,6 +229,7 @@ impl Guide for BrokerGuide {
             Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
             Ok(Outcome::NoRoute) => {
                 (chosen.skip, chosen.promise) = (skip as u32, promise);
+                chosen.protocol = seen.protocol.map_or_else(Word::default, Word::new);
                 self.fall_back(shown.listener, shown, chosen)
             }
         }
@@ -248,8 +250,10 @@ fn choose(resolved: Resolved, shown: &Shown<'_>, chosen: &mut Chosen) {
     chosen.delivery = match resolved.delivery {
         fourtuple_registry::Delivery::Relay => Delivery::Relay,
         fourtuple_registry::Delivery::Handoff => Delivery::HandOff,
+        fourtuple_registry::Delivery::Inetd => Delivery::Inetd,
     };
-    let Options { patience_ms, connections, proxy } = resolved.options;
+    let Options { patience_ms, connections, proxy, start } = resolved.options;
+    chosen.start = start.map_or_else(Word::default, |start| Word::new(start.as_str()));
     chosen.patience = patience_ms.map(|ms| Duration::from_millis(ms.into()));
     chosen.most_connections = connections;
     chosen.preface = proxy.map_or_else(Vec::new, |version| preface(version, shown));

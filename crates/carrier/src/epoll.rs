@@ -203,7 +203,8 @@ impl Epoll {
                     break;
                 }
             }
-            let nap = self.nap(core);
+            // What the core asks is taken at the next turn, so that comes at once.
+            let nap = if outbox.questions.is_fresh() { Duration::ZERO } else { self.nap(core) };
             self.counts.enters += 1;
             let count =
                 self.poller.wait(&mut events, nap).map_err(|error| CarrierError { what: "epoll_wait", error })?;

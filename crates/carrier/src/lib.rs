@@ -11,6 +11,7 @@
 mod datagram;
 pub mod epoll;
 mod ferries;
+mod letterbox;
 mod messenger;
 mod shelf;
 pub mod sim;
@@ -18,6 +19,7 @@ mod sys;
 pub mod uring;
 pub mod worker;
 
+pub use letterbox::Letterbox;
 pub use shelf::Shelf;
 pub use uring::{UringAbilities, probe_uring};
-pub use worker::{CarrierKind, CarrierReport, CarrierSettings, Published, Worker, WorkerError};
+pub use worker::{CarrierKind, CarrierReport, CarrierSettings, Doors, Published, Worker, WorkerError};

@@ -101,6 +101,7 @@ fn config() -> BrokerConfig {
         most_connections: 0,
         most_per_source: 0,
         most_per_service: 0,
+        ..BrokerConfig::default()
     }
 }
 
@@ -383,7 +384,7 @@ fn an_absent_service_is_waited_for_and_delays_nobody() {
                     let listener = UnixListener::bind(&late).unwrap();
                     listener.accept().unwrap().0.read_exact(&mut heard).unwrap();
                 }
-                Delivery::HandOff => {
+                Delivery::HandOff | Delivery::Inetd => {
                     let mut socket = take_over(&UnixDatagram::bind(&late).unwrap()).1;
                     socket.set_nonblocking(false).unwrap();
                     socket.read_exact(&mut heard).unwrap();

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::{Duration, Instant as Moment};
 
-use fourtuple_carrier::{CarrierKind, CarrierSettings, Published, Shelf, Worker};
+use fourtuple_carrier::{CarrierKind, CarrierSettings, Doors, Published, Shelf, Worker};
 use fourtuple_engine::Order;
 use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
 use fourtuple_engine::broker::ledger::{REASONS, Reason, Unwritten};
@@ -53,13 +53,8 @@ fn echo() -> SocketAddr {
 fn config(at: SocketAddr) -> BrokerConfig {
     BrokerConfig {
         listen: vec![ListenAt { local: at, sniff_timeout: Duration::from_secs(10) }],
-        backlog: 1024,
-        reuse_port: false,
-        sniff_bytes: 65_536,
         delivery_timeout: Duration::from_secs(10),
-        most_connections: 0,
-        most_per_source: 0,
-        most_per_service: 0,
+        ..BrokerConfig::default()
     }
 }
 
@@ -73,7 +68,7 @@ impl Broker {
         let core = BrokerCore::new(config(listener.local_addr().unwrap()), OneService(service), Unwritten);
         let settings = CarrierSettings { most_connections: 4096, slots_per_ring: 1024, ..CarrierSettings::default() };
         let core = Box::new(core.listening_with(vec![Some(given)]));
-        let broker = Broker(Worker::start_with(kind, settings, core, shelf).unwrap());
+        let broker = Broker(Worker::start_with(kind, settings, core, Doors { shelf, ..Doors::default() }).unwrap());
         broker.wait_for(Counter::Listening, 1);
         broker
     }

@@ -44,6 +44,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::buffers::{Buf, Buffers};
+use crate::questions::{Answer, Names, Questions};
 use crate::report::Report;
 
 /// A moment: nanoseconds since the carrier's own start. Carriers read clocks; cores are told.
@@ -343,7 +344,7 @@ pub enum Event {
 }
 
 /// What the outside (Python, a signal, a test) may ask of a running core.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Order {
     /// Send the token on every connection once and check what comes back.
     Ping,
@@ -361,6 +362,17 @@ pub enum Order {
     Ferry(Given),
     /// Take over the connections that come through this socket.
     Land(Given),
+    /// What became of a service.
+    Answer(Answer),
+    /// New connections of this service wait; answered by `Question::Held`, and over with an answer of the outside.
+    Hold(String),
+    /// How much are these used? Answered by `Question::Usage`.
+    Usage {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// Which services.
+        services: Names,
+    },
 }
 
 /// What to do, as a core tells its carrier.
@@ -527,12 +539,19 @@ pub struct Outbox {
     pub buffers: Buffers,
     /// The carrier's memory for bytes that are only looked at; a few large buffers, made when first used.
     pub peeks: Buffers,
+    /// What the core asks the outside.
+    pub questions: Questions,
 }
 
 impl Outbox {
     /// An empty outbox over these buffers.
     pub fn new(buffers: Buffers) -> Outbox {
-        Outbox { commands: Vec::with_capacity(256), buffers, peeks: Buffers::new(PEEK_BYTES, PEEKS_AT_ONCE, 1) }
+        Outbox {
+            commands: Vec::with_capacity(256),
+            buffers,
+            peeks: Buffers::new(PEEK_BYTES, PEEKS_AT_ONCE, 1),
+            questions: Questions::default(),
+        }
     }
 
     /// Append a command.

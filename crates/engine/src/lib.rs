@@ -13,6 +13,7 @@ pub mod echo;
 pub mod histogram;
 pub mod load;
 mod pages;
+pub mod questions;
 pub mod report;
 pub mod script;
 pub mod space;
@@ -26,3 +27,4 @@ pub use contract::{
     Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Given, Instant, ListenerId, Order, Outbox,
     SourceChoice, Step, Target, Transport, Until,
 };
+pub use questions::{Answer, Question, Questions, Usage};

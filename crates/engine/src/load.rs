@@ -337,7 +337,14 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close | Order::Drain | Order::Resume | Order::Ferry(_) | Order::Land(_) => {}
+            Order::Close
+            | Order::Drain
+            | Order::Resume
+            | Order::Ferry(_)
+            | Order::Land(_)
+            | Order::Answer(_)
+            | Order::Hold(_)
+            | Order::Usage { .. } => {}
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +113,12 @@ pub(crate) struct BrokerRequest {
     most_connections: u64,
     most_per_source: u32,
     most_per_service: u32,
+    most_parked: u32,
+    most_parked_per_service: u32,
+    parked_bytes: u64,
+    #[pyo3(from_py_with = seconds)]
+    settle_s: Duration,
+    inetd_path: Option<PathBuf>,
     ledger: Option<PathBuf>,
     ledger_every: u32,
 }
@@ -336,6 +343,12 @@ impl BrokerRequest {
             most_connections: share(self.most_connections),
             most_per_source: each(self.most_per_source),
             most_per_service: each(self.most_per_service),
+            most_parked: each(self.most_parked),
+            most_parked_per_service: each(self.most_parked_per_service),
+            parked_bytes: share(self.parked_bytes),
+            settle: self.settle_s,
+            inetd_path: self.inetd_path.as_ref().map_or_else(Vec::new, |path| path.as_os_str().as_bytes().to_vec()),
+            ..BrokerConfig::default()
         };
         let shelf = Shelf::default();
         let given = self.listeners.iter().map(|listener| {

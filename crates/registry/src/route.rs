@@ -315,7 +315,11 @@ impl Route {
 
     /// Delivery and options, then each condition as a field number, a length in two bytes and its text; 0 is `to`.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![u8::from(self.delivery == Delivery::Handoff)];
+        let mut out = vec![match self.delivery {
+            Delivery::Relay => 0,
+            Delivery::Handoff => 1,
+            Delivery::Inetd => 2,
+        }];
         self.options.encode(&mut out);
         let mut field = |number: usize, text: &str| {
             out.push(number as u8);
@@ -346,7 +350,12 @@ impl Route {
                 Some(index) => fields.push((*FIELDS.get(index)?, text)),
             }
         }
-        let delivery = if delivery == 0 { Delivery::Relay } else { Delivery::Handoff };
+        let delivery = match delivery {
+            0 => Delivery::Relay,
+            1 => Delivery::Handoff,
+            2 => Delivery::Inetd,
+            _ => return None,
+        };
         Some(Route { conditions: Conditions::checked(fields).ok()?, to: to?, delivery, options })
     }
 }

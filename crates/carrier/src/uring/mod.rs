@@ -237,7 +237,8 @@ impl Machine {
             let crossed = self.cross(outbox)?;
             self.accept_waiting(now)?;
             let reaped = self.submit_and_reap(core, outbox, &mut completions)?;
-            if reaped == 0 && !crossed && self.happened.is_empty() && outbox.commands.is_empty() {
+            let is_idle = self.happened.is_empty() && outbox.commands.is_empty() && !outbox.questions.is_fresh();
+            if reaped == 0 && !crossed && is_idle {
                 self.counts.enters += 1;
                 let woken = self
                     .poller

@@ -7,21 +7,28 @@ use std::time::Duration;
 use super::guide::{Address, Chosen, Delivery, Guide};
 use super::ledger::{Ledger, Reason};
 use super::session::{CLIENT, CLOSING, Line, OPEN, SENDING, SERVICE, Session, State};
+use super::waits::Wait;
 use super::{BACKOFF_MS, BrokerCore, FULL_BACKOFF_MS, note};
 use crate::buffers::Buf;
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step, Target};
 use crate::report::Counter;
 
 impl<G: Guide, L: Ledger> BrokerCore<G, L> {
+    /// Count the connection to its service; None if that has too many then.
+    pub(super) fn count_service(&mut self, id: u32) -> Option<u32> {
+        let session = &mut self.sessions[id as usize];
+        let chosen = &self.waits.at(session.extra).chosen;
+        let row = self.services.add(chosen.service.as_str());
+        session.service = row + 1;
+        let most = chosen.most_connections.unwrap_or(self.config.most_per_service);
+        (most == 0 || self.services.count(row) <= most).then_some(row)
+    }
+
+    /// The service is known, and the client is to be brought to it.
     pub(super) fn found(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
         let session = &mut self.sessions[id as usize];
+        let row = session.service - 1;
         let wait = self.waits.at(session.extra);
-        let row = self.services.add(wait.chosen.service.as_str());
-        session.service = row + 1;
-        let most = wait.chosen.most_connections.unwrap_or(self.config.most_per_service);
-        if most != 0 && self.services.count(row) > most {
-            return self.end(id, Reason::OverService, true, outbox);
-        }
         session.state = State::Delivering;
         self.report.less(Counter::Sniffing);
         self.report.add(Counter::Delivering, 1);
@@ -38,7 +45,29 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             outbox.push(Command::Discard { conn, bytes });
         }
         let deadline = wait.deadline;
+        if !self.is_awake(row, place) {
+            return self.park(id, now, outbox);
+        }
         if self.waits.has_line(row) && deadline > now {
+            self.waits.stand_in_line(row, place);
+            return self.waits.set_due(place, Some(deadline));
+        }
+        self.deliver(id, now, outbox);
+    }
+
+    /// Its time has come: to be tried again, or for the first time if its service was asleep.
+    pub(super) fn try_again(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
+        let Session { extra: place, service, .. } = self.sessions[id as usize];
+        let row = service - 1;
+        if !self.is_awake(row, place) {
+            self.waits.leave_line(row, place);
+            return self.park(id, now, outbox);
+        }
+        let Wait { deadline, in_line, .. } = *self.waits.at(place);
+        if self.sessions[id as usize].sides[CLIENT] & SENDING != 0 && deadline > now {
+            return self.waits.set_due(place, Some(deadline));
+        }
+        if !in_line && self.waits.has_line(row) && deadline > now {
             self.waits.stand_in_line(row, place);
             return self.waits.set_due(place, Some(deadline));
         }
@@ -53,7 +82,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         let wait = self.waits.at(place);
         let reply = wait.chosen.reply;
-        if wait.chosen.delivery == Delivery::HandOff && !reply.is_empty() && !wait.replied {
+        if wait.chosen.delivery != Delivery::Relay && !reply.is_empty() && !wait.replied {
             let Some(buf) = outbox.buffers.write(reply) else {
                 self.report.add(Counter::BufferWaits, 1);
                 return self.undelivered(id, Errno::ENOBUFS, now, outbox);
@@ -64,9 +93,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             self.sessions[id as usize].sides[CLIENT] |= SENDING;
             return outbox.push(Command::Send { conn, buf });
         }
-        let path = match &wait.chosen.address {
-            Address::Tcp(address) => Ok(*address),
-            Address::Unix(path) => Err(path.as_slice()),
+        let path = match (&wait.chosen.address, wait.chosen.delivery) {
+            (_, Delivery::Inetd) => Err(self.config.inetd_path.as_slice()),
+            (Address::Tcp(address), _) => Ok(*address),
+            (Address::Unix(path), _) => Err(path.as_slice()),
         };
         let command = match (wait.chosen.delivery, path) {
             (Delivery::Relay, Ok(address)) => Some(Command::Reach { ticket: place, target: Target::Tcp(address) }),
@@ -76,7 +106,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             (Delivery::Relay, Err(path)) => {
                 outbox.buffers.write(path).map(|path| Command::Reach { ticket: place, target: Target::Unix(path) })
             }
-            (Delivery::HandOff, Err(path)) => {
+            (Delivery::HandOff | Delivery::Inetd, Err(path)) => {
                 let mut bytes = [0; note::MOST_BYTES];
                 let Chosen { service, matched, .. } = &wait.chosen;
                 let length = note::write(&mut bytes, wait.names, wait.shown, service, matched);
@@ -91,7 +121,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 }
             }
             // A socket can only be handed to somebody on this host.
-            (Delivery::HandOff, Ok(_)) => return self.end(id, Reason::ServiceUnreachable, true, outbox),
+            (Delivery::HandOff | Delivery::Inetd, Ok(_)) => {
+                return self.end(id, Reason::ServiceUnreachable, true, outbox);
+            }
         };
         match command {
             Some(command) => {
@@ -217,8 +249,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                     outbox.push(Command::Peek { conn: session.conns[CLIENT] });
                 }
             }
-            State::Delivering => self.deliver(id, now, outbox),
-            State::Asking | State::Relaying | State::Moving | State::Ending | State::Free => {}
+            State::Delivering if self.waits.at(session.extra).is_on_its_way() => self.deliver(id, now, outbox),
+            State::Leaving => self.told_farewell(id, outbox),
+            State::Delivering | State::Asking | State::Relaying | State::Moving | State::Ending | State::Free => {}
         }
     }
 
@@ -245,7 +278,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.failed(Step::HandOff, error);
         let wait = self.waits.at(self.sessions[id as usize].extra);
         wait.handing = false;
-        if error == Errno::EPROTOTYPE {
+        if error == Errno::EPROTOTYPE && wait.chosen.delivery == Delivery::HandOff {
             // Whoever listens there takes connections.
             wait.chosen.delivery = Delivery::Relay;
             self.report.add(Counter::FellBack, 1);

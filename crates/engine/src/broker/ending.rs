@@ -4,7 +4,7 @@
 
 use super::guide::Guide;
 use super::ledger::{Ended, Ledger, Reason};
-use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, SERVICE, Session, State};
+use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, SERVICE, SHUT, Session, State};
 use super::{BURST, BrokerCore, relay};
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step};
 use crate::report::Counter;
@@ -28,16 +28,19 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             }
             false => {
                 self.waits.set_due(session.extra, None);
-                if let Some(row) = session.service.checked_sub(1) {
-                    self.waits.leave_line(row, session.extra);
+                let (place, row) = (session.extra, session.service.checked_sub(1));
+                if let Some(row) = row {
+                    self.waits.leave_line(row, place);
+                    self.unpark(place, row);
                 }
-                let wait = self.waits.at(session.extra);
+                let wait = self.waits.at(place);
                 wait.handing = false;
                 if wait.reaching {
-                    outbox.push(Command::CancelConnect { ticket: session.extra });
+                    outbox.push(Command::CancelConnect { ticket: place });
                 }
             }
         }
+        let session = &mut self.sessions[id as usize];
         session.has_wait = !carries;
         session.state = State::Ending;
         session.reason = reason;
@@ -62,8 +65,26 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             State::Sniffing => self.look(id, 0, None, now, outbox),
             State::Relaying => self.pass_on_end(id, side, outbox),
             State::Asking if side == SERVICE => self.end(id, Reason::ServiceDeclined, true, outbox),
-            State::Delivering | State::Asking | State::Moving | State::Ending | State::Free => {}
+            // It has heard everything.
+            State::Leaving if session.sides[side] & SHUT != 0 => self.leave(id, outbox),
+            State::Delivering | State::Asking | State::Leaving | State::Moving | State::Ending | State::Free => {}
         }
+    }
+
+    /// The client has been told why it ends, as far as the kernel: no more is said, and it may close now.
+    pub(super) fn told_farewell(&mut self, id: u32, outbox: &mut Outbox) {
+        let session = &mut self.sessions[id as usize];
+        session.sides[CLIENT] |= SHUT;
+        if session.sides[CLIENT] & FINISHED != 0 {
+            return self.leave(id, outbox);
+        }
+        outbox.push(Command::Shutdown { conn: session.conns[CLIENT] });
+    }
+
+    /// The client has closed, or had its time to.
+    pub(super) fn leave(&mut self, id: u32, outbox: &mut Outbox) {
+        let Session { reason, sides, .. } = self.sessions[id as usize];
+        self.end(id, reason, sides[CLIENT] & SHUT == 0, outbox);
     }
 
     pub(super) fn failed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
@@ -77,6 +98,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             State::Relaying => relay::broke(side),
             State::Moving if !session.has_wait => relay::broke(side),
             State::Asking if side == SERVICE => Reason::ServiceDeclined,
+            State::Leaving => session.reason,
             _ => Reason::ClientLeft,
         };
         self.end(id, reason, true, outbox);
@@ -115,6 +137,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             bytes_down: session.bytes[SERVICE],
         });
         if let Some(row) = session.service.checked_sub(1) {
+            if self.services.count(row) == 1 {
+                self.sleepers.unused(self.services.tag(row), now);
+            }
             self.services.less(row);
         }
         if let Some(row) = session.source.checked_sub(1) {

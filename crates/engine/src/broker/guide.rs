@@ -54,6 +54,73 @@ pub enum Delivery {
     Relay,
     /// The service is given the socket.
     HandOff,
+    /// Whoever starts a process for each connection is given the socket.
+    Inetd,
+}
+
+/// A short word, such as the name of a template or a protocol, without memory of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Word {
+    length: u8,
+    bytes: [[u8; 8]; Word::MOST_BYTES / 8],
+}
+
+impl Word {
+    /// No word is longer.
+    pub const MOST_BYTES: usize = 40;
+
+    /// These bytes, as many as have room; what cuts a character is left out.
+    pub fn new(text: &str) -> Word {
+        let mut end = text.len().min(Word::MOST_BYTES);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut word = Word { length: end as u8, ..Word::default() };
+        word.bytes.as_flattened_mut()[..end].copy_from_slice(&text.as_bytes()[..end]);
+        word
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes.as_flattened()[..usize::from(self.length)]).unwrap_or_default()
+    }
+
+    /// Whether it is none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}
+
+impl Debug for Word {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_str().fmt(formatter)
+    }
+}
+
+/// What to do with the client of a service that sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asleep {
+    /// Wake the service; the client waits.
+    Wake,
+    /// Send what is to be said, wake nothing, and ask again when more has come.
+    Say,
+    /// Send nothing, wake nothing, and ask again when more has come.
+    More,
+    /// Send what is to be said and end; without anything to say, just end. Nothing is woken.
+    Farewell,
+}
+
+/// Why a client is ended whose service sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// It could not be started.
+    Failed,
+    /// It is not started for this client.
+    Refused,
+    /// It was not up in time.
+    Late,
+    /// Too many wait already.
+    Full,
 }
 
 /// Where a service listens.
@@ -89,6 +156,17 @@ pub struct Chosen {
     pub skip: u32,
     /// What the client is told once its service is reached, or right before its socket is handed off.
     pub reply: &'static [u8],
+    /// The template by which the service is started; none is a service that is there or not.
+    pub start: Word,
+    /// The protocol that was seen, in the words of a route.
+    pub protocol: Word,
+}
+
+impl Chosen {
+    /// Whether the service may have to be started first. What is started for each connection never sleeps.
+    pub fn can_sleep(&self) -> bool {
+        !self.start.is_empty() && self.delivery != Delivery::Inetd
+    }
 }
 
 impl Default for Chosen {
@@ -105,6 +183,8 @@ impl Default for Chosen {
             promise: None,
             skip: 0,
             reply: b"",
+            start: Word::default(),
+            protocol: Word::default(),
         }
     }
 }
@@ -122,4 +202,19 @@ pub trait Guide: Send {
 
     /// Look at it; on `Found`, `chosen` is what the guide made of an empty one.
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Self::Memory, chosen: &mut Chosen) -> Guidance;
+
+    /// The service that was found sleeps: wake it for this client, or what is said to it instead. `say` is empty, and is to
+    /// hold what `Say` and `Farewell` send.
+    fn asleep(
+        &mut self,
+        _shown: &Shown<'_>,
+        _memory: &mut Self::Memory,
+        _chosen: &Chosen,
+        _say: &mut Vec<u8>,
+    ) -> Asleep {
+        Asleep::Wake
+    }
+
+    /// What a client is told, in its protocol, whose service does not come; nothing is as well.
+    fn farewell(&mut self, _memory: &Self::Memory, _chosen: &Chosen, _why: Why, _say: &mut Vec<u8>) {}
 }

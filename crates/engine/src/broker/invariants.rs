@@ -35,7 +35,11 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             ("each open side has its line", lines == open),
             ("closes under way are counted", closing as u32 == self.closes_under_way),
             ("sniffing_now", count(Counter::Sniffing) == in_state(State::Sniffing)),
-            ("delivering_now", count(Counter::Delivering) == in_state(State::Delivering) + in_state(State::Asking)),
+            (
+                "delivering_now",
+                count(Counter::Delivering)
+                    == in_state(State::Delivering) + in_state(State::Asking) + in_state(State::Leaving),
+            ),
             ("relaying_now", count(Counter::Relaying) == in_state(State::Relaying)),
             ("moving_now", count(Counter::Moving) == in_state(State::Moving)),
             ("who moves is known", self.moves.len() as u64 == in_state(State::Moving)),
@@ -45,6 +49,17 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 delivering.filter(|it| self.waits.get(it.extra).is_some_and(|wait| wait.in_line)).count()
                     == self.waits.in_lines()
             }),
+            (
+                "who is parked waits for a sleeper",
+                self.sleepers.check() && {
+                    let waits = held
+                        .iter()
+                        .filter(|it| it.state == State::Delivering)
+                        .filter_map(|it| self.waits.get(it.extra));
+                    waits.filter(|wait| wait.parked_bytes != 0).count() as u32 == self.sleepers.parked()
+                },
+            ),
+            ("parked_now", count(Counter::Parked) == u64::from(self.sleepers.parked())),
             ("services are counted", self.services.total() == of_service),
             ("sources are counted", self.sources.total() == of_source),
             ("something is due for each connection on its way", held.iter().filter(on_the_way).all(|it| due(&it))),

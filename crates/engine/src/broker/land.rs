@@ -85,7 +85,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         if self.is_ferrying(ferry) {
             conns.into_iter().flatten().for_each(|conn| outbox.push(Command::Close { conn, abort: false }));
-            self.answered(ferry, &message, now, outbox);
+            self.ferry_answered(ferry, &message, now, outbox);
             return outbox.peeks.release(message);
         }
         match self.landings.iter().position(|landing| landing.ferry == ferry) {

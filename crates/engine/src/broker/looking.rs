@@ -35,6 +35,12 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let is_long = shown >= self.config.sniff_bytes.min(PEEK_BYTES as u32) || wait.looked_at >= LOOKED_AT_MOST;
         let bytes = buf.map_or(&[][..], |buf| outbox.peeks.bytes(buf));
         let last = is_long || wait.last_look || buf.is_none();
+        if wait.is_talking {
+            let shown = Shown { listener: session.listener, names: wait.names, bytes, last };
+            self.said.clear();
+            let manner = self.guide.asleep(&shown, &mut wait.memory, &wait.chosen, &mut self.said);
+            return self.slept_on(id, manner, last, now, outbox);
+        }
         let mut shown = Shown { listener: session.listener, names: wait.names, bytes, last };
         let mut before = wait.memory;
         let mut guidance = self.guide.guide(&shown, &mut wait.memory, &mut wait.chosen);
@@ -62,7 +68,18 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             guidance = self.guide.guide(&shown, &mut wait.memory, &mut wait.chosen);
         }
         match guidance {
-            Guidance::Found => self.found(id, now, outbox),
+            Guidance::Found => {
+                let Some(row) = self.count_service(id) else {
+                    return self.end(id, Reason::OverService, true, outbox);
+                };
+                if self.is_awake(row, session.extra) {
+                    return self.found(id, now, outbox);
+                }
+                let wait = self.waits.at(session.extra);
+                self.said.clear();
+                let manner = self.guide.asleep(&shown, &mut wait.memory, &wait.chosen, &mut self.said);
+                self.slept_on(id, manner, last, now, outbox);
+            }
             Guidance::More if !last => {}
             Guidance::Answer(answer) if !last => self.answer(id, answer, before, now, outbox),
             // Who is to be answered at last cannot go on in time.

@@ -5,6 +5,7 @@
 //! connection ends. Knows no protocol and no route (`guide`), no file (`ledger`), no socket. States are in LIFECYCLE.md.
 
 mod accepting;
+mod asleep;
 mod counts;
 mod delivering;
 mod ending;
@@ -24,6 +25,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use self::asleep::Sleepers;
 use self::counts::{Counts, Prefix};
 use self::guide::Guide;
 use self::land::Landing;
@@ -64,6 +66,39 @@ pub struct BrokerConfig {
     pub most_per_source: u32,
     /// Connections at once of one service, relayed or on their way; 0 is no bound.
     pub most_per_service: u32,
+    /// Connections that may wait at once for services that sleep; 0 is no bound.
+    pub most_parked: u32,
+    /// The same, for one service.
+    pub most_parked_per_service: u32,
+    /// Bytes that all of them may have the kernel hold: what they have sent, and the window that each has; 0 is no bound.
+    pub parked_bytes: u64,
+    /// A client has to wait so long before its service is woken.
+    pub settle: Duration,
+    /// How long a client that is told something at its end has to hear it.
+    pub linger: Duration,
+    /// Who is given the sockets of services whose delivery is `Inetd`: a path as in `Address::Unix`.
+    pub inetd_path: Vec<u8>,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> BrokerConfig {
+        BrokerConfig {
+            listen: Vec::new(),
+            backlog: 4096,
+            reuse_port: false,
+            sniff_bytes: PEEK_BYTES as u32,
+            delivery_timeout: Duration::from_secs(5),
+            most_connections: 0,
+            most_per_source: 0,
+            most_per_service: 0,
+            most_parked: 0,
+            most_parked_per_service: 0,
+            parked_bytes: 0,
+            settle: Duration::ZERO,
+            linger: Duration::from_secs(1),
+            inetd_path: Vec::new(),
+        }
+    }
 }
 
 /// Closes under way when all ends, and sessions looked at per turn.
@@ -92,6 +127,9 @@ pub struct BrokerCore<G: Guide, L> {
     services: Counts<String>,
     /// Sockets to listen with, by listener; where there is none, one is made.
     given: Vec<Option<Given>>,
+    sleepers: Sleepers,
+    /// What the guide has for a client; empty between two steps.
+    said: Vec<u8>,
     next_listener: u32,
     /// Answers outstanding to `Listen`, `Adopt` and `Unlisten`.
     listens_under_way: u32,
@@ -132,6 +170,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             sources: Counts::new(),
             services: Counts::new(),
             given: Vec::new(),
+            sleepers: Sleepers::new(),
+            said: Vec::new(),
             next_listener: 0,
             listens_under_way: 0,
             listening,
@@ -235,6 +275,9 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                 self.closing.get_or_insert(0);
                 self.close_some(outbox);
             }
+            Event::Ordered(Order::Answer(answer)) => self.answered(&answer, now, outbox),
+            Event::Ordered(Order::Hold(service)) => self.hold(&service, now, outbox),
+            Event::Ordered(Order::Usage { ticket, services }) => self.usage(ticket, &services, now, outbox),
             // The other orders are not for a broker, and datagrams are not either.
             Event::Ordered(_) | Event::Disturbed { .. } => {}
         }
@@ -247,17 +290,22 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             let Some(place) = self.waits.take_due(now) else { break };
             let wait = self.waits.at(place);
             let (id, reaching) = (wait.session, wait.reaching);
+            let (parted, is_parked) = (wait.parting, wait.parked_bytes != 0);
             match self.sessions[id as usize].state {
                 State::Sniffing => self.last_look(id, now, outbox),
+                State::Leaving => self.leave(id, outbox),
+                State::Delivering if parted.is_some() => self.part(id, parted.unwrap_or_default(), now, outbox),
+                State::Delivering if is_parked => self.waited(id, now, outbox),
                 State::Delivering if reaching => outbox.push(Command::CancelConnect { ticket: place }),
                 State::Delivering if self.waits.is_behind(self.sessions[id as usize].service - 1, place) => {
                     self.end(id, Reason::ServiceFull, true, outbox);
                 }
-                State::Delivering => self.deliver(id, now, outbox),
+                State::Delivering => self.try_again(id, now, outbox),
                 State::Asking => self.end(id, Reason::ServiceDeclined, true, outbox),
                 State::Relaying | State::Moving | State::Ending | State::Free => {}
             }
         }
+        self.ask_again(now, outbox);
         self.close_some(outbox);
         self.land_some(now, outbox);
         self.ferry_some(now, outbox);
@@ -269,7 +317,8 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
         if more_to_close {
             return Some(Instant(0));
         }
-        [self.waits.next_due(), self.ferry_due(), self.landing_due()].into_iter().flatten().min()
+        let due = [self.waits.next_due(), self.sleepers.next_due(), self.ferry_due(), self.landing_due()];
+        due.into_iter().flatten().min()
     }
 
     fn is_done(&self) -> bool {

@@ -40,6 +40,8 @@ pub(super) enum State {
     Delivering,
     /// Its service is reached, and asked for what the client was told in its name.
     Asking,
+    /// It has its reason, and its client is being told.
+    Leaving,
     /// Bytes go both ways.
     Relaying,
     /// It is halted, or about to be, and on its way to another process.
@@ -53,7 +55,7 @@ impl State {
     pub(super) fn gauge(self) -> Counter {
         match self {
             State::Sniffing => Counter::Sniffing,
-            State::Delivering | State::Asking => Counter::Delivering,
+            State::Delivering | State::Asking | State::Leaving => Counter::Delivering,
             State::Moving => Counter::Moving,
             State::Relaying | State::Ending | State::Free => Counter::Relaying,
         }
@@ -76,7 +78,7 @@ pub(super) struct Session {
     pub(super) listener: ListenerId,
     pub(super) sides: [u8; 2],
     pub(super) state: State,
-    /// Meaningful when ending.
+    /// Meaningful when leaving or ending.
     pub(super) reason: Reason,
     /// When ending or moving: `extra` is a place among the waits.
     pub(super) has_wait: bool,
@@ -98,7 +100,7 @@ impl Session {
     /// Whether it has a place among the waits.
     pub(super) fn waits(&self) -> bool {
         match self.state {
-            State::Sniffing | State::Delivering | State::Asking => true,
+            State::Sniffing | State::Delivering | State::Asking | State::Leaving => true,
             State::Ending | State::Moving => self.has_wait,
             State::Relaying | State::Free => false,
         }

@@ -139,14 +139,15 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let is_untouched = || {
             sides[CLIENT] & SENDING == 0
                 && self.waits.get(extra).is_some_and(|wait| {
-                    wait.named && !wait.touched && !wait.replied && !wait.reaching && !wait.handing && !wait.last_look
+                    let is_free = !wait.reaching && !wait.handing && !wait.last_look && wait.parting.is_none();
+                    is_free && wait.named && !wait.touched && !wait.replied && !wait.is_talking
                 })
         };
         sides[CLIENT] & STAYS == 0
             && match state {
                 State::Relaying => true,
                 State::Sniffing | State::Delivering => is_untouched(),
-                State::Asking | State::Moving | State::Ending | State::Free => false,
+                State::Asking | State::Leaving | State::Moving | State::Ending | State::Free => false,
             }
     }
 
@@ -156,13 +157,16 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.less(from.gauge());
         self.report.add(Counter::Moving, 1);
         session.has_wait = from != State::Relaying;
-        if session.has_wait {
-            self.waits.set_due(session.extra, None);
-            if let Some(row) = session.service.checked_sub(1) {
-                self.waits.leave_line(row, session.extra);
+        session.state = State::Moving;
+        let (place, service, has_wait) = (session.extra, session.service, session.has_wait);
+        if has_wait {
+            self.waits.set_due(place, None);
+            if let Some(row) = service.checked_sub(1) {
+                self.waits.leave_line(row, place);
+                self.unpark(place, row);
             }
         }
-        session.state = State::Moving;
+        let session = &self.sessions[id as usize];
         let mut halts = 0;
         for side in [CLIENT, SERVICE] {
             if session.sides[side] & OPEN != 0 {
@@ -267,7 +271,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     }
 
     /// What the other process says of a connection.
-    pub(super) fn answered(&mut self, ferry: Given, message: &Buf, now: Instant, outbox: &mut Outbox) {
+    pub(super) fn ferry_answered(&mut self, ferry: Given, message: &Buf, now: Instant, outbox: &mut Outbox) {
         let said = match record::read(outbox.peeks.bytes(message)) {
             Ok(Message::Taken { serial }) => Some((serial, true)),
             Ok(Message::Refused { serial }) => Some((serial, false)),
