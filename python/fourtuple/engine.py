@@ -501,6 +501,12 @@ class Snapshot:
     sniffing_now: int
     delivering_now: int
     relaying_now: int
+    moving_now: int
+    landed: int
+    landings_refused: int
+    moves_returned: int
+    ferries_now: int
+    ferries_lost: int
     delivery_retries: int
     handoffs_relayed: int
     ended_handed_off: int
@@ -520,6 +526,7 @@ class Snapshot:
     ended_over_total: int
     ended_over_source: int
     ended_over_service: int
+    ended_moved: int
     ended_stopped: int
     ended_start_failed: int
     ended_wake_refused: int
@@ -653,8 +660,27 @@ class Engine:
         """Accept no more; the engine ends when the connections that there are have ended by themselves."""
         self._workers.order("drain")
 
+    def ferry(self, fds: Sequence[int]) -> None:
+        """As `drain`, and move the connections that there are to another process, which takes them with `land`.
+
+        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is seen.
+        A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for its
+        service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine ends
+        when it has nothing more, or accepts again after `resume`.
+        """
+        if len(fds) != self.workers:
+            raise BadConfig("fds", f"are {len(fds)}, and there are {self.workers} workers")
+        self._workers.give("ferry", list(fds))
+
+    def land(self, fds: Sequence[int]) -> None:
+        """Take over the connections that come through these sockets, dealt out to the workers; copied as by `ferry`.
+
+        `Snapshot.ferries_now` is 0 when all have said that nothing more comes, or are lost.
+        """
+        self._workers.give("land", list(fds))
+
     def resume(self) -> None:
-        """Accept again after `drain`, unless the engine has ended by then."""
+        """Accept again after `drain` or `ferry`, unless the engine has ended by then, and move nothing more."""
         self._workers.order("resume")
 
     @property

@@ -401,6 +401,10 @@ impl<S: Speech> Core for LoadCore<S> {
             Event::Listening { .. }
             | Event::ListenFailed { .. }
             | Event::Unlistened { .. }
+            | Event::Halted { .. }
+            | Event::Shipped { .. }
+            | Event::Landed { .. }
+            | Event::FerryLost { .. }
             | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::Named { .. }

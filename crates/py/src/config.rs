@@ -555,7 +555,7 @@ fn protocol(name: &str) -> PyResult<Protocol> {
 }
 
 /// A copy of a descriptor of the caller's.
-fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
+pub(crate) fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
     let refused = |why: String| BadConfig::new_err((what, why));
     if fd < 0 {
         return Err(refused(format!("{fd} is no descriptor")));

@@ -33,6 +33,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.less(Counter::Sniffing);
         self.report.add(Counter::Delivering, 1);
         wait.deadline = now.after(wait.chosen.patience.unwrap_or(self.config.delivery_timeout));
+        wait.deadline = wait.given_up.map_or(wait.deadline, |given_up| given_up.min(wait.deadline));
         wait.backoff_ms = BACKOFF_MS.0;
         // What comes meanwhile waits in the kernel and is not looked at.
         let (place, conn) = (session.extra, session.conns[CLIENT]);
@@ -40,6 +41,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let bytes = wait.chosen.skip.min(wait.shown);
         if bytes > 0 {
             wait.shown -= bytes;
+            wait.touched = true;
             outbox.push(Command::Discard { conn, bytes });
         }
         let deadline = wait.deadline;
@@ -250,7 +252,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             State::Delivering if self.waits.at(session.extra).is_on_its_way() => self.deliver(id, now, outbox),
             State::Asking if side == SERVICE => self.say_turn(id, now, outbox),
             State::Leaving => self.told_farewell(id, outbox),
-            State::Delivering | State::Asking | State::Relaying | State::Ending | State::Free => {}
+            State::Delivering | State::Asking | State::Relaying | State::Moving | State::Ending | State::Free => {}
         }
     }
 
