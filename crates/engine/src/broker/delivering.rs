@@ -48,7 +48,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if !self.is_awake(row, place) {
             return self.park(id, now, outbox);
         }
-        if self.waits.has_line(row) && deadline > now {
+        // Errands come first: nobody is to wait in a line for them.
+        if self.waits.has_line(row) && deadline > now && self.waits.at(place).chosen.errands.is_empty() {
             self.waits.stand_in_line(row, place);
             return self.waits.set_due(place, Some(deadline));
         }
@@ -67,7 +68,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if self.sessions[id as usize].sides[CLIENT] & SENDING != 0 && deadline > now {
             return self.waits.set_due(place, Some(deadline));
         }
-        if !in_line && self.waits.has_line(row) && deadline > now {
+        let has_errands = !self.waits.at(place).chosen.errands.is_empty();
+        if !in_line && !has_errands && self.waits.has_line(row) && deadline > now {
             self.waits.stand_in_line(row, place);
             return self.waits.set_due(place, Some(deadline));
         }
