@@ -10,7 +10,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
-EXTRAS := report,bench,clients,asgi,test,dev
+EXTRAS := report,bench,clients,asgi,control,test,dev
 PROVE_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
