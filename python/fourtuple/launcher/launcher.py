@@ -139,6 +139,7 @@ class _Unit:
         self.connection: socket.socket | None = None
         self.variables: dict[str, str] = {}
         self.work: asyncio.Task[None] | None = None
+        self.given_up = False
 
     @property
     def started(self) -> Started:
@@ -211,14 +212,14 @@ class Launcher:
             await self._worked(unit)
         unit = self._admitted(call)
         self._units[call.service] = unit
-        unit.work = self._loop.create_task(self._begin(unit))
+        self._let_begin(unit)
         return await self._begun(unit)
 
     async def stop(self, service: str) -> None:
         """Have it dormant: no process, no socket file, no cgroup. Nothing happens to one that is."""
         while (unit := self._units.get(service)) is not None:
-            if unit.phase in (Phase.WAITING, Phase.STARTING) and unit.work is not None:
-                unit.work.cancel()
+            if unit.phase in (Phase.WAITING, Phase.STARTING):
+                self._give_up(unit)
             elif unit.phase is Phase.RUNNING:
                 unit.phase, unit.until_s = Phase.STOPPING, time.monotonic() + unit.template.stop_timeout_s
                 processes.signal_to(unit.pidfd, signal.Signals[f"SIG{unit.template.stop_signal}"])
@@ -296,11 +297,13 @@ class Launcher:
                 # Our child, and not waited for: the number is its own still, even if it has ended.
                 unit.pidfd = os.pidfd_open(unit.pid)
                 self._watch(unit)
-            work = {Phase.STARTING: self._begin, Phase.STOPPING: self._stop, Phase.ENDING: self._end}.get(unit.phase)
-            if work is not None:
+            if unit.phase is Phase.STARTING:
+                self._let_begin(unit)
+                continue
+            unit.begun.set_result(unit.started)
+            if unit.phase is not Phase.RUNNING:
+                work = self._stop if unit.phase is Phase.STOPPING else self._end
                 unit.work = self._loop.create_task(work(unit))
-            if unit.phase is not Phase.STARTING:
-                unit.begun.set_result(unit.started)
         self._connections = max(
             (int(key.rpartition("#")[2]) for key, one in self._units.items() if one.single), default=0
         )
@@ -328,7 +331,7 @@ class Launcher:
         key = f"{call.service}#{self._connections}"
         unit.key, unit.single, unit.connection, unit.variables = key, True, connection, dict(variables)
         self._units[key] = unit
-        unit.work = self._loop.create_task(self._begin(unit))
+        self._let_begin(unit)
         try:
             await self._begun(unit)
         except asyncio.CancelledError:
@@ -360,6 +363,26 @@ class Launcher:
             raise StartFailed(outcome.failure, outcome.why, outcome.retry_after_s)
         return outcome
 
+    def _let_begin(self, unit: _Unit) -> None:
+        def over(_: object) -> None:
+            # A task that is cancelled before its first step never runs.
+            if not unit.begun.done():
+                self._failed(unit, _stopped())
+
+        unit.work = self._loop.create_task(self._begin(unit))
+        unit.work.add_done_callback(over)
+
+    def _give_up(self, unit: _Unit) -> None:
+        """Once: a second time would interrupt the clearing away."""
+        if unit.work is not None and not unit.given_up:
+            unit.given_up = True
+            unit.work.cancel()
+
+    def _failed(self, unit: _Unit, why: StartFailed) -> None:
+        self._forget(unit)
+        unit.ended.cancel()
+        unit.begun.set_result(why)
+
     def _background(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -378,7 +401,7 @@ class Launcher:
                 failed = None if unit.pid else self._spawned(unit)
                 failed = failed or await self._until_ready(unit)
         except asyncio.CancelledError:
-            failed = StartFailed(Failure.STOPPED, "it was stopped before it was ready")
+            failed = _stopped()
         except Exception as error:
             # Whoever waits must hear of it, whatever it is.
             _log.exception("%s: the start failed", unit.call.service)
@@ -395,9 +418,7 @@ class Launcher:
         finally:
             if failed.failure in (Failure.NOT_EXECUTED, Failure.ENDED, Failure.TIMEOUT) and not unit.single:
                 failed.retry_after_s = self._crashed(unit)
-            self._forget(unit)
-            unit.ended.cancel()
-            unit.begun.set_result(failed)
+            self._failed(unit, failed)
 
     def _spawned(self, unit: _Unit) -> StartFailed | None:
         """Executes the program, with all that it needs."""
@@ -643,6 +664,10 @@ class Launcher:
     def _forget(self, unit: _Unit) -> None:
         if self._units.get(unit.key) is unit:
             del self._units[unit.key]
+
+
+def _stopped() -> StartFailed:
+    return StartFailed(Failure.STOPPED, "it was stopped before it was ready")
 
 
 def _ended_early(unit: _Unit, status: int) -> str:
