@@ -244,7 +244,7 @@ def test_a_process_per_connection(tmp_path: Path) -> None:
                 assert await asyncio.to_thread(said, first, b"hello\n", b"\n") == b"heard hello\n"
                 assert first.recv(1) == b""
             await eventually(lambda: not launcher.services())
-            assert inetd.live("shop.example") == 0
+            await eventually(lambda: inetd.live("shop.example") == 0)
             assert open_descriptors() == before
 
             elsewhere = Endpoint(ip_address("192.0.2.8"), 1)
