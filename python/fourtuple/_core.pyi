@@ -1,8 +1,9 @@
 """The compiled half of fourtuple, as `fourtuple.engine` sees it. Use that module; this one decides nothing."""
 
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
 from os import PathLike
-from typing import NotRequired, TypeAlias, TypedDict, final
+from typing import Literal, NotRequired, TypeAlias, TypedDict, final
 
 from fourtuple.engine import BrokerConfig, CarrierSettings, EchoConfig, LoadConfig
 from fourtuple.launcher.spawn import Birth
@@ -23,9 +24,9 @@ __all__ = [
     "uring_abilities",
 ]
 
-_ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None]
-_RouteRow: TypeAlias = tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None]
-_OutcomeRow: TypeAlias = tuple[str, str | None, tuple[str, str, int | None, int | None, int | None] | None]
+_ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None, str | None]
+_RouteRow: TypeAlias = tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None, str | None]
+_OutcomeRow: TypeAlias = tuple[str, str | None, tuple[str, str, int | None, int | None, int | None, str | None] | None]
 
 class _Sizes(TypedDict):
     services: int
@@ -73,12 +74,34 @@ class _Snapshot(TypedDict):
     carrier: _CarrierNumbers
     errors: list[str]
 
+class _Wake(TypedDict):
+    service: str
+    start: str
+    target: str
+    name: str
+    protocol: str
+    delivery: str
+    peer: tuple[IPv4Address | IPv6Address, int] | None
+
+class _Usage(TypedDict):
+    ticket: int
+    rows: list[tuple[str, int, int, float | None]]
+
+class _Held(TypedDict):
+    service: str
+    live: int
+
+_Question: TypeAlias = (
+    tuple[Literal["wake"], int, _Wake] | tuple[Literal["usage"], int, _Usage] | tuple[Literal["held"], int, _Held]
+)
+
 class _Seen(TypedDict):
     verdict: str
     protocol: str | None
     answers: tuple[bytes, ...]
     needed: NotRequired[int]
     why: NotRequired[str]
+    intent: NotRequired[str]
     end: NotRequired[int]
     name: NotRequired[str | None]
     port: NotRequired[int | None]
@@ -91,6 +114,8 @@ class _Seen(TypedDict):
     database: NotRequired[bytes | None]
     client: NotRequired[bytes | None]
     cancel: NotRequired[bytes | None]
+    starttls: NotRequired[bool]
+    reply: NotRequired[bytes | None]
     proxied: NotRequired[tuple[str, str] | None]
 
 @final
@@ -108,6 +133,22 @@ class Workers:
 
     def order(self, kind: str, value: int = 0) -> None:
         """Ask every running worker for something; `value` is the whole engine's and is shared out."""
+
+    @property
+    def questions_fd(self) -> int:
+        """Readable while there are questions; it is closed with this object."""
+
+    def questions(self, most: int) -> list[_Question]:
+        """The oldest questions, at most so many: kind, number of the worker, fields."""
+
+    def answer(self, kind: str, service: str, peer: IPv4Address | IPv6Address | None = None) -> None:
+        """Tell every running worker what became of a service."""
+
+    def hold(self, service: str) -> None:
+        """Have new connections of the service wait, in every running worker."""
+
+    def ask_usage(self, ticket: int, services: Sequence[str]) -> None:
+        """Ask every running worker how much these services are used."""
 
     @property
     def running(self) -> bool:

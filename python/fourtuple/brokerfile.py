@@ -6,6 +6,7 @@ becomes of a listener is the broker's.
 
 from __future__ import annotations
 
+import socket
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -16,14 +17,17 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from fourtuple.engine import PATTERN_ENDS, PROBES, BytePattern
+from fourtuple.engine import DOORS, PATTERN_ENDS, PROBES, BytePattern, Door
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
 from fourtuple.templates import Template
+from fourtuple.tuples import Endpoint
 
 LARGEST_BYTES = 4 << 20
 """Some ten thousand services; CSV and JSON lines are for more."""
+MYSQL_VERSION = "8.0.11-fourtuple"
+"""What a door says that speaks MySQL."""
 _Number = Annotated[int, Field(ge=1, le=HIGHEST)]
 _Patience = Annotated[int, Field(ge=0, le=HIGHEST)]
 _Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -41,6 +45,7 @@ class _Options(_Table):
     patience_ms: _Patience | None = None
     connections: _Number | None = None
     proxy: Annotated[int, Field(ge=1, le=2)] | None = None
+    start: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")] | None = None
 
 
 class ServiceTable(_Options):
@@ -164,16 +169,45 @@ class ListenTable(_Table):
     """ADDRESS:PORT, an IPv6 address in brackets."""
     default: str | None = None
     """Where a connection goes that nothing else matches: `service:NAME` or a target."""
-    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3_000
-    """How long a connection may take to show what it wants."""
+    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
+    """How long a connection may take to show what it wants; if not given, 3,000, and 30,000 at a door."""
     protocols: tuple[str, ...] | None = Field(default=None, strict=False)
-    """What is looked for, in the words of a route; if not given, everything but tcpmux."""
+    """What is looked for, in the words of a route; if not given, everything but SOCKS and tcpmux."""
     proxy_from: tuple[str, ...] = Field(default=(), strict=False)
     """Prefixes whose PROXY headers are believed, and demanded."""
     proxy_optional: bool = False
     """From there, a connection may come without."""
     postgres_tls: Literal["offered", "declined", "left"] = "offered"
     """What a PostgreSQL client is told that asks for TLS; `left` to the service, it is routed by its protocol alone."""
+
+    door: str | None = None
+    """What is spoken here before the service is known: the broker greets, and reads the server name behind STARTTLS."""
+    door_name: Annotated[str, Field(pattern=r"^[!-~]{1,255}$")] | None = None
+    """Whom the door says it is; for MySQL the version of the server."""
+    door_tls: Literal["offered", "required"] = "offered"
+    """Whether a client may go on without TLS."""
+
+    @pydantic.field_validator("door")
+    @classmethod
+    def _a_door(cls, name: str | None) -> str | None:
+        if name is not None and name not in DOORS:
+            raise ValueError(f"{name[:40]!r} is none of {', '.join(DOORS)}")
+        return name
+
+    @property
+    def opened(self) -> Door | None:
+        """The door, if there is one."""
+        if self.door is None:
+            return None
+        usual = MYSQL_VERSION if self.door == "mysql" else socket.gethostname()
+        return Door(protocol=self.door, host=self.door_name or usual, requires_tls=self.door_tls == "required")
+
+    @property
+    def sniff_s(self) -> float:
+        """`sniff_ms` or its default, in seconds."""
+        return (self.sniff_ms or (3_000 if self.door is None else 30_000)) / 1000
+    socks: Literal["answered", "left"] = "answered"
+    """What a SOCKS client asks for is answered here, or left to the service, which then gets all that is said."""
 
     @pydantic.field_validator("address")
     @classmethod
@@ -193,6 +227,11 @@ class ListenTable(_Table):
             if name not in _SPOKEN and not name.startswith(_PATTERN):
                 raise ValueError(f"{name[:40]!r} is none of {', '.join(_SPOKEN)}, pattern:NAME")
         return names
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """`address`, read."""
+        return Endpoint.parse(self.address)
 
     @property
     def probes(self) -> tuple[str, ...] | None:
@@ -216,17 +255,82 @@ class ListenTable(_Table):
     def _for_somebody(self) -> Self:
         if self.proxy_optional and not self.proxy_from:
             raise ValueError("proxy_optional: there is no proxy_from whose connections may come without a header")
+        if self.door is None and (self.door_name is not None or self.door_tls == "required"):
+            raise ValueError("door_name, door_tls: there is no door")
+        if self.door is not None and (self.proxy_optional or self.protocols is not None):
+            raise ValueError("door: goes neither with protocols nor with proxy_optional")
+        return self
+
+
+class WakeTable(_Table):
+    """`[wake]`: who may wake a service that sleeps, how often, and how many run; 0 is no bound."""
+
+    allow: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes; if there are any, nobody else may."""
+    deny: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes that may not, whatever `allow` says."""
+    per_minute: _Patience = 0
+    per_source_per_minute: _Patience = 0
+    """By one IPv4 address or IPv6 /64."""
+    most_starting: Annotated[int, Field(ge=1, le=10_000)] = 32
+    """Starts at once; the others wait for their turn."""
+    most_running: _Patience = 0
+
+    @pydantic.field_validator("allow", "deny")
+    @classmethod
+    def _prefixes(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            ip_network(text)
+        return texts
+
+
+class ConfineTable(_Table):
+    """`[confine]`: what the broker's process gives up before it moves the first byte (docs/confinement.md)."""
+
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """As far as the kernel has it; all of it, or no start; or only another user."""
+    without: tuple[Literal["mounts", "network", "capabilities", "dumpable", "landlock", "seccomp"], ...] = Field(
+        default=(), strict=False
+    )
+    """Steps that are not taken."""
+    user: str | None = None
+    """Who to become; a name or a number."""
+    group: str | None = None
+    """Its group, if it is not the user's own."""
+    allow_folders: tuple[str, ...] = Field(default=(), strict=False)
+    """Where unix sockets of services lie that the registry has not got yet."""
+    allow_ports: tuple[_Port, ...] = Field(default=(), strict=False)
+    """TCP ports of services that the registry has not got yet."""
+    allow_abstract: bool = False
+    """Whether it may come to have services with abstract unix names."""
+
+    @pydantic.field_validator("allow_folders")
+    @classmethod
+    def _absolute(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not path.startswith("/") or any(part in ("", ".", "..") for part in path[1:].split("/")):
+                raise ValueError(f"{path[:60]!r} is no absolute path without . or ..")
+        return paths
+
+    @pydantic.model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.group is not None and self.user is None:
+            raise ValueError("group: needs a user")
+        if self.sandbox == "required" and self.without:
+            raise ValueError("without: leaves steps out, and sandbox requires them all")
         return self
 
 
 class BrokerFile(_Table):
     """The whole file."""
 
+    wake: WakeTable = WakeTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
     template: tuple[TemplateTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)
+    confine: ConfineTable = ConfineTable()
 
     @property
     def services(self) -> tuple[Service, ...]:
@@ -246,13 +350,17 @@ class BrokerFile(_Table):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file; an error names it, the line and the key."""
+        return cls.parse(cls.bytes_of(path), str(path))
+
+    @classmethod
+    def bytes_of(cls, path: Path) -> bytes:
+        """What stands in a file, as `parse` takes it; of one that is too long, enough to see that."""
         try:
             with path.open("rb") as opened:
-                data = opened.read(LARGEST_BYTES + 1)
+                return opened.read(LARGEST_BYTES + 1)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise BadConfig(str(path), f"cannot be read: {why}") from None
-        return cls.parse(data, str(path))
 
     @classmethod
     def parse(cls, data: bytes, named: str) -> Self:

@@ -22,6 +22,7 @@ from fourtuple import _core
 from fourtuple.dialogue import Dialogue
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.metrics import COUNTERS
+from fourtuple.questions import Answer, Held, Question, Refused, ServiceUsage, Usage, Wake
 from fourtuple.tuples import Endpoint, Protocol, TupleSpace
 
 HIGHEST_COUNT = 2**32 - 1
@@ -194,8 +195,12 @@ class EchoConfig:
         _instance("accept", self.accept, bool)
 
 
-PROTOCOLS = ("tls", "http2", "connect", "websocket", "http", "ssh", "postgres", "mqtt", "redis")
-"""What a broker looks for if nobody says. `tcpmux` is left out: any line of text is one."""
+PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
+"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
+
+PROTOCOLS = tuple(probe for probe in PROBES if probe not in {"socks4", "socks5", "tcpmux"})
+"""What a broker looks for if nobody says. Three are left out, which would take what is another's: `tcpmux` is any line of
+text, SOCKS begins with a byte or two that many have, and both are answered in the service's place."""
 
 
 class PostgresTls(Enum):
@@ -230,6 +235,27 @@ class BytePattern:
         _whole("offset", self.offset, 0, PATTERN_ENDS - len(self.bytes))
 
 
+DOORS = ("smtp", "imap", "pop3", "mysql", "ldap")
+"""What a door may speak, in the words of a route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Who stands at a listener whose clients wait to be spoken to, or ask for TLS before they say whom they mean."""
+
+    protocol: str
+    host: str = "localhost"
+    """Whom it says it is; for MySQL the version of the server."""
+    requires_tls: bool = False
+    """Who goes on without TLS is told that it has to come first."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in DOORS:
+            raise BadConfig("door", f"{self.protocol!r} is not one of {', '.join(DOORS)}")
+        if not (self.host.isascii() and self.host.isprintable() and 1 <= len(self.host) <= 255):
+            raise BadConfig("door", "a host of 1 to 255 visible ASCII characters is needed")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerListener:
     """Where a broker takes connections."""
@@ -244,14 +270,34 @@ class BrokerListener:
     proxy_optional: bool = False
     """Connections from there may do without."""
     postgres_tls: PostgresTls = PostgresTls.OFFERED
+    answers_socks: bool = True
+    """What a SOCKS client asks for is answered here, and its service sees what comes behind. If false, a service gets all of
+    it and answers itself; of version 5 only the protocol is known then."""
     protocols: tuple[str, ...] = PROTOCOLS
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
     """Asked after all probes, in their order."""
+    door: Door | None = None
+    """With one, neither probes nor patterns are asked."""
+    fds: tuple[int, ...] = ()
+    """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
+
+    The engine copies them: they may be closed once it has started. What waits in their queues outlives it as long as
+    somebody else holds them, and several processes may accept from one. They become non-blocking for all of these. Who
+    binds them need not call listen(): what the engine sets before it makes room for long hellos.
+    """
 
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
         _instance("postgres_tls", self.postgres_tls, PostgresTls)
+        if self.door is not None:
+            _instance("door", self.door, Door)
+            if self.proxy_optional:
+                raise BadConfig("door", "greets first, and so cannot wait for a PROXY header that may not come")
+        _instance("fds", self.fds, tuple)
+        for place, descriptor in enumerate(self.fds):
+            _whole(f"fds[{place}]", descriptor, 0, 2**31 - 1)
+        _instance("answers_socks", self.answers_socks, bool)
         _seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
 
 
@@ -274,6 +320,17 @@ class BrokerConfig:
     """At once from one IPv4 address or IPv6 /64; 0 is no bound."""
     most_per_service: int = 0
     """At once to one service, unless the service says it; 0 is no bound."""
+    most_parked: int = 0
+    """At once waiting for services that sleep; 0 is no bound."""
+    most_parked_per_service: int = 0
+    """The same, for one service."""
+    parked_bytes: int = 0
+    """What all who wait may have the kernel hold: what they have sent, and a window of 64 kB each; 0 is no bound."""
+    settle_s: float = 0.0
+    """A client has to wait so long before its service is woken: who leaves at once wakes nothing."""
+    inetd_path: Path | None = None
+    """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
+    handoff."""
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
@@ -291,6 +348,11 @@ class BrokerConfig:
         _whole("most_connections", self.most_connections, 0, HIGHEST_COUNT // 4)
         _whole("most_per_source", self.most_per_source, 0, HIGHEST_COUNT)
         _whole("most_per_service", self.most_per_service, 0, HIGHEST_COUNT)
+        _whole("most_parked", self.most_parked, 0, HIGHEST_COUNT)
+        _whole("most_parked_per_service", self.most_parked_per_service, 0, HIGHEST_COUNT)
+        _whole("parked_bytes", self.parked_bytes, 0, 2**63)
+        _seconds("settle_s", self.settle_s, 0)
+        _instance("inetd_path", self.inetd_path, (Path, type(None)))
         _whole("ledger_every", self.ledger_every, 1, HIGHEST_COUNT)
 
 
@@ -416,6 +478,13 @@ class Snapshot:
     ended_over_source: int
     ended_over_service: int
     ended_stopped: int
+    ended_start_failed: int
+    ended_wake_refused: int
+    ended_over_parked: int
+    ended_answered_asleep: int
+    parked_now: int
+    wakes_asked: int
+    question_waits: int
     taken_s: float
     """Seconds since the engine started."""
     phase: Phase
@@ -469,6 +538,7 @@ class Engine:
         _instance("carrier", carrier, CarrierName)
         _whole_or_none("workers", workers, 1, 1_024)
         count = workers or _worth_while(config)
+        _require_a_listener_each(config, count)
         chosen = settings or CarrierSettings()
         _require_room_to_say(config, chosen)
         if carrier is not CarrierName.AUTO:
@@ -540,6 +610,32 @@ class Engine:
         """Accept no more; the engine ends when the connections that there are have ended by themselves."""
         self._workers.order("drain")
 
+    def resume(self) -> None:
+        """Accept again after `drain`, unless the engine has ended by then."""
+        self._workers.order("resume")
+
+    @property
+    def questions_fd(self) -> int:
+        """A descriptor that is readable while there are questions, for a poll or an event loop; not to be read."""
+        return self._workers.questions_fd
+
+    def questions(self, most: int = 1_024) -> list[Question]:
+        """What its workers have asked and nobody has taken, the oldest first; never waits."""
+        return [_question(row) for row in self._workers.questions(most)]
+
+    def answer(self, answer: Answer) -> None:
+        """Tell all workers what became of a service."""
+        peer = answer.peer if isinstance(answer, Refused) else None
+        self._workers.answer(type(answer).__name__.lower(), answer.service, peer)
+
+    def hold(self, service: str) -> None:
+        """New connections of the service wait, until `Up` or `Slept` is answered; each worker says `Held`."""
+        self._workers.hold(service)
+
+    def ask_usage(self, ticket: int, services: Sequence[str]) -> None:
+        """How much are these used? Each worker says `Usage` with this ticket."""
+        self._workers.ask_usage(ticket, services)
+
     def stop(self) -> None:
         """End now, whatever is open."""
         self._workers.stop()
@@ -594,10 +690,6 @@ def uring_abilities() -> dict[str, bool]:
     return dict(_core.uring_abilities())
 
 
-PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
-"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
-
-
 class Prelude(Enum):
     """Whether a PROXY header stands in front of what is sniffed."""
 
@@ -619,6 +711,8 @@ class Sniffed:
     """With more: how many bytes a match takes at least."""
     why: str | None = None
     """With refused: the reason, as it is counted."""
+    intent: str | None = None
+    """With match: use, or probe where it bears the mark of one (HEAD, TLS without a server name, ...)."""
     end: int | None = None
     name: str | None = None
     port: int | None = None
@@ -631,6 +725,10 @@ class Sniffed:
     database: bytes | None = None
     client: bytes | None = None
     cancel: bytes | None = None
+    starttls: bool = False
+    """It asks to go on with TLS, within the protocol, before anything else."""
+    reply: bytes | None = None
+    """What it waits for, to be told when its service is reached; everything up to `end` is then not for the service."""
     proxied: tuple[str, str] | None = None
     """Source and destination out of a PROXY header."""
 
@@ -654,11 +752,41 @@ def sniff(
     return Sniffed(**_core.sniff(opening, list(probes), prelude.value, postgres_tls))
 
 
+def _question(row: _core._Question) -> Question:
+    match row:
+        case ("wake", worker, wake):
+            peer = wake["peer"]
+            return Wake(
+                worker=worker,
+                service=wake["service"],
+                start=wake["start"],
+                target=wake["target"],
+                name=wake["name"],
+                protocol=wake["protocol"],
+                delivery=wake["delivery"],
+                peer=None if peer is None else Endpoint(*peer),
+            )
+        case ("usage", worker, usage):
+            rows = (
+                ServiceUsage(service=service, live=live, parked=parked, unused_s=unused_s)
+                for service, live, parked, unused_s in usage["rows"]
+            )
+            return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
+        case (_, worker, held):
+            return Held(worker=worker, service=held["service"], live=held["live"])
+
+
 def _require_room_to_say(config: LoadConfig | EchoConfig | BrokerConfig, settings: CarrierSettings) -> None:
     if isinstance(config, LoadConfig) and config.dialogue is not None and settings.buffer_bytes is not None:
         longest = config.dialogue.longest_say_bytes
         if longest > settings.buffer_bytes:
             raise BadConfig("settings.buffer_bytes", f"is {settings.buffer_bytes}; the dialogue says {longest} at once")
+
+
+def _require_a_listener_each(config: LoadConfig | EchoConfig | BrokerConfig, workers: int) -> None:
+    for place, listener in enumerate(config.listeners if isinstance(config, BrokerConfig) else ()):
+        if listener.fds and len(listener.fds) != workers:
+            raise BadConfig(f"listeners[{place}].fds", f"are {len(listener.fds)}, and there are {workers} workers")
 
 
 def _worth_while(config: LoadConfig | EchoConfig | BrokerConfig) -> int:
@@ -669,6 +797,8 @@ def _worth_while(config: LoadConfig | EchoConfig | BrokerConfig) -> int:
             return max(1, min(cpus, connections // enough, rate_per_s or cpus))
         case EchoConfig(most_connections=most) if most:
             return max(1, min(cpus, most // CONNECTIONS_PER_WORKER))
+        case BrokerConfig(listeners=listeners) if any(listener.fds for listener in listeners):
+            return max(len(listener.fds) for listener in listeners)
         case _:
             return cpus
 

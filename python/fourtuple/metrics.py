@@ -101,5 +101,16 @@ COUNTERS = (
     Counter("ended_over_source", "connections", "ended: more connections than one source prefix may have"),
     Counter("ended_over_service", "connections", "ended: more connections than the service may have"),
     Counter("ended_stopped", "connections", "ended: the broker was told to close"),
+    Counter("ended_start_failed", "connections", "ended: the service slept and could not be started"),
+    Counter("ended_wake_refused", "connections", "ended: the service slept, and is not started for this client"),
+    Counter(
+        "ended_over_parked",
+        "connections",
+        "ended: the service slept, and more connections waited, or more of their bytes, than may",
+    ),
+    Counter("ended_answered_asleep", "connections", "ended: the service slept, and the client was answered without it"),
+    Counter("parked_now", "connections", "connections that wait until their service has been started"),
+    Counter("wakes_asked", "questions", "times that a broker asked for a service to be started"),
+    Counter("question_waits", "questions", "times that a question had no room and was asked later"),
 )
 """In the order in which an engine reports them."""

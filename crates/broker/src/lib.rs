@@ -7,6 +7,8 @@
 // The ledger keeps wall-clock time, and a thread that writes (clippy.toml bans both in cores).
 #![allow(clippy::disallowed_methods)]
 
+pub mod cancel;
+pub mod door;
 mod guide;
 mod ledger;
 

@@ -19,11 +19,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fourtuple_engine::{
-    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox,
+    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Given, Instant, ListenerId, Outbox,
     SourceChoice, Step, Target, Transport, Until,
 };
 
 use crate::messenger::Messenger;
+use crate::shelf::Shelf;
 use crate::sys::{self, Clock, Poller, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
@@ -59,6 +60,7 @@ pub struct Epoll {
     now: Instant,
     poller: Poller,
     wake: Wake,
+    shelf: Shelf,
     messenger: Messenger,
     counts: CarrierReport,
     report: Rc<Cell<CarrierReport>>,
@@ -138,6 +140,7 @@ impl Epoll {
     pub(crate) fn new(
         settings: CarrierSettings,
         wake: &Wake,
+        shelf: &Shelf,
         report: &Rc<Cell<CarrierReport>>,
     ) -> Result<Epoll, CarrierError> {
         let poller = Poller::new()?;
@@ -155,6 +158,7 @@ impl Epoll {
             now: Instant(0),
             poller,
             wake: wake.clone(),
+            shelf: shelf.clone(),
             messenger: Messenger::new(),
             counts: CarrierReport { rings: 1, ..CarrierReport::default() },
             report: Rc::clone(report),
@@ -194,7 +198,8 @@ impl Epoll {
                     break;
                 }
             }
-            let nap = self.nap(core);
+            // What the core asks is taken at the next turn, so that comes at once.
+            let nap = if outbox.questions.is_fresh() { Duration::ZERO } else { self.nap(core) };
             self.counts.enters += 1;
             let count =
                 self.poller.wait(&mut events, nap).map_err(|error| CarrierError { what: "epoll_wait", error })?;
@@ -253,6 +258,13 @@ impl Epoll {
                     };
                     self.happened.push_back(event);
                 }
+                Command::Adopt { listener, given, backlog } => {
+                    let event = match self.adopt(listener, given, backlog) {
+                        Ok(local) => Event::Listening { listener, local },
+                        Err((step, error)) => Event::ListenFailed { listener, step, error },
+                    };
+                    self.happened.push_back(event);
+                }
                 Command::Connect { ticket, transport, source, destination, choice, range } => {
                     let attempt = sys::outgoing(transport, source, destination, choice, range, libc::SOCK_NONBLOCK)
                         .and_then(|socket| self.connect(ticket, transport, socket, destination));
@@ -292,7 +304,12 @@ impl Epoll {
                     }
                 }
                 Command::Unlisten { listener } => {
-                    self.listeners.remove(&listener.0);
+                    if let Some(entry) = self.listeners.remove(&listener.0) {
+                        // Somebody else may hold the socket: then it stays watched when it is closed here.
+                        self.poller.remove(entry.socket.as_raw_fd());
+                        self.resting.retain(|&resting| resting != listener);
+                        self.happened.push_back(Event::Unlistened { listener });
+                    }
                 }
                 Command::Reach { ticket, target } => match self.reach(ticket, target, &mut outbox.buffers) {
                     Ok(None) => {}
@@ -373,6 +390,21 @@ impl Epoll {
         if accept {
             self.watch_listener(listener, &socket).map_err(|error| (Step::Accept, error))?;
         }
+        self.listeners.insert(listener.0, Listening { socket, asked_after: 0 });
+        Ok(local)
+    }
+
+    fn adopt(
+        &mut self,
+        listener: ListenerId,
+        given: Given,
+        backlog: u32,
+    ) -> Result<std::net::SocketAddr, (Step, Errno)> {
+        let socket = self.shelf.lend(given).map_err(|error| (Step::Socket, error))?;
+        let local = sys::adopt_listener(&socket, backlog)?;
+        // An accept() that another process was faster with must not wait.
+        let watched = sys::never_block(&socket).and_then(|()| self.watch_listener(listener, &socket));
+        watched.map_err(|error| (Step::Accept, error))?;
         self.listeners.insert(listener.0, Listening { socket, asked_after: 0 });
         Ok(local)
     }

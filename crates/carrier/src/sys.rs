@@ -240,6 +240,46 @@ pub(crate) fn share_port(socket: &OwnedFd, shared: bool) -> Result<(), Errno> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, u32::from(shared))
 }
 
+/// Options of a listener that what is accepted inherits.
+fn set_inherited(socket: &OwnedFd) -> Result<(), Errno> {
+    // tcp_create_openreq_child().
+    send_at_once(socket);
+    // What is only peeked at fills the receive buffer, and with 128 kB of it the window closes. A low-water mark makes
+    // room for itself (tcp_set_rcvlowat()), connections inherit that, and unlike SO_RCVBUF it leaves the kernel free
+    // to give more.
+    for bytes in [fourtuple_engine::contract::PEEK_BYTES as u32, 1] {
+        set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)?;
+    }
+    Ok(())
+}
+
+/// Listen with a socket that is bound already; returns its endpoint. Others may hold it and listen with it, too.
+pub(crate) fn adopt_listener(socket: &OwnedFd, backlog: u32) -> Result<SocketAddr, (Step, Errno)> {
+    let local = local_endpoint(socket).map_err(|error| (Step::Bind, error))?;
+    if local.port() == 0 {
+        // listen() would choose a port.
+        return Err((Step::Bind, Errno(libc::EINVAL)));
+    }
+    if int_option(socket.as_raw_fd(), libc::SO_ACCEPTCONN) == Ok(0) {
+        // On one that listens, what came at this moment would inherit the low-water mark, too.
+        set_inherited(socket).map_err(|error| (Step::Bind, error))?;
+    }
+    listen(socket, backlog).map_err(|error| (Step::Listen, error))?;
+    Ok(local)
+}
+
+fn listen(socket: &OwnedFd, backlog: u32) -> Result<(), Errno> {
+    let backlog = backlog.min(libc::c_int::MAX as u32) as libc::c_int;
+    // SAFETY: no pointers.
+    checked(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// O_NONBLOCK, for everybody who holds this open file.
+pub(crate) fn never_block(socket: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: no pointers; a socket has no other status flag that we would keep (O_ASYNC is nobody's here).
+    checked(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }).map(drop)
+}
+
 /// A socket that listens, and its bound endpoint.
 pub(crate) fn listening(
     local: SocketAddr,
@@ -248,25 +288,16 @@ pub(crate) fn listening(
     nonblocking: libc::c_int,
 ) -> Result<(OwnedFd, SocketAddr), (Step, Errno)> {
     let socket = stream_socket(local, nonblocking).map_err(|error| (Step::Socket, error))?;
-    // What is accepted inherits it (tcp_create_openreq_child()).
-    send_at_once(&socket);
     let bound = || {
         set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         if reuse_port {
             set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
-        // What is only peeked at fills the receive buffer, and with 128 kB of it the window closes. A low-water mark makes
-        // room for itself (tcp_set_rcvlowat()), connections inherit that, and unlike SO_RCVBUF it leaves the kernel free
-        // to give more.
-        for bytes in [fourtuple_engine::contract::PEEK_BYTES as u32, 1] {
-            set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)?;
-        }
+        set_inherited(&socket)?;
         bind(&socket, local)
     };
     bound().map_err(|error| (Step::Bind, error))?;
-    let backlog = backlog.min(libc::c_int::MAX as u32) as libc::c_int;
-    // SAFETY: no pointers.
-    checked(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map_err(|error| (Step::Listen, error))?;
+    listen(&socket, backlog).map_err(|error| (Step::Listen, error))?;
     let bound = local_endpoint(&socket).map_err(|error| (Step::Listen, error))?;
     Ok((socket, bound))
 }

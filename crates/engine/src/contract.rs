@@ -29,11 +29,14 @@
 //!     then says nothing to the peer. After `HandOffFailed` the connection is what it was. If that was for want of room
 //!     (EAGAIN), `Roomy` may follow when there is some; a carrier need not know, so a core tries again by itself, too.
 //! 11. `Shutdown` sends FIN behind everything sent before; receiving goes on.
+//! 12. `Unlisten` is answered by `Unlistened`, once; no `Accepted` of that listener comes after it. What waits in the accept
+//!     queue of an adopted listener stays there, for whoever else holds the socket.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::buffers::{Buf, Buffers};
+use crate::questions::{Answer, Names, Questions};
 use crate::report::Report;
 
 /// A moment: nanoseconds since the carrier's own start. Carriers read clocks; cores are told.
@@ -65,6 +68,10 @@ pub struct ConnId {
 /// A listener as the core named it in `Command::Listen`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ListenerId(pub u32);
+
+/// A descriptor that the outside has laid ready for the carrier, by its number there. In the simulator: what it stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Given(pub u32);
 
 /// An error number of the operating system (`EADDRNOTAVAIL` is 99).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -184,6 +191,11 @@ pub enum Event {
         /// Why.
         error: Errno,
     },
+    /// The listener is no more, and nothing will come of it.
+    Unlistened {
+        /// Which.
+        listener: ListenerId,
+    },
     /// A connection came in.
     Accepted {
         /// Through which listener.
@@ -295,7 +307,7 @@ pub enum Event {
 }
 
 /// What the outside (Python, a signal, a test) may ask of a running core.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Order {
     /// Send the token on every connection once and check what comes back.
     Ping,
@@ -307,6 +319,19 @@ pub enum Order {
     Close,
     /// Make and accept no new connections; those that there are may end by themselves.
     Drain,
+    /// Accept again after `Drain`.
+    Resume,
+    /// What became of a service.
+    Answer(Answer),
+    /// New connections of this service wait; answered by `Question::Held`, and over with an answer of the outside.
+    Hold(String),
+    /// How much are these used? Answered by `Question::Usage`.
+    Usage {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// Which services.
+        services: Names,
+    },
 }
 
 /// What to do, as a core tells its carrier.
@@ -324,6 +349,15 @@ pub enum Command {
         reuse_port: bool,
         /// If false, listen and never accept: what the kernel's accept queue alone holds (limits catalogue D1).
         accept: bool,
+    },
+    /// Listen with a socket that is bound already and that others may hold, too: answered as `Listen` is.
+    Adopt {
+        /// The core's name for it.
+        listener: ListenerId,
+        /// The socket; the carrier uses a copy, so that it can be adopted again.
+        given: Given,
+        /// As for listen(2).
+        backlog: u32,
     },
     /// Connect; answered by `Connected` or `ConnectFailed`.
     Connect {
@@ -370,7 +404,7 @@ pub enum Command {
         /// With RST (no TIME_WAIT, unsent bytes dropped) instead of FIN; datagrams know neither.
         abort: bool,
     },
-    /// Stop listening. Connections already accepted live on.
+    /// Stop listening; answered by `Unlistened`. Connections already accepted live on.
     Unlisten {
         /// Which.
         listener: ListenerId,
@@ -435,12 +469,19 @@ pub struct Outbox {
     pub buffers: Buffers,
     /// The carrier's memory for bytes that are only looked at; a few large buffers, made when first used.
     pub peeks: Buffers,
+    /// What the core asks the outside.
+    pub questions: Questions,
 }
 
 impl Outbox {
     /// An empty outbox over these buffers.
     pub fn new(buffers: Buffers) -> Outbox {
-        Outbox { commands: Vec::with_capacity(256), buffers, peeks: Buffers::new(PEEK_BYTES, PEEKS_AT_ONCE, 1) }
+        Outbox {
+            commands: Vec::with_capacity(256),
+            buffers,
+            peeks: Buffers::new(PEEK_BYTES, PEEKS_AT_ONCE, 1),
+            questions: Questions::default(),
+        }
     }
 
     /// Append a command.

@@ -337,7 +337,7 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close | Order::Drain => {}
+            Order::Close | Order::Drain | Order::Resume | Order::Answer(_) | Order::Hold(_) | Order::Usage { .. } => {}
         }
     }
 
@@ -399,6 +399,7 @@ impl<S: Speech> Core for LoadCore<S> {
             // A load core listens nowhere, and does not ask for the rest.
             Event::Listening { .. }
             | Event::ListenFailed { .. }
+            | Event::Unlistened { .. }
             | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::Named { .. }

@@ -119,6 +119,20 @@ counters! {
     OverService = "ended_over_service", "connections";
     /// ended: the broker was told to close
     Stopped = "ended_stopped", "connections";
+    /// ended: the service slept and could not be started
+    StartFailed = "ended_start_failed", "connections";
+    /// ended: the service slept, and is not started for this client
+    WakeRefused = "ended_wake_refused", "connections";
+    /// ended: the service slept, and more connections waited, or more of their bytes, than may
+    OverParked = "ended_over_parked", "connections";
+    /// ended: the service slept, and the client was answered without it
+    AnsweredAsleep = "ended_answered_asleep", "connections";
+    /// connections that wait until their service has been started
+    Parked = "parked_now", "connections";
+    /// times that a broker asked for a service to be started
+    WakesAsked = "wakes_asked", "questions";
+    /// times that a question had no room and was asked later
+    QuestionWaits = "question_waits", "questions";
 }
 
 /// Where a core stands.

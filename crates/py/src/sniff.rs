@@ -85,6 +85,7 @@ pub(crate) fn sniff<'py>(
 /// Everything that is shown.
 fn describe(seen: &Bound<'_, PyDict>, shown: &Shown<'_>) -> PyResult<()> {
     let bytes = |value: Option<&[u8]>| value.map(|value| PyBytes::new(seen.py(), value));
+    seen.set_item("intent", shown.intent.name())?;
     seen.set_item("end", shown.end)?;
     seen.set_item("name", shown.name)?;
     seen.set_item("port", shown.port)?;
@@ -97,6 +98,8 @@ fn describe(seen: &Bound<'_, PyDict>, shown: &Shown<'_>) -> PyResult<()> {
     seen.set_item("user", bytes(shown.user))?;
     seen.set_item("database", bytes(shown.database))?;
     seen.set_item("client", bytes(shown.client))?;
+    seen.set_item("starttls", shown.starttls)?;
+    seen.set_item("reply", bytes(Some(shown.reply).filter(|reply| !reply.is_empty())))?;
     seen.set_item("cancel", bytes(shown.cancel))?;
     let endpoints = shown.proxied.and_then(|header| header.endpoints);
     seen.set_item("proxied", endpoints.map(|(source, destination)| (source.to_string(), destination.to_string())))

@@ -2,20 +2,24 @@
 //!
 //! A worker's end is noticed whenever somebody looks: its thread is joined, and its last numbers are kept.
 
-use std::sync::{Mutex, MutexGuard};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use fourtuple_carrier::{Published, Worker};
+use fourtuple_carrier::{Doors, Letterbox, Published, Worker};
+use fourtuple_engine::Order;
 use pyo3::prelude::*;
 
 use crate::config::{self, Request, SettingsRequest};
 use crate::failure::{self, EngineStopped};
+use crate::questions::{self, QuestionRow};
 use crate::snapshot::{Row, Snapshot};
 
 /// One worker per core of an engine, until all have ended.
 #[pyclass(frozen, module = "fourtuple._core")]
 pub(crate) struct Workers {
     states: Mutex<Vec<State>>,
+    letterbox: Arc<Letterbox>,
 }
 
 enum State {
@@ -37,12 +41,14 @@ impl Workers {
         let (kind, settings) = (config::carrier(carrier)?, settings.settings(&config, workers));
         let cores = config.cores(workers)?;
         failure::detached(py, move || {
+            let letterbox = Arc::new(Letterbox::new()?);
             let mut states = Vec::with_capacity(workers as usize);
-            for core in cores {
+            for (worker, (core, shelf)) in (0..).zip(cores) {
+                let doors = Doors { shelf, letterbox: Some((worker, Arc::clone(&letterbox))) };
                 // Should one of them fail, those before it end here: dropping a worker stops it.
-                states.push(State::Running(Worker::start(kind, settings, core)?));
+                states.push(State::Running(Worker::start_with(kind, settings, core, doors)?));
             }
-            Ok(Workers { states: Mutex::new(states) })
+            Ok(Workers { states: Mutex::new(states), letterbox })
         })
     }
 
@@ -72,6 +78,34 @@ impl Workers {
             }
         }
         Ok(())
+    }
+
+    /// Readable while there are questions; it is closed with this object.
+    #[getter]
+    fn questions_fd(&self) -> i32 {
+        self.letterbox.fd()
+    }
+
+    /// The oldest questions, at most so many.
+    fn questions(&self, py: Python<'_>, most: usize) -> Vec<QuestionRow> {
+        py.detach(|| self.letterbox.take(most)).into_iter().map(questions::row).collect()
+    }
+
+    /// Tell every running worker what became of a service.
+    #[pyo3(signature = (kind, service, peer = None))]
+    fn answer(&self, kind: &str, service: String, peer: Option<IpAddr>) -> PyResult<()> {
+        self.tell_all(&questions::answer(kind, service, peer)?);
+        Ok(())
+    }
+
+    /// Have new connections of the service wait, in every running worker.
+    fn hold(&self, service: String) {
+        self.tell_all(&Order::Hold(service));
+    }
+
+    /// Ask every running worker how much these services are used.
+    fn ask_usage(&self, ticket: u64, services: Vec<String>) {
+        self.tell_all(&Order::Usage { ticket, services: services.into() });
     }
 
     /// Whether any worker still works.
@@ -112,6 +146,14 @@ impl Workers {
 }
 
 impl Workers {
+    fn tell_all(&self, order: &Order) {
+        for state in self.states().iter() {
+            if let State::Running(worker) = state {
+                worker.order(order.clone());
+            }
+        }
+    }
+
     fn any_running(&self) -> bool {
         self.look().iter().any(|state| matches!(state, State::Running(_)))
     }
@@ -181,7 +223,8 @@ mod tests {
         let core = Box::new(Buggy(Report::new()));
         let worker =
             Worker::start(CarrierKind::Epoll, CarrierSettings::default(), core).expect("epoll runs everywhere");
-        let workers = Workers { states: Mutex::new(vec![State::Running(worker)]) };
+        let letterbox = Arc::new(Letterbox::new().expect("eventfds are everywhere"));
+        let workers = Workers { states: Mutex::new(vec![State::Running(worker)]), letterbox };
         while workers.any_running() {
             std::thread::yield_now();
         }

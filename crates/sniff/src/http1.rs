@@ -1,11 +1,15 @@
 //! HTTP/1: which host a request is for, and whether it asks for a tunnel or a WebSocket (RFC 9112, RFC 9110, RFC 6455).
 //!
 //! Decides by the whole head, because a second Host header may stand in its last line. Knows no body and no answer.
+//! A probe is HEAD; OPTIONS, unless a browser asks before the request that it means (Fetch 3.2.2: a preflight, told by
+//! Access-Control-Request-Method), which it will not send if it is told no; and what names no host, as nmap and the health
+//! checks of HAProxy do and no client since HTTP/1.1.
+//!
 //! What two servers could read differently is refused: the bytes go on as they are, so nothing can be put right here.
 
 use crate::cursor::{agrees, line_end, trim_end};
 use crate::name;
-use crate::shown::{Scratch, Shown};
+use crate::shown::{Intent, Scratch, Shown};
 use crate::{Found, Progress, Protocol, Refusal};
 
 /// The largest head that is read: request line and headers. nginx and HAProxy have 16 kB or less by default.
@@ -15,6 +19,9 @@ const METHOD_BYTES: usize = 24;
 /// Empty lines before a request that are overlooked (RFC 9112 2.2: at least one).
 const LEADING_BYTES: usize = 4;
 
+/// What a browser's question before a request has (Fetch 3.2.2).
+pub(crate) const PREFLIGHT: &[u8] = b"access-control-request-method";
+
 /// Phases of the search.
 const REQUEST_LINE: u8 = 0;
 const HEADERS: u8 = 1;
@@ -22,18 +29,28 @@ const HEADERS: u8 = 1;
 /// Any request. `mark`: the line that is being looked at; `at`: how far.
 pub(crate) fn find(progress: &mut Progress, bytes: &[u8]) -> Found {
     let begin = leading(bytes);
+    if progress.phase == REQUEST_LINE && !may_be_request(&bytes[begin..]) {
+        return Found::No;
+    }
+    find_head(progress, bytes, begin, |line| Ok(RequestLine::read(line)?.is_some()))
+}
+
+/// A line that `is_line` accepts, then headers and an empty line.
+pub(crate) fn find_head(
+    progress: &mut Progress,
+    bytes: &[u8],
+    begin: usize,
+    is_line: impl Fn(&[u8]) -> Result<bool, Refusal>,
+) -> Found {
     if progress.phase == REQUEST_LINE {
-        if !may_be_request(&bytes[begin..]) {
-            return Found::No;
-        }
         progress.at = progress.at.max(begin as u32);
         let end = match next_line(progress, bytes) {
             Ok(end) => end,
             Err(found) => return found,
         };
-        match RequestLine::read(&bytes[begin..end]) {
-            Ok(Some(_)) => *progress = Progress { at: end as u32, mark: end as u32, phase: HEADERS, ..*progress },
-            Ok(None) => return Found::No,
+        match is_line(&bytes[begin..end]) {
+            Ok(true) => *progress = Progress { at: end as u32, mark: end as u32, phase: HEADERS, ..*progress },
+            Ok(false) => return Found::No,
             Err(why) => return Found::Refused(why),
         }
     }
@@ -90,6 +107,7 @@ pub(crate) fn read<'a>(
         return Err(Refusal::Malformed); // RFC 9112 3.2.3: an empty or invalid port
     }
     shown.path = head.line.target.path;
+    shown.intent = Intent::probe_if(head.line.is_probe() && !head.is_preflight || shown.name.is_none());
     Ok(shown)
 }
 
@@ -145,6 +163,10 @@ impl<'a> RequestLine<'a> {
         };
         Ok(Some(Self { method, target: Target::read(method, target)? }))
     }
+
+    fn is_probe(&self) -> bool {
+        matches!(self.method, b"HEAD" | b"OPTIONS")
+    }
 }
 
 /// What a request line asks for (RFC 9112 3.2).
@@ -192,6 +214,7 @@ pub(crate) fn without_query(target: &[u8]) -> &[u8] {
 struct Head<'a> {
     line: RequestLine<'a>,
     host: Option<&'a [u8]>,
+    is_preflight: bool,
     asks_upgrade: bool,
     asks_websocket: bool,
 }
@@ -200,12 +223,13 @@ impl<'a> Head<'a> {
     fn read(head: &'a [u8]) -> Result<Self, Refusal> {
         let mut lines = head.split_inclusive(|&byte| byte == b'\n');
         let line = RequestLine::read(lines.next().unwrap_or_default())?.ok_or(Refusal::Malformed)?;
-        let mut found = Self { line, host: None, asks_upgrade: false, asks_websocket: false };
+        let mut found = Self { line, host: None, is_preflight: false, asks_upgrade: false, asks_websocket: false };
         for line in lines.map(trim_end).take_while(|line| !line.is_empty()) {
             let (name, value) = field(line)?;
             if name.eq_ignore_ascii_case(b"host") && found.host.replace(value).is_some() {
                 return Err(Refusal::Repeated); // RFC 9112 3.2: answered with 400, even if they agree
             }
+            found.is_preflight |= name.eq_ignore_ascii_case(PREFLIGHT);
             found.asks_upgrade |= name.eq_ignore_ascii_case(b"connection") && lists(value, b"upgrade");
             found.asks_websocket |= name.eq_ignore_ascii_case(b"upgrade") && lists(value, b"websocket");
         }
@@ -214,7 +238,7 @@ impl<'a> Head<'a> {
 }
 
 /// Name and value of a header line.
-fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
+pub(crate) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     let colon = line.iter().position(|&byte| byte == b':').ok_or(Refusal::Malformed)?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);
     // No space before the colon, and none in front, which would go on with the line before (RFC 9112 5.1, 5.2);

@@ -3,13 +3,13 @@
 //! Decides by the first header block, out of its frames. Knows no later request: a client may send those for other
 //! hosts over the same connection. A client that waits for the server's SETTINGS before it asks for anything, as some
 //! of gRPC do, shows no name and meets the sniff deadline; to answer it here would make it acknowledge SETTINGS that the
-//! service never sent, which servers take for an attack.
+//! service never sent, which servers take for an attack. What a probe is, `http1` says.
 
 use crate::cursor::{Cursor, agrees, u32_at};
 use crate::hpack::{Fields, Text};
-use crate::http1::without_query;
+use crate::http1::{PREFLIGHT, without_query};
 use crate::name;
-use crate::shown::{Scratch, Shown};
+use crate::shown::{Intent, Scratch, Shown};
 use crate::{Found, Progress, Protocol, Refusal};
 
 /// How far the first request may end from the beginning of the stream.
@@ -93,6 +93,7 @@ pub(crate) fn read<'a>(bytes: &'a [u8], end: usize, scratch: &'a mut Scratch) ->
         Some(path) => Some(without_query(path.copy(rest)?)),
         None => None,
     };
+    shown.intent = Intent::probe_if(request.is_probe && !request.is_preflight || shown.name.is_none());
     Ok(shown)
 }
 
@@ -180,6 +181,8 @@ struct Request<'a> {
     authority: Option<Text<'a>>,
     path: Option<Text<'a>>,
     host: Option<Text<'a>>,
+    is_probe: bool,
+    is_preflight: bool,
 }
 
 impl<'a> Request<'a> {
@@ -202,6 +205,7 @@ impl<'a> Request<'a> {
             } else if field.name.is(b"host")? {
                 &mut found.host
             } else {
+                found.is_preflight |= field.name.is(PREFLIGHT)?;
                 continue;
             };
             if pseudo && regular {
@@ -211,7 +215,9 @@ impl<'a> Request<'a> {
                 return Err(Refusal::Repeated);
             }
         }
-        let tunnel = method.ok_or(Refusal::Malformed)?.is(b"CONNECT")?;
+        let method = method.ok_or(Refusal::Malformed)?;
+        let tunnel = method.is(b"CONNECT")?;
+        found.is_probe = method.is(b"HEAD")? || method.is(b"OPTIONS")?;
         if found.path.is_some() || tunnel { Ok(found) } else { Err(Refusal::Malformed) }
     }
 }

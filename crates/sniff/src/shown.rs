@@ -5,11 +5,39 @@
 use crate::name::NAME_BYTES;
 use crate::{Protocol, proxy, tls};
 
+/// Whether a connection is there to be served, or only to see what is there. Nothing here is proof: whoever probes can
+/// also say what a client says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Intent {
+    /// Whatever bears no mark of a probe.
+    #[default]
+    Use,
+    /// It bears a mark that its protocol's file gives and explains: HTTP that asks for no content or names no host, TLS
+    /// that names no server or offers nothing newer than TLS 1.1, Minecraft's list of servers.
+    Probe,
+}
+
+impl Intent {
+    /// Its name in counters and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Use => "use",
+            Self::Probe => "probe",
+        }
+    }
+
+    pub(crate) fn probe_if(is_probe: bool) -> Self {
+        if is_probe { Self::Probe } else { Self::Use }
+    }
+}
+
 /// What a connection shows of itself. Fields that its protocol does not have, or that it left out, are `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown<'a> {
     /// What it speaks.
     pub protocol: Protocol,
+    /// Whether it wants to be served. A service that sleeps need not be woken for a probe.
+    pub intent: Intent,
     /// Where what showed it ends, from the beginning of the stream. Nothing of it is consumed.
     pub end: usize,
     /// The host or service that is meant: lower case, without a final dot, fit for exact and suffix matches.
@@ -24,14 +52,20 @@ pub struct Shown<'a> {
     pub alpn: Alpn<'a>,
     /// Whether the hello carries an encrypted one: `name` is then the public name of the outer hello (RFC 9849).
     pub ech: bool,
-    /// The user that the client logs in as.
+    /// The user that the client logs in as; of LDAP the distinguished name, of XMPP the address without a resource.
     pub user: Option<&'a [u8]>,
     /// The database that it asks for.
     pub database: Option<&'a [u8]>,
-    /// Who the client says it is: MQTT client id, SSH software, Redis client name.
+    /// Who the client says it is, or what it goes on with: MQTT client id, SSH software, Redis client name, RTSP session,
+    /// routing token of RDP.
     pub client: Option<&'a [u8]>,
     /// Process and secret of a PostgreSQL request to cancel, as sent: it belongs to whoever gave out that key.
     pub cancel: Option<&'a [u8]>,
+    /// Whether it asks to go on with TLS, within the protocol, before it says anything else: LDAP's StartTLS, AMQP 1.0.
+    pub starttls: bool,
+    /// What the client waits for, to be sent once its service is reached. Where it is not empty, everything in front of
+    /// `end` is for whoever sends it, and not for the service.
+    pub reply: &'static [u8],
     /// Which of the sniffer's patterns it was.
     pub pattern: Option<u16>,
     /// The PROXY header in front of it all.
@@ -42,6 +76,7 @@ impl<'a> Shown<'a> {
     pub(crate) fn new(protocol: Protocol, end: usize) -> Self {
         Self {
             protocol,
+            intent: Intent::Use,
             end,
             name: None,
             port: None,
@@ -53,6 +88,8 @@ impl<'a> Shown<'a> {
             database: None,
             client: None,
             cancel: None,
+            starttls: false,
+            reply: b"",
             pattern: None,
             proxied: None,
         }

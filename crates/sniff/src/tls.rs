@@ -3,12 +3,15 @@
 //! Decides what a client names and offers. Knows no key, cipher or later message. Two bytes, 22 and 3, and it is TLS:
 //! from there on a fault is refused, because a server may forgive what a sniffer does not.
 //!
+//! A probe is what names no server, as who comes by an address alone, or offers nothing newer than TLS 1.1, which RFC 8996
+//! ended in 2021: of today's clients it is scanners that ask for it, a version at a time.
+//!
 //! Bound: a handshake message of 65,536 bytes, in records of one byte at worst, so six bytes of stream for each. The
 //! protocol's own maximum is 131,396 (cipher suites and extensions both full); no known client passes 20,000.
 
 use crate::cursor::{Cursor, u16_at};
 use crate::name;
-use crate::shown::{Alpn, Scratch, Shown};
+use crate::shown::{Alpn, Intent, Scratch, Shown};
 use crate::{Found, Progress, Protocol, Refusal};
 
 /// The largest ClientHello that is read, with the four bytes of its own header.
@@ -25,6 +28,7 @@ const CLIENT_HELLO: u8 = 1;
 mod extension {
     pub(super) const SERVER_NAME: u16 = 0;
     pub(super) const ALPN: u16 = 16;
+    pub(super) const SUPPORTED_VERSIONS: u16 = 43;
     /// RFC 9849.
     pub(super) const ENCRYPTED_HELLO: u16 = 0xfe0d;
 }
@@ -82,6 +86,7 @@ pub(crate) fn read<'a>(bytes: &'a [u8], end: usize, scratch: &'a mut Scratch) ->
         &message[..used]
     };
     let mut shown = Shown::new(Protocol::Tls, end);
+    let mut is_old = hello.get(MESSAGE_HEAD..MESSAGE_HEAD + 2).is_some_and(is_old_version);
     let mut extensions = extensions(Cursor(&hello[MESSAGE_HEAD..]))?;
     let (mut server_name, mut alpn) = (None, None);
     while !extensions.is_empty() {
@@ -93,6 +98,11 @@ pub(crate) fn read<'a>(bytes: &'a [u8], end: usize, scratch: &'a mut Scratch) ->
             extension::ALPN => alpn.replace(data),
             extension::ENCRYPTED_HELLO => {
                 shown.ech = true;
+                None
+            }
+            // Where it is, it alone counts (RFC 8446 4.2.1); a list that is not whole is the server's affair.
+            extension::SUPPORTED_VERSIONS => {
+                is_old = data.0.get(1..).unwrap_or_default().chunks_exact(2).all(is_old_version);
                 None
             }
             _ => None,
@@ -110,7 +120,13 @@ pub(crate) fn read<'a>(bytes: &'a [u8], end: usize, scratch: &'a mut Scratch) ->
     if let Some(data) = alpn {
         shown.alpn = protocols(data)?;
     }
+    shown.intent = Intent::probe_if(shown.name.is_none() || is_old);
     Ok(shown)
+}
+
+/// Whether this is SSL 3.0, TLS 1.0 or 1.1, or GREASE, which is 0x0a0a and so on (RFC 8701 2).
+fn is_old_version(version: &[u8]) -> bool {
+    u16_at(version, 0) < 0x0303 || version[0] == version[1] && version[0] & 0x0f == 0x0a
 }
 
 /// The size of the hello with its head, from its first four bytes, which are in the first four records at the latest.

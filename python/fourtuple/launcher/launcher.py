@@ -399,6 +399,8 @@ class Launcher:
             async with self._slots:
                 self._sweep_left_behind()
                 failed = None if unit.pid else self._spawned(unit)
+                # Each start holds up the thread: between two of them, whoever else has something to do has its turn.
+                await asyncio.sleep(0)
                 failed = failed or await self._until_ready(unit)
         except asyncio.CancelledError:
             failed = _stopped()

@@ -41,6 +41,7 @@ pub(super) enum Happening {
         serial: u64,
     },
     Accept(usize, ListenerId),
+    TellUnlistened(usize, ListenerId),
     Echo(Place, Vec<u8>),
     Disturb(Place, Step, Errno),
     Arrive(Place),
@@ -234,8 +235,8 @@ impl<'a> World<'a> {
             // Servers first: a client that comes before its server is only refused, which is `Fault::Refusal`'s part.
             self.at(if host < self.client_count { 1_000_000 } else { 0 }, Happening::Start(host));
         }
-        for &(when, host, order) in &self.script.orders {
-            self.at(when.0, Happening::Order(host, order));
+        for &(when, host, ref order) in &self.script.orders {
+            self.at(when.0, Happening::Order(host, order.clone()));
         }
         for host in 0..cores.len() {
             self.at(self.script.until.0, Happening::Order(host, Order::Close));
@@ -354,6 +355,7 @@ impl<'a> World<'a> {
                 }
                 self.soon(Happening::Listen(host, listener, local, backlog, accept));
             }
+            Command::Adopt { listener, .. } => return Err(format!("{listener:?} is given to nobody here")),
             Command::Connect { ticket, transport, source, destination, choice, range } => {
                 self.connect(host, ticket, transport, (source, destination), choice, range)?;
             }
@@ -382,7 +384,12 @@ impl<'a> World<'a> {
                     self.soon(Happening::Read(place));
                 }
             }
-            Command::Unlisten { listener } => self.unlisten(host, listener),
+            Command::Unlisten { listener } => {
+                if self.hosts[host].listeners.contains_key(&listener) {
+                    self.unlisten(host, listener);
+                    self.soon(Happening::TellUnlistened(host, listener));
+                }
+            }
             Command::Reach { ticket, target } => self.reach(host, ticket, target)?,
             Command::Name { conn } => {
                 if let Some(place) = self.place(host, conn)? {
@@ -483,6 +490,7 @@ impl<'a> World<'a> {
                 let conn = self.name((link, 0));
                 self.tell(host, Event::Connected { ticket, conn }, cores)
             }
+            Happening::TellUnlistened(host, listener) => self.tell(host, Event::Unlistened { listener }, cores),
             Happening::Accept(host, listener) => self.accept(host, listener, cores),
             Happening::Echo(place, bytes) => self.echo(place, bytes, cores),
             Happening::Disturb((link, end), step, error) => {

@@ -39,6 +39,7 @@ use self::making::{Accepts, CONNECT_BATCH, Listening, Request};
 pub use self::probe::{UringAbilities, probe_uring};
 use self::ring::{Completion, Operation, Ring, user_data};
 use crate::messenger::Messenger;
+use crate::shelf::Shelf;
 use crate::sys::{self, Clock, Poller, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
@@ -98,6 +99,7 @@ impl Uring {
     pub(crate) fn new(
         settings: CarrierSettings,
         wake: &Wake,
+        shelf: &Shelf,
         report: &Rc<Cell<CarrierReport>>,
     ) -> Result<Uring, CarrierError> {
         let buffers = Buffers::new(settings.buffer_bytes, settings.buffers_per_chunk, settings.buffer_chunks);
@@ -116,6 +118,7 @@ impl Uring {
             clock: Clock::start(),
             poller,
             wake: wake.clone(),
+            shelf: shelf.clone(),
             messenger: Messenger::new(),
             counts: CarrierReport::default(),
             report: Rc::clone(report),
@@ -165,6 +168,7 @@ struct Machine {
     clock: Clock,
     poller: Poller,
     wake: Wake,
+    shelf: Shelf,
     messenger: Messenger,
     counts: CarrierReport,
     report: Rc<Cell<CarrierReport>>,
@@ -222,7 +226,7 @@ impl Machine {
             self.quench(outbox)?;
             self.accept_waiting(now)?;
             let reaped = self.submit_and_reap(core, outbox, &mut completions)?;
-            if reaped == 0 && self.happened.is_empty() && outbox.commands.is_empty() {
+            if reaped == 0 && self.happened.is_empty() && outbox.commands.is_empty() && !outbox.questions.is_fresh() {
                 self.counts.enters += 1;
                 let woken = self
                     .poller
@@ -319,6 +323,13 @@ impl Machine {
                 }
                 Command::Listen { listener, local, backlog, reuse_port, accept } => {
                     let event = match self.listen(listener, local, backlog, reuse_port, accept)? {
+                        Ok(local) => Event::Listening { listener, local },
+                        Err((step, error)) => Event::ListenFailed { listener, step, error },
+                    };
+                    self.happened.push_back(event);
+                }
+                Command::Adopt { listener, given, backlog } => {
+                    let event = match self.adopt(listener, given, backlog) {
                         Ok(local) => Event::Listening { listener, local },
                         Err((step, error)) => Event::ListenFailed { listener, step, error },
                     };

@@ -29,6 +29,7 @@ macro_rules! reasons {
 reasons! {
     HandedOff, Relayed, ClientBroke, ServiceBroke, ClientLeft, NoRoute, SniffDeadline, SniffTooLong, Garbage, Unproxied,
     ServiceAbsent, ServiceFull, ServiceUnreachable, ServiceDeclined, OverTotal, OverSource, OverService, Stopped,
+    StartFailed, WakeRefused, OverParked, AnsweredAsleep,
 }
 
 impl Reason {

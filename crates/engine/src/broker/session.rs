@@ -27,6 +27,9 @@ pub(super) const CLOSING: u8 = 32;
 /// It has said that it will send no more, and receives no more, either.
 pub(super) const GONE: u8 = 64;
 
+/// Of the service: the guide hears what it says. Of the client: the guide has been told of it, and is to forget it.
+pub(super) const OVERHEARD: u8 = 128;
+
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) enum State {
     #[default]
@@ -37,6 +40,8 @@ pub(super) enum State {
     Delivering,
     /// Its service is reached, and asked for what the client was told in its name.
     Asking,
+    /// It has its reason, and its client is being told.
+    Leaving,
     /// Bytes go both ways.
     Relaying,
     /// It has its reason; what is open is being closed.
@@ -59,7 +64,7 @@ pub(super) struct Session {
     pub(super) listener: ListenerId,
     pub(super) sides: [u8; 2],
     pub(super) state: State,
-    /// Meaningful when ending.
+    /// Meaningful when leaving or ending.
     pub(super) reason: Reason,
     /// When ending: `extra` is a place among the waits.
     pub(super) has_wait: bool,
@@ -81,7 +86,7 @@ impl Session {
     /// Whether it has a place among the waits.
     pub(super) fn waits(&self) -> bool {
         match self.state {
-            State::Sniffing | State::Delivering | State::Asking => true,
+            State::Sniffing | State::Delivering | State::Asking | State::Leaving => true,
             State::Ending => self.has_wait,
             State::Relaying | State::Free => false,
         }

@@ -13,12 +13,12 @@ fn targets_and_hosts() {
     let cases: &[(&str, &str)] = &[
         ("GET /a/b?c HTTP/1.1\r\nHost: A.Example:8080\r\n\r\n", "http name=a.example port=8080 path=/a/b"),
         ("GET / HTTP/1.1\nhost:\ta.example. \n\n", "http name=a.example path=/"),
-        ("GET / HTTP/1.0\r\n\r\n", "http path=/"),
-        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", "http path=/"),
-        ("GET / HTTP/1.1\r\nAccept: */*\r\n\r\n", "http path=/"),
+        ("GET / HTTP/1.0\r\n\r\n", "http path=/ probe"),
+        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", "http path=/ probe"),
+        ("GET / HTTP/1.1\r\nAccept: */*\r\n\r\n", "http path=/ probe"),
         ("\r\n\r\nPOST /x HTTP/1.1\r\nHOST:a.example\r\n\r\nbody", "http name=a.example path=/x"),
         ("M-SEARCH * HTTP/1.1\r\nHost: a\r\n\r\n", "refused http malformed"),
-        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "http name=a path=*"),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "http name=a path=* probe"),
         ("GET / HTTP/1.1\r\nHost: 192.0.2.1:80\r\n\r\n", "http name=192.0.2.1 port=80 path=/"),
         ("GET / HTTP/1.1\r\nHost: [2001:DB8:0::1]:80\r\n\r\n", "http name=2001:db8::1 port=80 path=/"),
         ("GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n", "http name=::1 path=/"),
@@ -53,6 +53,28 @@ fn targets_and_hosts() {
         truncated(&sniffer(), request.as_bytes());
         let followed = format!("{request}\r\nHost: other\r\n\r\nGET / HTTP/1.1\r\nHost: third\r\n\r\n");
         assert_eq!(settled(&sniffer(), followed.as_bytes()), *expected, "{followed:?}");
+    }
+}
+
+/// What asks for nothing, or of nobody.
+#[test]
+fn intents() {
+    let cases: &[(&str, &str)] = &[
+        ("HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n", "http name=a path=/x probe"),
+        ("OPTIONS / HTTP/1.1\r\nHost: a\r\n\r\n", "http name=a path=/ probe"),
+        ("OPTIONS / HTTP/1.0\r\n\r\n", "http path=/ probe"), // HAProxy's health check, and nmap
+        ("HEADER / HTTP/1.1\r\nHost: a\r\n\r\n", "http name=a path=/"),
+        ("GET /HEAD HTTP/1.1\r\nHost: a\r\n\r\n", "http name=a path=/HEAD"),
+        // A browser that is refused this one does not send what it is about.
+        (
+            "OPTIONS /x HTTP/1.1\r\nHost: a\r\nOrigin: http://b\r\naccess-control-request-method: PUT\r\n\r\n",
+            "http name=a path=/x",
+        ),
+        ("HEAD / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "http name=a path=/ probe"),
+        ("GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "websocket path=/ probe"),
+    ];
+    for (request, expected) in cases {
+        assert_eq!(settled(&sniffer(), request.as_bytes()), *expected, "{request:?}");
     }
 }
 

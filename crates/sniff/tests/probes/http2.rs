@@ -64,7 +64,13 @@ fn fields() {
         (&[GET, &authority("a")], "refused http2 malformed"), // no :path
         (&[ROOT, &authority("a")], "refused http2 malformed"), // no :method
         (&[&literal(":method", "CONNECT"), &authority("a:443")], "http2 name=a port=443"),
-        (&[GET, ROOT], "http2 path=/"),
+        (&[GET, ROOT], "http2 path=/ probe"),
+        (&[&literal(":method", "HEAD"), ROOT, &authority("a")], "http2 name=a path=/ probe"),
+        (&[&literal(":method", "OPTIONS"), ROOT, &authority("a")], "http2 name=a path=/ probe"),
+        (
+            &[&literal(":method", "OPTIONS"), ROOT, &authority("a"), &literal("access-control-request-method", "PUT")],
+            "http2 name=a path=/",
+        ),
         (&[GET, ROOT, &authority("a b")], "refused http2 bad-name"),
         (&[GET, ROOT, &authority("a\0")], "refused http2 bad-name"),
         (&[GET, ROOT, &authority("u@a")], "refused http2 bad-name"),

@@ -52,8 +52,8 @@ fn lines() {
     let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(92));
     assert_eq!(settled(&sniffer(Prelude::Required), long.as_bytes()), "refused proxy too-long");
     assert_eq!(settled(&sniffer(Prelude::Required), b"GET / HTTP/1.1\r\n\r\n"), "refused proxy unproxied");
-    assert_eq!(settled(&sniffer(Prelude::Allowed), b"GET / HTTP/1.1\r\n\r\n"), "http path=/");
-    assert_eq!(settled(&sniffer(Prelude::Allowed), b"PROXIES / HTTP/1.1\r\n\r\n"), "http path=/");
+    assert_eq!(settled(&sniffer(Prelude::Allowed), b"GET / HTTP/1.1\r\n\r\n"), "http path=/ probe");
+    assert_eq!(settled(&sniffer(Prelude::Allowed), b"PROXIES / HTTP/1.1\r\n\r\n"), "http path=/ probe");
 }
 
 #[test]

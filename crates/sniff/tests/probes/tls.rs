@@ -101,8 +101,8 @@ fn names() {
         (b"localhost", "tls name=localhost"),
         (long.as_bytes(), &format!("tls name={long}")),
         // RFC 6066 3 forbids addresses, OpenSSL sends them: no name, as rustls has it.
-        (b"192.0.2.1", "tls"),
-        (b"2001:db8::1", "tls"),
+        (b"192.0.2.1", "tls probe"),
+        (b"2001:db8::1", "tls probe"),
         (b"[2001:db8::1]", "refused tls bad-name"),
         (b"", "refused tls bad-name"),
         (b".", "refused tls bad-name"),
@@ -132,10 +132,35 @@ fn names() {
 
 #[test]
 fn without_a_name() {
-    assert_eq!(settled(&sniffer(), &records(&hello(&[]), 100)), "tls");
-    assert_eq!(settled(&sniffer(), &records(&hello(&[alpn(&[b"ssh"])]), 100)), "tls alpn=ssh");
+    assert_eq!(settled(&sniffer(), &records(&hello(&[]), 100)), "tls probe");
+    assert_eq!(settled(&sniffer(), &records(&hello(&[alpn(&[b"ssh"])]), 100)), "tls alpn=ssh probe");
     let body = [&[3, 1][..], &[0; 32], b"\0", &counted(2, &[0, 5]), &counted(1, &[0])].concat(); // of 1999
-    assert_eq!(settled(&sniffer(), &records(&[&[1][..], &counted(3, &body)].concat(), 9)), "tls");
+    assert_eq!(settled(&sniffer(), &records(&[&[1][..], &counted(3, &body)].concat(), 9)), "tls probe");
+}
+
+/// Which versions a hello offers: by its own field, or by the extension that takes its place (RFC 8446 4.2.1).
+#[test]
+fn old_versions_are_probes() {
+    let versions = |versions: &[u8]| extension(43, &counted(1, versions));
+    let cases: &[(u8, Option<Vec<u8>>, &str)] = &[
+        (0, None, "tls name=a.example probe"),
+        (1, None, "tls name=a.example probe"),
+        (2, None, "tls name=a.example probe"),
+        (3, None, "tls name=a.example"),
+        (3, Some(versions(&[3, 4])), "tls name=a.example"),
+        (1, Some(versions(&[3, 1, 3, 4])), "tls name=a.example"),
+        (3, Some(versions(&[0x0a, 0x0a, 3, 4, 3, 3])), "tls name=a.example"),
+        (3, Some(versions(&[3, 2, 3, 1])), "tls name=a.example probe"),
+        (3, Some(versions(&[0xfa, 0xfa, 3, 2])), "tls name=a.example probe"),
+        (3, Some(versions(&[])), "tls name=a.example probe"),
+        (3, Some(extension(43, &[])), "tls name=a.example probe"),
+        (3, Some(extension(43, &[9, 3])), "tls name=a.example probe"),
+    ];
+    for (minor, extension, expected) in cases {
+        let mut message = hello(&[server_name(b"a.example"), extension.clone().unwrap_or_default()]);
+        message[5] = *minor;
+        assert_eq!(settled(&sniffer(), &records(&message, 40)), *expected, "3.{minor}, {extension:02x?}");
+    }
 }
 
 #[test]
