@@ -124,13 +124,11 @@ def test_a_cluster_of_postgresql_per_tenant(world_folder: Path) -> None:
         os.chown(world_folder, 65_534, 65_534)
     asked = program(
         *("postgres", "sh", "-c", CLUSTER, "cluster", f"{world_folder}/{{label}}"),
-        **{
-            "socket": Socket.OWN,
-            "ready": Ready.LISTENING,
-            "user": user,
-            "env": {"PATH": PROGRAMS},
-            "stop_signal": "INT",
-        },
+        socket=Socket.OWN,
+        ready=Ready.LISTENING,
+        user=user,
+        env={"PATH": PROGRAMS},
+        stop_signal="INT",
     )
     tenants = ("acme", "zoo")
     for tenant in tenants:

@@ -117,7 +117,7 @@ def test_a_service_is_its_user(tmp_path: Path) -> None:
             for name, groups in (("sh", "65534\n65534"), ("group", "1\n1")):
                 await launcher.start(call(tmp_path, name))
                 with suppress(AssertionError):
-                    await eventually(lambda groups=groups: _text(report).count("\n") == 4)
+                    await eventually(lambda: _text(report).count("\n") == 4)
                 assert _text(report) == f"65534\n{groups}\n/nonexistent nobody\n"
                 report.unlink()
 
@@ -340,16 +340,19 @@ def test_a_service_that_forks_away(tmp_path: Path) -> None:
             error = await failure(launcher, call(tmp_path, "lost"))
             assert (error.failure, "forks = true" in error.why) == (Failure.ENDED, True)
             assert list(tmp_path.iterdir()) == []
-            for ends in (launcher.stop, None):
+
+            async def away() -> int:
                 await launcher.start(call(tmp_path, "daemon"))
                 pid = answer(tmp_path / "daemon")
                 # Its first process has ended by now, and perhaps the second has not.
-                await eventually(lambda pid=pid: [one.pid for one in launcher.services()] == [pid])
-                if ends is not None:
-                    await ends("daemon")
-                    assert not runs(pid)
-                    assert list(tmp_path.iterdir()) == []
-            os.kill(pid, signal.SIGKILL)
+                await eventually(lambda: [one.pid for one in launcher.services()] == [pid])
+                return pid
+
+            pid = await away()
+            await launcher.stop("daemon")
+            assert not runs(pid)
+            assert list(tmp_path.iterdir()) == []
+            os.kill(await away(), signal.SIGKILL)
             ended = await exits.next()
             assert (ended.service, ended.status) == ("daemon", -signal.SIGKILL)
 

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from enum import Enum
 from errno import EADDRINUSE
 
-from fourtuple.errors import BadConfig, FourtupleError, MissingFeature
+from fourtuple.errors import BadConfig, MissingFeature
 from fourtuple.launcher import processes, sockets
 from fourtuple.launcher.cgroups import Cgroup
 from fourtuple.launcher.clients import holds_clients
+from fourtuple.launcher.outcomes import Exit, Failure, Phase, Started, StartFailed, State
 from fourtuple.launcher.readiness import Folders, Word
 from fourtuple.launcher.spawn import birth, spawn, standard
 from fourtuple.launcher.state import Record, Saved
@@ -38,80 +38,6 @@ _TICK_S = 1.0
 _FORGET_S = 60.0
 """After execve(), crashes are remembered for so long after the pause."""
 _log = logging.getLogger("fourtuple.launcher")
-
-
-class Phase(Enum):
-    """Where a service is."""
-
-    WAITING = "waiting"
-    """For its turn to start."""
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    """It has been told to."""
-    ENDING = "ending"
-    """Its first process is gone; what is left is cleared away."""
-
-
-class Failure(Enum):
-    """Why a service was not started: a word for counters and for what waiting clients are told."""
-
-    NO_TEMPLATE = "no_template"
-    BAD_VALUE = "bad_value"
-    """Template, call and host do not fit: a placeholder without a value, no such user, no cgroups here."""
-    OVER_RUNNING = "over_running"
-    BACKING_OFF = "backing_off"
-    TARGET_TAKEN = "target_taken"
-    NOT_EXECUTED = "not_executed"
-    ENDED = "ended"
-    """It ended before it was ready."""
-    TIMEOUT = "timeout"
-    STOPPED = "stopped"
-    """Somebody stopped it before it was ready, or the launcher is closing."""
-
-
-class StartFailed(FourtupleError):
-    """A service was not started: `failure` in a word, `why` in a sentence."""
-
-    def __init__(self, failure: Failure, why: str, retry_after_s: float = 0.0) -> None:
-        """`retry_after_s`: before that, another try fails at once."""
-        self.failure, self.why, self.retry_after_s = failure, why, retry_after_s
-        super().__init__(why)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
-    """A service that is there."""
-
-    service: str
-    pid: int
-    since_s: float
-    """When its program was executed, on the monotonic clock."""
-    ready_s: float
-    """When it was ready."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """A service that is not dormant."""
-
-    service: str
-    template: str
-    phase: Phase
-    pid: int
-    """0 before it has one."""
-    since_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
-    """A service that has ended without being told to; nothing of it is left."""
-
-    service: str
-    status: int
-    """Of its first process; negative for a signal."""
-    crashed: bool
-    """Its status was not 0."""
 
 
 class _Unit:
