@@ -60,10 +60,11 @@ class Saved:
         }
 
     @classmethod
-    def read(cls, row: Mapping[str, object]) -> Saved:
+    def read(cls, row: object) -> Saved:
         """BadConfig if it is of another version, or not what `row` makes."""
-        if row.get("version") != VERSION:
-            raise BadConfig("version", f"is {row.get('version')!r}; this is {VERSION}")
+        version = row.get("version") if isinstance(row, dict) else None
+        if version != VERSION:
+            raise BadConfig("version", f"is {version!r}; this is {VERSION}")
         try:
             return cls(
                 marks=_pair(row["marks"]),
