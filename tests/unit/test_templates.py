@@ -72,7 +72,7 @@ def test_placeholders_are_filled() -> None:
 )
 def test_what_may_not_be_in_a_command(change: dict[str, str], key: str) -> None:
     with pytest.raises(BadConfig) as caught:
-        TEMPLATE.fill(replace(CALL, **change))
+        TEMPLATE.fill(replace(CALL, **change))  # type: ignore[arg-type]
     assert caught.value.path == key
 
 

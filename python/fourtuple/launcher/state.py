@@ -62,9 +62,8 @@ class Saved:
     @classmethod
     def read(cls, row: object) -> Saved:
         """BadConfig if it is of another version, or not what `row` makes."""
-        version = row.get("version") if isinstance(row, dict) else None
-        if version != VERSION:
-            raise BadConfig("version", f"is {version!r}; this is {VERSION}")
+        if not isinstance(row, dict) or row.get("version") != VERSION:
+            raise BadConfig("version", f"is not {VERSION}, the one that can be read")
         try:
             return cls(
                 marks=_pair(row["marks"]),
