@@ -311,8 +311,7 @@ def test_services_that_do_not_come_up(tmp_path: Path) -> None:
 
 
 def test_who_crashes_is_held_back_and_each_time_longer(tmp_path: Path) -> None:
-    own = {"socket": Socket.OWN, "ready": Ready.LISTENING}
-    failing = program("failing", "false", **own, backoff_s=0.2, backoff_most_s=0.5, backoff_reset_s=0.3)
+    failing = program("failing", "false", ready=Ready.NOTIFY, backoff_s=0.2, backoff_most_s=0.5, backoff_reset_s=0.3)
     dying = template("dying", "dying", "{socket}", backoff_s=100, backoff_most_s=100)
 
     async def scene() -> None:
