@@ -153,10 +153,6 @@ CLIENTS: dict[str, tuple[list[str], dict[str, object]]] = {
         [sys.executable, "-m", "mcstatus", "localhost:{port}", "status"],
         {"protocol": "minecraft", "name": "localhost", "intent": "probe"},
     ),
-    "mcstatus of old": (
-        [sys.executable, "-c", "import mcstatus; mcstatus.LegacyServer('127.0.0.1', {port}).status()"],
-        {"protocol": "minecraft", "name": "127.0.0.1", "intent": "probe"},
-    ),
     "mosquitto_pub": (
         [
             "mosquitto_pub",
