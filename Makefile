@@ -10,7 +10,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
-EXTRAS := report,bench,clients,asgi,test,dev
+EXTRAS := report,bench,clients,asgi,control,test,dev
 PROVE_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
@@ -78,7 +78,7 @@ system: ## install the system packages that tests use (root with apt-get only); 
 	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
 	        nginx:nginx-light haproxy:haproxy sslh-select:sslh redis-server:redis-server postgres:postgresql \
 	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn slapd:slapd ldapwhoami:ldap-utils \
-	        rdesktop:rdesktop Xvfb:xvfb; do \
+	        rdesktop:rdesktop Xvfb:xvfb systemd-analyze:systemd; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \
 	done; \

@@ -1,10 +1,12 @@
 """The compiled half of fourtuple, as `fourtuple.engine` sees it. Use that module; this one decides nothing."""
 
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
 from os import PathLike
-from typing import NotRequired, TypeAlias, TypedDict, final
+from typing import Literal, NotRequired, TypeAlias, TypedDict, final
 
 from fourtuple.engine import BrokerConfig, CarrierSettings, EchoConfig, LoadConfig
+from fourtuple.launcher.spawn import Birth
 from fourtuple.services import Seen
 
 __all__ = [
@@ -18,12 +20,13 @@ __all__ = [
     "reasons",
     "refusals",
     "sniff",
+    "spawn",
     "uring_abilities",
 ]
 
-_ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None]
-_RouteRow: TypeAlias = tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None]
-_OutcomeRow: TypeAlias = tuple[str, str | None, tuple[str, str, int | None, int | None, int | None] | None]
+_ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None, str | None]
+_RouteRow: TypeAlias = tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None, str | None]
+_OutcomeRow: TypeAlias = tuple[str, str | None, tuple[str, str, int | None, int | None, int | None, str | None] | None]
 
 class _Sizes(TypedDict):
     services: int
@@ -71,6 +74,58 @@ class _Snapshot(TypedDict):
     carrier: _CarrierNumbers
     errors: list[str]
 
+class _Wake(TypedDict):
+    service: str
+    start: str
+    target: str
+    name: str
+    protocol: str
+    delivery: str
+    peer: tuple[IPv4Address | IPv6Address, int] | None
+
+class _Usage(TypedDict):
+    ticket: int
+    rows: list[tuple[str, int, int, float | None]]
+
+class _Held(TypedDict):
+    service: str
+    live: int
+
+class _SeenConnection(TypedDict):
+    id: int
+    peer: tuple[IPv4Address | IPv6Address, int] | None
+    service: str
+    state: str
+    age_s: float
+    bytes_up: int
+    bytes_down: int
+    listener: int
+
+class _Surveyed(TypedDict):
+    ticket: int
+    rows: list[_SeenConnection]
+    next: int | None
+
+class _Busiest(TypedDict):
+    ticket: int
+    rows: list[tuple[str, int, int]]
+    next: int | None
+    least: int
+
+class _Closed(TypedDict):
+    ticket: int
+    found: bool
+    next: int | None
+
+_Question: TypeAlias = (
+    tuple[Literal["wake"], int, _Wake]
+    | tuple[Literal["usage"], int, _Usage]
+    | tuple[Literal["held"], int, _Held]
+    | tuple[Literal["surveyed"], int, _Surveyed]
+    | tuple[Literal["busiest"], int, _Busiest]
+    | tuple[Literal["closed"], int, _Closed]
+)
+
 class _Seen(TypedDict):
     verdict: str
     protocol: str | None
@@ -110,6 +165,46 @@ class Workers:
     def order(self, kind: str, value: int = 0) -> None:
         """Ask every running worker for something; `value` is the whole engine's and is shared out."""
 
+    def give(self, kind: str, fds: Sequence[int]) -> None:
+        """Give copies of sockets to running workers, dealt out from the first on: "ferry" moves their connections to whoever
+        is at the other end, "land" takes what comes."""
+
+    @property
+    def questions_fd(self) -> int:
+        """Readable while there are questions; it is closed with this object."""
+
+    def questions(self, most: int) -> list[_Question]:
+        """The oldest questions, at most so many: kind, number of the worker, fields."""
+
+    def answer(self, kind: str, service: str, peer: IPv4Address | IPv6Address | None = None) -> None:
+        """Tell every running worker what became of a service."""
+
+    def ask_survey(
+        self,
+        worker: int,
+        ticket: int,
+        start: int,
+        most: int,
+        service: str | None = None,
+        source: tuple[IPv4Address | IPv6Address, int] | None = None,
+    ) -> bool:
+        """Ask one worker for connections, those from place `start` on; false if it works no more."""
+
+    def ask_busiest(self, worker: int, ticket: int, by: str, start: int, most: int) -> bool:
+        """Ask one worker for its busiest services, those from place `start` on; false if it works no more."""
+
+    def ask_close(self, worker: int, ticket: int, id: int, start: int) -> bool:
+        """Have one worker close a connection, looking for it from place `start` on; false if it works no more."""
+
+    def set_limits(self, connections: int, per_source: int, per_service: int) -> None:
+        """Bounds from now on; each is the whole engine's and is shared out, and 0 is no bound."""
+
+    def hold(self, service: str) -> None:
+        """Have new connections of the service wait, in every running worker."""
+
+    def ask_usage(self, ticket: int, services: Sequence[str]) -> None:
+        """Ask every running worker how much these services are used."""
+
     @property
     def running(self) -> bool:
         """Whether any worker still works."""
@@ -141,6 +236,9 @@ def refusals() -> list[tuple[str, str]]:
 
 def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
     """What these probes see in `bytes`."""
+
+def spawn(birth: Birth) -> tuple[int, int]:
+    """Start a process; gives its id and a pidfd. OSError says what could not be done."""
 
 @final
 class Registry:

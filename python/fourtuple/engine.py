@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,19 @@ from fourtuple import _core
 from fourtuple.dialogue import Dialogue
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.metrics import COUNTERS
+from fourtuple.questions import (
+    Answer,
+    Busiest,
+    Closed,
+    Held,
+    Question,
+    Refused,
+    SeenConnection,
+    ServiceUsage,
+    Surveyed,
+    Usage,
+    Wake,
+)
 from fourtuple.tuples import Endpoint, Protocol, TupleSpace
 
 HIGHEST_COUNT = 2**32 - 1
@@ -214,6 +228,7 @@ class PostgresTls(Enum):
     """The service answers; only the protocol is known."""
 
 
+MOTD_BYTES = 256
 PATTERN_BYTES = 64
 PATTERN_ENDS = 4_096
 
@@ -232,6 +247,27 @@ class BytePattern:
         if not 1 <= len(self.bytes) <= PATTERN_BYTES:
             raise BadConfig("bytes", f"are {len(self.bytes)}; 1 to {PATTERN_BYTES} are needed")
         _whole("offset", self.offset, 0, PATTERN_ENDS - len(self.bytes))
+
+
+DOORS = ("smtp", "imap", "pop3", "mysql", "ldap")
+"""What a door may speak, in the words of a route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Who stands at a listener whose clients wait to be spoken to, or ask for TLS before they say whom they mean."""
+
+    protocol: str
+    host: str = "localhost"
+    """Whom it says it is; for MySQL the version of the server."""
+    requires_tls: bool = False
+    """Who goes on without TLS is told that it has to come first."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in DOORS:
+            raise BadConfig("door", f"{self.protocol!r} is not one of {', '.join(DOORS)}")
+        if not (self.host.isascii() and self.host.isprintable() and 1 <= len(self.host) <= 255):
+            raise BadConfig("door", "a host of 1 to 255 visible ASCII characters is needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,12 +291,50 @@ class BrokerListener:
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
     """Asked after all probes, in their order."""
+    door: Door | None = None
+    """With one, neither probes nor patterns are asked."""
+    fds: tuple[int, ...] = ()
+    """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
+
+    The engine copies them: they may be closed once it has started. What waits in their queues outlives it as long as
+    somebody else holds them, and several processes may accept from one. They become non-blocking for all of these. Who
+    binds them need not call listen(): what the engine sets before it makes room for long hellos.
+    """
 
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
         _instance("postgres_tls", self.postgres_tls, PostgresTls)
+        if self.door is not None:
+            _instance("door", self.door, Door)
+            if self.proxy_optional:
+                raise BadConfig("door", "greets first, and so cannot wait for a PROXY header that may not come")
+        _instance("fds", self.fds, tuple)
+        for place, descriptor in enumerate(self.fds):
+            _whole(f"fds[{place}]", descriptor, 0, 2**31 - 1)
         _instance("answers_socks", self.answers_socks, bool)
         _seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """What clients of services that sleep are told, each in its protocol."""
+
+    motd: str = "This service is asleep; it wakes when it is used."
+    """What a probe gets to read: the text of an HTTP answer, a line in Minecraft's list of servers."""
+    retry_after_s: int = 5
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = ("/healthz", "/livez", "/readyz")
+    """Paths of HTTP that are asked for to see whether a service is well: no reason to wake it."""
+
+    def __post_init__(self) -> None:
+        _instance("motd", self.motd, str)
+        if len(self.motd.encode()) > MOTD_BYTES or not self.motd.isprintable():
+            raise BadConfig("motd", f"is {self.motd[:60]!r}; a line of at most {MOTD_BYTES} bytes is needed")
+        _whole("retry_after_s", self.retry_after_s, 0, HIGHEST_COUNT)
+        _instance("health_paths", self.health_paths, tuple)
+        for path in self.health_paths:
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,10 +356,24 @@ class BrokerConfig:
     """At once from one IPv4 address or IPv6 /64; 0 is no bound."""
     most_per_service: int = 0
     """At once to one service, unless the service says it; 0 is no bound."""
+    most_parked: int = 0
+    """At once waiting for services that sleep; 0 is no bound."""
+    most_parked_per_service: int = 0
+    """The same, for one service."""
+    parked_bytes: int = 0
+    """What all who wait may have the kernel hold: what they have sent, and a window of 64 kB each; 0 is no bound."""
+    settle_s: float = 0.0
+    """A client has to wait so long before its service is woken: who leaves at once wakes nothing."""
+    inetd_path: Path | None = None
+    """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
+    handoff."""
+    manners: Manners = Manners()
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
     """One line for so many."""
+    ledger_steps: bool = False
+    """A line also when a connection is accepted, has found its service, and is delivered."""
 
     def __post_init__(self) -> None:
         _instance("listeners", self.listeners, tuple)
@@ -299,7 +387,16 @@ class BrokerConfig:
         _whole("most_connections", self.most_connections, 0, HIGHEST_COUNT // 4)
         _whole("most_per_source", self.most_per_source, 0, HIGHEST_COUNT)
         _whole("most_per_service", self.most_per_service, 0, HIGHEST_COUNT)
+        _whole("most_parked", self.most_parked, 0, HIGHEST_COUNT)
+        _whole("most_parked_per_service", self.most_parked_per_service, 0, HIGHEST_COUNT)
+        _whole("parked_bytes", self.parked_bytes, 0, 2**63)
+        _seconds("settle_s", self.settle_s, 0)
+        _instance("manners", self.manners, Manners)
+        _instance("inetd_path", self.inetd_path, (Path, type(None)))
         _whole("ledger_every", self.ledger_every, 1, HIGHEST_COUNT)
+        _instance("ledger_steps", self.ledger_steps, bool)
+        if self.ledger_steps and self.ledger_every != 1:
+            raise BadConfig("ledger_steps", "is for every connection, and ledger_every leaves some out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,6 +501,12 @@ class Snapshot:
     sniffing_now: int
     delivering_now: int
     relaying_now: int
+    moving_now: int
+    landed: int
+    landings_refused: int
+    moves_returned: int
+    ferries_now: int
+    ferries_lost: int
     delivery_retries: int
     handoffs_relayed: int
     ended_handed_off: int
@@ -423,7 +526,15 @@ class Snapshot:
     ended_over_total: int
     ended_over_source: int
     ended_over_service: int
+    ended_moved: int
     ended_stopped: int
+    ended_start_failed: int
+    ended_wake_refused: int
+    ended_over_parked: int
+    ended_answered_asleep: int
+    parked_now: int
+    wakes_asked: int
+    question_waits: int
     taken_s: float
     """Seconds since the engine started."""
     phase: Phase
@@ -477,6 +588,7 @@ class Engine:
         _instance("carrier", carrier, CarrierName)
         _whole_or_none("workers", workers, 1, 1_024)
         count = workers or _worth_while(config)
+        _require_a_listener_each(config, count)
         chosen = settings or CarrierSettings()
         _require_room_to_say(config, chosen)
         if carrier is not CarrierName.AUTO:
@@ -547,6 +659,79 @@ class Engine:
     def drain(self) -> None:
         """Accept no more; the engine ends when the connections that there are have ended by themselves."""
         self._workers.order("drain")
+
+    def ferry(self, fds: Sequence[int]) -> None:
+        """As `drain`, and move the connections that there are to another process, which takes them with `land`.
+
+        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is seen.
+        A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for its
+        service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine ends
+        when it has nothing more, or accepts again after `resume`.
+        """
+        if len(fds) != self.workers:
+            raise BadConfig("fds", f"are {len(fds)}, and there are {self.workers} workers")
+        self._workers.give("ferry", list(fds))
+
+    def land(self, fds: Sequence[int]) -> None:
+        """Take over the connections that come through these sockets, dealt out to the workers; copied as by `ferry`.
+
+        `Snapshot.ferries_now` is 0 when all have said that nothing more comes, or are lost.
+        """
+        self._workers.give("land", list(fds))
+
+    def resume(self) -> None:
+        """Accept again after `drain` or `ferry`, unless the engine has ended by then, and move nothing more."""
+        self._workers.order("resume")
+
+    @property
+    def questions_fd(self) -> int:
+        """A descriptor that is readable while there are questions, for a poll or an event loop; not to be read."""
+        return self._workers.questions_fd
+
+    def questions(self, most: int = 1_024) -> list[Question]:
+        """What its workers have asked and nobody has taken, the oldest first; never waits."""
+        return [_question(row) for row in self._workers.questions(most)]
+
+    def answer(self, answer: Answer) -> None:
+        """Tell all workers what became of a service."""
+        peer = answer.peer if isinstance(answer, Refused) else None
+        self._workers.answer(type(answer).__name__.lower(), answer.service, peer)
+
+    def hold(self, service: str) -> None:
+        """New connections of the service wait, until `Up` or `Slept` is answered; each worker says `Held`."""
+        self._workers.hold(service)
+
+    def ask_usage(self, ticket: int, services: Sequence[str]) -> None:
+        """How much are these used? Each worker says `Usage` with this ticket."""
+        self._workers.ask_usage(ticket, services)
+
+    def ask_survey(
+        self,
+        worker: int,
+        ticket: int,
+        start: int,
+        most: int,
+        service: str | None = None,
+        source: tuple[IPv4Address | IPv6Address, int] | None = None,
+    ) -> bool:
+        """Which connections are there, of one service, from one prefix (address and bits), or at all? The worker says
+        `Surveyed`, having looked at some thousand places from `start` on. False if it works no more."""
+        return self._workers.ask_survey(worker, ticket, start, most, service, source)
+
+    def ask_busiest(self, worker: int, ticket: int, by: str, start: int, most: int) -> bool:
+        """Which services are the busiest, by `live`, `total` or `bytes`? The worker says `Busiest`."""
+        return self._workers.ask_busiest(worker, ticket, by, start, most)
+
+    def ask_close(self, worker: int, ticket: int, connection: int, start: int) -> bool:
+        """Close a connection, by its id. The worker says `Closed`, as of `ask_survey`."""
+        return self._workers.ask_close(worker, ticket, connection, start)
+
+    def set_limits(self, most_connections: int, most_per_source: int, most_per_service: int) -> None:
+        """Bounds of a broker from now on, as in `BrokerConfig`; what there is may stay."""
+        _whole("most_connections", most_connections, 0, HIGHEST_COUNT // 4)
+        _whole("most_per_source", most_per_source, 0, HIGHEST_COUNT)
+        _whole("most_per_service", most_per_service, 0, HIGHEST_COUNT)
+        self._workers.set_limits(most_connections, most_per_source, most_per_service)
 
     def stop(self) -> None:
         """End now, whatever is open."""
@@ -664,11 +849,66 @@ def sniff(
     return Sniffed(**_core.sniff(opening, list(probes), prelude.value, postgres_tls))
 
 
+def _question(row: _core._Question) -> Question:
+    match row:
+        case ("wake", worker, wake):
+            peer = wake["peer"]
+            return Wake(
+                worker=worker,
+                service=wake["service"],
+                start=wake["start"],
+                target=wake["target"],
+                name=wake["name"],
+                protocol=wake["protocol"],
+                delivery=wake["delivery"],
+                peer=None if peer is None else Endpoint(*peer),
+            )
+        case ("usage", worker, usage):
+            rows = (
+                ServiceUsage(service=service, live=live, parked=parked, unused_s=unused_s)
+                for service, live, parked, unused_s in usage["rows"]
+            )
+            return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
+        case ("surveyed", worker, surveyed):
+            found = tuple(
+                SeenConnection(
+                    id=seen["id"],
+                    peer=None if seen["peer"] is None else Endpoint(*seen["peer"]),
+                    service=seen["service"],
+                    state=seen["state"],
+                    age_s=seen["age_s"],
+                    bytes_up=seen["bytes_up"],
+                    bytes_down=seen["bytes_down"],
+                    listener=seen["listener"],
+                )
+                for seen in surveyed["rows"]
+            )
+            return Surveyed(worker=worker, ticket=surveyed["ticket"], connections=found, next=surveyed["next"])
+        case ("busiest", worker, busiest):
+            return Busiest(
+                worker=worker,
+                ticket=busiest["ticket"],
+                services=tuple(busiest["rows"]),
+                next=busiest["next"],
+                least=busiest["least"],
+            )
+        case ("closed", worker, closed):
+            return Closed(worker=worker, **closed)
+        case (_, worker, held):
+            return Held(worker=worker, service=held["service"], live=held["live"])
+
+
 def _require_room_to_say(config: LoadConfig | EchoConfig | BrokerConfig, settings: CarrierSettings) -> None:
     if isinstance(config, LoadConfig) and config.dialogue is not None and settings.buffer_bytes is not None:
         longest = config.dialogue.longest_say_bytes
         if longest > settings.buffer_bytes:
             raise BadConfig("settings.buffer_bytes", f"is {settings.buffer_bytes}; the dialogue says {longest} at once")
+
+
+def _require_a_listener_each(config: LoadConfig | EchoConfig | BrokerConfig, workers: int) -> None:
+    for place, listener in enumerate(config.listeners if isinstance(config, BrokerConfig) else ()):
+        if listener.fds and len(listener.fds) != workers:
+            raise BadConfig(f"listeners[{place}].fds", f"are {len(listener.fds)}, and there are {workers} workers")
 
 
 def _worth_while(config: LoadConfig | EchoConfig | BrokerConfig) -> int:
@@ -679,6 +919,8 @@ def _worth_while(config: LoadConfig | EchoConfig | BrokerConfig) -> int:
             return max(1, min(cpus, connections // enough, rate_per_s or cpus))
         case EchoConfig(most_connections=most) if most:
             return max(1, min(cpus, most // CONNECTIONS_PER_WORKER))
+        case BrokerConfig(listeners=listeners) if any(listener.fds for listener in listeners):
+            return max(len(listener.fds) for listener in listeners)
         case _:
             return cpus
 

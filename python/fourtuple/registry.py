@@ -31,7 +31,7 @@ _PAGE_ROWS = 5_000
 _MOST_LINE_BYTES = 1 << 16
 """More than Rust takes, so that it is Rust that says so."""
 FORMATS = ("csv", "jsonl")
-COLUMNS = ("name", "target", "delivery", "wide_port", "patience_ms", "connections", "proxy")
+COLUMNS = ("name", "target", "delivery", "wide_port", "patience_ms", "connections", "proxy", "start")
 
 
 def usual_path() -> Path:
@@ -141,7 +141,7 @@ class Registry:
         kind, name, to = self._core.resolve(seen)
         if to is None:
             return Outcome(kind=kind, why=name) if kind == "refused" else Outcome(kind=kind, service=name)
-        target, delivery, patience_ms, connections, proxy = to
+        target, delivery, patience_ms, connections, proxy, start = to
         return Outcome(
             kind=kind,
             service=name,
@@ -150,6 +150,7 @@ class Registry:
             patience_ms=patience_ms,
             connections=connections,
             proxy=proxy,
+            start=start,
         )
 
     def import_text(
@@ -247,15 +248,28 @@ def sealed(services: Iterable[Service], routes: Iterable[Route]) -> Sealed:
         os.close(memory)
 
 
+def service_in(store: Registry | Sealed, name: str) -> Service | None:
+    """The service of that name, in either kind of registry; BadConfig if it is no name."""
+    if isinstance(store, Registry):
+        return store.service(name)
+    row = store.service(canonical_name(name))
+    return None if row is None else Service.from_row(row)
+
+
+def services_in(store: Registry | Sealed) -> int:
+    """How many services there are, in either kind of registry."""
+    return store.sizes().services if isinstance(store, Registry) else store.sizes()["services"]
+
+
 def check(services: Iterable[Service], routes: Iterable[Route]) -> None:
     """Raise for the first service or route that no registry would take."""
     _core.check_rows([one.row for one in services], [one.row for one in routes])
 
 
 def _route(
-    row: tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None],
+    row: tuple[Sequence[tuple[str, str]], str, str, int | None, int | None, int | None, str | None],
 ) -> Route:
-    conditions, to, delivery, patience_ms, connections, proxy = row
+    conditions, to, delivery, patience_ms, connections, proxy, start = row
     given: dict[str, Any] = {name: int(text) if name.endswith("_port") else text for name, text in conditions}
     return Route(
         match=Match(**given),
@@ -264,6 +278,7 @@ def _route(
         patience_ms=patience_ms,
         connections=connections,
         proxy=proxy,
+        start=start,
     )
 
 

@@ -21,6 +21,7 @@ MOST_NAME_BYTES = 253
 """Without the dot at its end (RFC 1035 2.3.4)."""
 HIGHEST = 2**32 - 1
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_TEMPLATE = re.compile(r"[a-z0-9_-]{1,32}")
 _STARS = re.compile(r"(\*{1,2})(?:\.(.*))?", re.DOTALL)
 
 
@@ -31,6 +32,8 @@ class Delivery(Enum):
     """Bytes are carried between client and service."""
     HANDOFF = "handoff"
     """The accepted socket itself is passed to the service, over its unix socket."""
+    INETD = "inetd"
+    """A process is started for each connection, with the accepted socket as its standard input and output."""
 
 
 def canonical_name(text: object, path: str = "name") -> str:
@@ -85,6 +88,8 @@ class Service:
     """Most at once."""
     proxy: int | None = None
     """Version of the PROXY header that a relayed connection begins with."""
+    start: str | None = None
+    """The template (`[[template]]` in broker.toml) by which it is started when it is called; None is never."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", canonical_name(self.name))
@@ -92,15 +97,15 @@ class Service:
         whole_or_none("wide_port", self.wide_port, 1, HIGHEST)
 
     @property
-    def row(self) -> tuple[str, str, str, int | None, int | None, int | None, int | None]:
+    def row(self) -> tuple[str, str, str, int | None, int | None, int | None, int | None, str | None]:
         """As the registry takes it."""
         numbers = (self.wide_port, self.patience_ms, self.connections, self.proxy)
-        return (self.name, self.target, self.delivery.value, *numbers)
+        return (self.name, self.target, self.delivery.value, *numbers, self.start)
 
     @classmethod
-    def from_row(cls, row: tuple[str, str, str, int | None, int | None, int | None, int | None]) -> Service:
+    def from_row(cls, row: tuple[str, str, str, int | None, int | None, int | None, int | None, str | None]) -> Service:
         """As the registry gives it."""
-        name, target, delivery, wide_port, patience_ms, connections, proxy = row
+        name, target, delivery, wide_port, patience_ms, connections, proxy, start = row
         return cls(
             name=name,
             target=target,
@@ -109,6 +114,7 @@ class Service:
             patience_ms=patience_ms,
             connections=connections,
             proxy=proxy,
+            start=start,
         )
 
 
@@ -172,6 +178,8 @@ class Route:
     patience_ms: int | None = None
     connections: int | None = None
     proxy: int | None = None
+    start: str | None = None
+    """The template by which what listens at the target is started."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.to, str):
@@ -179,9 +187,10 @@ class Route:
         _check_options(self)
 
     @property
-    def row(self) -> tuple[list[tuple[str, str]], str, str, int | None, int | None, int | None]:
+    def row(self) -> tuple[list[tuple[str, str]], str, str, int | None, int | None, int | None, str | None]:
         """As the registry takes it."""
-        return (self.match.row, self.to, self.delivery.value, self.patience_ms, self.connections, self.proxy)
+        options = (self.patience_ms, self.connections, self.proxy, self.start)
+        return (self.match.row, self.to, self.delivery.value, *options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +232,7 @@ class Outcome:
     patience_ms: int | None = None
     connections: int | None = None
     proxy: int | None = None
+    start: str | None = None
     why: str | None = None
     """Of a refusal: what the client sent cannot stand in the route's template."""
 
@@ -242,10 +252,12 @@ def _check_options(one: Service | Route) -> None:
     if isinstance(one, Service) and not isinstance(one.target, str):
         raise BadConfig("target", f"is {one.target!r}; such as unix:/run/app.sock or tcp:127.0.0.1:8080")
     if not isinstance(one.delivery, Delivery):
-        raise BadConfig("delivery", f"is {one.delivery!r}; Delivery.RELAY or Delivery.HANDOFF is needed")
+        raise BadConfig("delivery", f"is {one.delivery!r}; Delivery.RELAY, .HANDOFF or .INETD is needed")
     whole_or_none("patience_ms", one.patience_ms, 0, HIGHEST)
     whole_or_none("connections", one.connections, 1, HIGHEST)
     whole_or_none("proxy", one.proxy, 1, 2)
+    if one.start is not None and (not isinstance(one.start, str) or _TEMPLATE.fullmatch(one.start) is None):
+        raise BadConfig("start", f"is {one.start!r}; the name of a template is needed: 1 to 32 of a-z, 0-9, _ and -")
 
 
 def _shown(text: str) -> str:

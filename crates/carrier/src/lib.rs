@@ -10,11 +10,16 @@
 
 mod datagram;
 pub mod epoll;
+mod ferries;
+mod letterbox;
 mod messenger;
+mod shelf;
 pub mod sim;
 mod sys;
 pub mod uring;
 pub mod worker;
 
+pub use letterbox::Letterbox;
+pub use shelf::Shelf;
 pub use uring::{UringAbilities, probe_uring};
-pub use worker::{CarrierKind, CarrierReport, CarrierSettings, Published, Worker, WorkerError};
+pub use worker::{CarrierKind, CarrierReport, CarrierSettings, Doors, Published, Worker, WorkerError};

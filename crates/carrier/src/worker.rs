@@ -13,6 +13,8 @@ use fourtuple_engine::report::{Phase, Report};
 use fourtuple_engine::{Carrier, CarrierError, Core, Errno, Event, Instant, Order, Outbox, Until};
 
 use crate::epoll::Epoll;
+use crate::letterbox::Letterbox;
+use crate::shelf::Shelf;
 use crate::sys::Wake;
 use crate::uring::Uring;
 
@@ -97,6 +99,15 @@ pub enum WorkerError {
     Panicked(String),
 }
 
+/// What a worker shares with the outside, besides orders and numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Doors {
+    /// Descriptors laid ready for it.
+    pub shelf: Shelf,
+    /// Where what its core asks is put, and as whose; without one, nobody hears it.
+    pub letterbox: Option<(u32, Arc<Letterbox>)>,
+}
+
 /// A running worker. Dropped without `join` it is told to stop and left to end by itself.
 #[derive(Debug)]
 pub struct Worker {
@@ -105,8 +116,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Start a thread, make the carrier in it, run `core` on it. An error of making the carrier comes back here.
+    /// Start a thread, make the carrier in it, run `core` on it. An error of making the carrier comes back here. Nobody
+    /// hears what the core asks.
     pub fn start(kind: CarrierKind, settings: CarrierSettings, core: Box<dyn Core>) -> Result<Worker, CarrierError> {
+        Worker::start_with(kind, settings, core, Doors::default())
+    }
+
+    /// As `start`, with what it shares with the outside.
+    pub fn start_with(
+        kind: CarrierKind,
+        settings: CarrierSettings,
+        core: Box<dyn Core>,
+        doors: Doors,
+    ) -> Result<Worker, CarrierError> {
         let wake = Wake::new()?;
         let shared = Arc::new(Shared {
             orders: Mutex::default(),
@@ -114,6 +136,7 @@ impl Worker {
             stop: AtomicBool::new(false),
             published: Mutex::default(),
             wake,
+            doors,
         });
         let (made, answer) = mpsc::channel();
         let inside = Arc::clone(&shared);
@@ -134,6 +157,11 @@ impl Worker {
         lock(&self.shared.orders).push(order);
         self.shared.has_orders.store(true, Ordering::Release);
         self.shared.wake.ring();
+    }
+
+    /// Where descriptors are laid that an order names.
+    pub fn shelf(&self) -> &Shelf {
+        &self.shared.doors.shelf
     }
 
     /// The newest numbers: at most 50 ms old while it runs, new at each change of phase, final once it has ended.
@@ -170,6 +198,7 @@ struct Shared {
     stop: AtomicBool,
     published: Mutex<Published>,
     wake: Wake,
+    doors: Doors,
 }
 
 fn run(
@@ -181,12 +210,10 @@ fn run(
 ) -> Result<(), WorkerError> {
     let carrier_report = Rc::new(Cell::new(CarrierReport::default()));
     let carrier: Result<Box<dyn Carrier>, CarrierError> = match kind {
-        CarrierKind::Uring => {
-            Uring::new(settings, &shared.wake, &carrier_report).map(|it| Box::new(it) as Box<dyn Carrier>)
-        }
-        CarrierKind::Epoll => {
-            Epoll::new(settings, &shared.wake, &carrier_report).map(|it| Box::new(it) as Box<dyn Carrier>)
-        }
+        CarrierKind::Uring => Uring::new(settings, &shared.wake, &shared.doors.shelf, &carrier_report)
+            .map(|it| Box::new(it) as Box<dyn Carrier>),
+        CarrierKind::Epoll => Epoll::new(settings, &shared.wake, &shared.doors.shelf, &carrier_report)
+            .map(|it| Box::new(it) as Box<dyn Carrier>),
     };
     let answer = carrier.as_ref().map(|_| ()).map_err(Clone::clone);
     // The starter waits for this answer; were it gone, nobody would hold the worker and `stop` could not come either.
@@ -197,6 +224,7 @@ fn run(
     let mut outside = Outside { shared, carrier_report, next_publish: Instant(0), phase: core.report().phase };
     let ended = catch_unwind(AssertUnwindSafe(|| carrier.run(core.as_mut(), &mut outside)));
     outside.publish(core.as_ref());
+    shared.doors.shelf.clear();
     match ended {
         Ok(result) => result.map_err(WorkerError::Carrier),
         Err(payload) => Err(WorkerError::Panicked(panic_text(payload.as_ref()))),
@@ -228,9 +256,16 @@ impl Until for Outside<'_> {
                 core.handle(Event::Ordered(order), now, outbox);
             }
         }
+        let publishes = now >= self.next_publish;
+        if outbox.questions.is_fresh() || publishes && outbox.questions.is_waiting() {
+            match &self.shared.doors.letterbox {
+                Some((worker, letterbox)) => letterbox.put(*worker, &mut outbox.questions),
+                None => outbox.questions.drain(Err),
+            }
+        }
         // A change of phase is what others wait for, and rare.
         let phase = core.report().phase;
-        if now >= self.next_publish || phase != self.phase {
+        if publishes || phase != self.phase {
             self.publish(core);
             self.phase = phase;
             self.next_publish = now.after(PUBLISH_EVERY);

@@ -157,8 +157,8 @@ impl World {
     /// What must be true of the reports in the end, whatever happened.
     fn judge(&self, reports: &[Report]) -> Result<(), String> {
         for (client, (config, report)) in self.clients.iter().zip(reports).enumerate() {
-            let targets = self.script.orders.iter().filter_map(|&(_, core, order)| match order {
-                Order::Target(connections) if core == client => Some(connections),
+            let targets = self.script.orders.iter().filter_map(|(_, core, order)| match *order {
+                Order::Target(connections) if *core == client => Some(connections),
                 _ => None,
             });
             let asked = targets.chain([config.connections]).max().unwrap_or(0);

@@ -346,10 +346,16 @@ impl Core for EchoCore {
             // An echo core connects to nobody and accepts streams only; the other orders are not for it.
             Event::Ordered(_) | Event::Connected { .. } | Event::ConnectFailed { .. } | Event::Disturbed { .. } => {}
             // Answers to what an echo core does not ask.
-            Event::Named { .. }
+            Event::Unlistened { .. }
+            | Event::Halted { .. }
+            | Event::Shipped { .. }
+            | Event::Landed { .. }
+            | Event::FerryLost { .. }
+            | Event::Named { .. }
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
             | Event::Roomy { .. }
+            | Event::HungUp { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.settle();

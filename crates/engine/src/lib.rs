@@ -13,6 +13,7 @@ pub mod echo;
 pub mod histogram;
 pub mod load;
 mod pages;
+pub mod questions;
 pub mod report;
 pub mod script;
 pub mod space;
@@ -23,6 +24,7 @@ mod window;
 
 pub use buffers::{Buf, Buffers};
 pub use contract::{
-    Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Step,
-    Target, Transport, Until,
+    Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Given, Instant, ListenerId, Order, Outbox,
+    SourceChoice, Step, Target, Transport, Until,
 };
+pub use questions::{Answer, Busy, By, Filter, Question, Questions, Seen, Usage};

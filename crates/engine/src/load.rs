@@ -337,7 +337,8 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close | Order::Drain => {}
+            // A broker's, or already under way.
+            _ => {}
         }
     }
 
@@ -399,12 +400,18 @@ impl<S: Speech> Core for LoadCore<S> {
             // A load core listens nowhere, and does not ask for the rest.
             Event::Listening { .. }
             | Event::ListenFailed { .. }
+            | Event::Unlistened { .. }
+            | Event::Halted { .. }
+            | Event::Shipped { .. }
+            | Event::Landed { .. }
+            | Event::FerryLost { .. }
             | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::Named { .. }
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
             | Event::Roomy { .. }
+            | Event::HungUp { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.go_on(now, outbox);

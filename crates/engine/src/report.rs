@@ -79,6 +79,18 @@ counters! {
     Delivering = "delivering_now", "connections";
     /// connections between whose two ends a broker carries bytes
     Relaying = "relaying_now", "connections";
+    /// connections on their way to another process
+    Moving = "moving_now", "connections";
+    /// connections taken over from another process
+    Landed = "landed", "connections";
+    /// messages of another process that were not understood or could not be followed; what came with them stays there
+    LandingsRefused = "landings_refused", "messages";
+    /// moves that the other process refused or did not live to take; the connections live on here
+    MovesReturned = "moves_returned", "connections";
+    /// sockets to other processes over which connections move
+    Ferries = "ferries_now", "ferries";
+    /// ferries that ended before either side had said that it was done
+    FerriesLost = "ferries_lost", "ferries";
     /// deliveries tried again because the service was absent or its queue full
     DeliveryRetries = "delivery_retries", "deliveries";
     /// handoffs that became relays, since the service takes connections
@@ -117,8 +129,24 @@ counters! {
     OverSource = "ended_over_source", "connections";
     /// ended: more connections than the service may have
     OverService = "ended_over_service", "connections";
+    /// ended: another process has taken it over
+    Moved = "ended_moved", "connections";
     /// ended: the broker was told to close
     Stopped = "ended_stopped", "connections";
+    /// ended: the service slept and could not be started
+    StartFailed = "ended_start_failed", "connections";
+    /// ended: the service slept, and is not started for this client
+    WakeRefused = "ended_wake_refused", "connections";
+    /// ended: the service slept, and more connections waited, or more of their bytes, than may
+    OverParked = "ended_over_parked", "connections";
+    /// ended: the service slept, and the client was answered without it
+    AnsweredAsleep = "ended_answered_asleep", "connections";
+    /// connections that wait until their service has been started
+    Parked = "parked_now", "connections";
+    /// times that a broker asked for a service to be started
+    WakesAsked = "wakes_asked", "questions";
+    /// times that a question had no room and was asked later
+    QuestionWaits = "question_waits", "questions";
 }
 
 /// Where a core stands.
@@ -207,6 +235,11 @@ impl Report {
     /// Add to a counter.
     pub fn add(&mut self, counter: Counter, by: u64) {
         self.counters[counter as usize] += by;
+    }
+
+    /// Take back what was counted too early.
+    pub fn take_back(&mut self, counter: Counter, by: u64) {
+        self.counters[counter as usize] -= by;
     }
 
     /// A connection more is open.

@@ -3,12 +3,16 @@
 //! Decides how one engine's work is shared out to its workers. Values were checked in Python; here only their types are.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
-use fourtuple_carrier::{CarrierKind, CarrierSettings};
+use fourtuple_broker::cancel::Cancels;
+use fourtuple_broker::door::{DIALECTS, Door};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, Manners, PostgresTls, Rules};
+use fourtuple_carrier::{CarrierKind, CarrierSettings, Shelf};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
 use fourtuple_engine::echo::{EchoConfig, EchoCore};
@@ -111,8 +115,24 @@ pub(crate) struct BrokerRequest {
     most_connections: u64,
     most_per_source: u32,
     most_per_service: u32,
+    most_parked: u32,
+    most_parked_per_service: u32,
+    parked_bytes: u64,
+    #[pyo3(from_py_with = seconds)]
+    settle_s: Duration,
+    inetd_path: Option<PathBuf>,
+    manners: MannersRequest,
     ledger: Option<PathBuf>,
     ledger_every: u32,
+    ledger_steps: bool,
+}
+
+/// `fourtuple.engine.Manners`.
+#[derive(FromPyObject)]
+struct MannersRequest {
+    motd: String,
+    retry_after_s: u32,
+    health_paths: Vec<String>,
 }
 
 /// A registry that is open, or the folder of one.
@@ -136,6 +156,16 @@ struct ListenerRequest {
     answers_socks: bool,
     protocols: Vec<String>,
     patterns: Vec<PatternRequest>,
+    door: Option<DoorRequest>,
+    fds: Vec<RawFd>,
+}
+
+/// `fourtuple.engine.Door`.
+#[derive(FromPyObject)]
+struct DoorRequest {
+    protocol: String,
+    host: String,
+    requires_tls: bool,
 }
 
 /// `fourtuple.engine.BytePattern`.
@@ -199,8 +229,9 @@ impl Request {
         u32::try_from(places).unwrap_or(u32::MAX)
     }
 
-    /// The cores of `workers` workers: their shares are disjoint, and together they are the whole.
-    pub(crate) fn cores(&self, workers: u32) -> PyResult<Vec<Box<dyn Core>>> {
+    /// The cores of `workers` workers, each with the descriptors that it is to find: their shares are disjoint, and together
+    /// they are the whole.
+    pub(crate) fn cores(&self, workers: u32) -> PyResult<Vec<(Box<dyn Core>, Shelf)>> {
         let client = match self {
             Request::Load(LoadRequest { tls: Some(tls), .. }) => Some(tls.client()?),
             _ => None,
@@ -209,10 +240,14 @@ impl Request {
             Request::Broker(broker) => broker.ledgers(workers)?.into_iter(),
             _ => Vec::new().into_iter(),
         };
+        let cancels = Arc::default();
         let core = |worker| match self {
-            Request::Load(load) => Ok(load.core(worker, workers, client.clone())),
-            Request::Echo(echo) => Ok(Box::new(EchoCore::new(echo.share(worker, workers))) as Box<dyn Core>),
-            Request::Broker(broker) => broker.core(worker, workers, ledgers.next()),
+            Request::Load(load) => Ok((load.core(worker, workers, client.clone()), Shelf::default())),
+            Request::Echo(echo) => {
+                let core: Box<dyn Core> = Box::new(EchoCore::new(echo.share(worker, workers)));
+                Ok((core, Shelf::default()))
+            }
+            Request::Broker(broker) => broker.core(worker, workers, ledgers.next(), &cancels),
         };
         (0..workers).map(core).collect()
     }
@@ -313,9 +348,19 @@ impl EchoRequest {
 }
 
 impl BrokerRequest {
-    fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<Box<dyn Core>> {
+    fn core(
+        &self,
+        worker: u32,
+        workers: u32,
+        ledger: Option<LedgerFile>,
+        cancels: &Arc<Cancels>,
+    ) -> PyResult<(Box<dyn Core>, Shelf)> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
-        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
+        let MannersRequest { motd, retry_after_s, health_paths } = &self.manners;
+        let manners = Manners { motd: motd.clone(), retry_after_s: *retry_after_s, health_paths: health_paths.clone() };
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?)
+            .sharing(cancels.clone())
+            .saying(manners);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
@@ -331,17 +376,31 @@ impl BrokerRequest {
             most_connections: share(self.most_connections),
             most_per_source: each(self.most_per_source),
             most_per_service: each(self.most_per_service),
+            most_parked: each(self.most_parked),
+            most_parked_per_service: each(self.most_parked_per_service),
+            parked_bytes: share(self.parked_bytes),
+            settle: self.settle_s,
+            worker,
+            inetd_path: self.inetd_path.as_ref().map_or_else(Vec::new, |path| path.as_os_str().as_bytes().to_vec()),
+            ..BrokerConfig::default()
         };
-        Ok(match ledger {
-            Some(ledger) => Box::new(BrokerCore::new(config, guide, ledger)),
-            None => Box::new(BrokerCore::new(config, guide, Unwritten)),
-        })
+        let shelf = Shelf::default();
+        let given = self.listeners.iter().map(|listener| {
+            let descriptor = listener.fds.get(worker as usize).map(|&fd| duplicate("listeners.fds", fd));
+            Ok(descriptor.transpose()?.map(|descriptor| shelf.put(descriptor)))
+        });
+        let given = given.collect::<PyResult<Vec<_>>>()?;
+        let core: Box<dyn Core> = match ledger {
+            Some(ledger) => Box::new(BrokerCore::new(config, guide, ledger).listening_with(given)),
+            None => Box::new(BrokerCore::new(config, guide, Unwritten).listening_with(given)),
+        };
+        Ok((core, shelf))
     }
 
     /// One for each worker, or none at all.
     fn ledgers(&self, workers: u32) -> PyResult<Vec<LedgerFile>> {
         let Some(path) = &self.ledger else { return Ok(Vec::new()) };
-        LedgerFile::append(path, self.ledger_every, workers as usize)
+        LedgerFile::append(path, self.ledger_every, self.ledger_steps, workers as usize)
             .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))
     }
 }
@@ -361,7 +420,11 @@ impl ListenerRequest {
         let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
         let patterns = self.patterns.iter().map(PatternRequest::pattern).collect::<PyResult<Vec<_>>>()?;
         let rules = self.rules().map_err(refused)?;
-        Ok(Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules))
+        let looking = Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules);
+        Ok(match &self.door {
+            Some(door) => looking.behind(door.door()?),
+            None => looking,
+        })
     }
 
     fn rules(&self) -> Result<Rules, fourtuple_registry::Error> {
@@ -377,6 +440,16 @@ impl ListenerRequest {
             Some(name) => Fallback::Service(Box::new(Name::checked("default", name)?)),
             None => Fallback::Target(Target::checked("default", text)?),
         }))
+    }
+}
+
+impl DoorRequest {
+    fn door(&self) -> PyResult<Door> {
+        let DoorRequest { protocol, host, requires_tls } = self;
+        let found = DIALECTS.iter().find(|row| row.0 == protocol).map(|row| row.1);
+        let names = DIALECTS.map(|row| row.0).join(", ");
+        let refused = || BadConfig::new_err(("door", format!("{protocol:?} is not one of {names}")));
+        Ok(Door { dialect: found.ok_or_else(refused)?, host: host.clone(), requires_tls: *requires_tls })
     }
 }
 
@@ -454,7 +527,22 @@ pub(crate) fn order(kind: &str, value: u64, worker: u32, workers: u32) -> PyResu
         "target" => Ok(Order::Target(part(value, worker, workers))),
         "close" => Ok(Order::Close),
         "drain" => Ok(Order::Drain),
-        _ => Err(BadConfig::new_err(("order", format!("{kind:?} is not one of ping, rate, target, close, drain")))),
+        "resume" => Ok(Order::Resume),
+        _ => {
+            let why = format!("{kind:?} is not one of ping, rate, target, close, drain, resume");
+            Err(BadConfig::new_err(("order", why)))
+        }
+    }
+}
+
+/// New bounds for one worker: each is the whole engine's and is shared out, and 0 is no bound.
+pub(crate) fn limits(connections: u64, per_source: u32, per_service: u32, worker: u32, workers: u32) -> Order {
+    let share = |most: u64| if most == 0 { 0 } else { part(most, worker, workers).max(1) };
+    let each = |most: u32| share(most.into()).min(u64::from(u32::MAX)) as u32;
+    Order::Limits {
+        most_connections: share(connections),
+        most_per_source: each(per_source),
+        most_per_service: each(per_service),
     }
 }
 
@@ -464,6 +552,17 @@ fn protocol(name: &str) -> PyResult<Protocol> {
     found.ok_or_else(|| {
         BadConfig::new_err(("protocols", format!("{name:?} is not a probe; fourtuple sniff lists them")))
     })
+}
+
+/// A copy of a descriptor of the caller's.
+pub(crate) fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
+    let refused = |why: String| BadConfig::new_err((what, why));
+    if fd < 0 {
+        return Err(refused(format!("{fd} is no descriptor")));
+    }
+    // SAFETY: it is borrowed for one call, which answers EBADF if it is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map_err(|error| refused(format!("descriptor {fd}: {error}")))
 }
 
 /// This worker's part of `whole`; the first workers take what does not divide.

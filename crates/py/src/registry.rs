@@ -8,20 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fourtuple_registry::{
     Batch, Conditions, Delivery, Error, Format, Mode, Name, Options, Outcome, Reader, Route, Rows, Seen, Service,
-    Store, Target, write_row,
+    Start, Store, Target, write_row,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::failure::{BadConfig, unregistered};
 
-/// name, target, delivery, wide port, and the options: patience, connections, PROXY version.
-type ServiceRow = (String, String, String, Option<u32>, Option<u32>, Option<u32>, Option<u8>);
+/// name, target, delivery, wide port, and the options: patience, connections, PROXY version, template.
+type ServiceRow = (String, String, String, Option<u32>, Option<u32>, Option<u32>, Option<u8>, Option<String>);
 /// conditions, to, delivery, and the options.
-type RouteRow = (Vec<(String, String)>, String, String, Option<u32>, Option<u32>, Option<u8>);
+type RouteRow = (Vec<(String, String)>, String, String, Option<u32>, Option<u32>, Option<u8>, Option<String>);
 /// What became of a lookup: found, no-route, no-service or refused; the service, the reason; and target, delivery, options.
 type OutcomeRow = (&'static str, Option<String>, Option<TargetRow>);
-type TargetRow = (String, &'static str, Option<u32>, Option<u32>, Option<u8>);
+type TargetRow = (String, &'static str, Option<u32>, Option<u32>, Option<u8>, Option<String>);
 
 /// An open registry; `fourtuple.registry.Registry` is its face.
 #[pyclass(frozen, module = "fourtuple._core")]
@@ -164,8 +164,8 @@ impl Registry {
         })?;
         Ok(match outcome {
             Outcome::Found(to) => {
-                let Options { patience_ms, connections, proxy } = to.options;
-                let row = (to.target.to_string(), to.delivery.name(), patience_ms, connections, proxy);
+                let (patience_ms, connections, proxy, start) = options_row(to.options);
+                let row = (to.target.to_string(), to.delivery.name(), patience_ms, connections, proxy, start);
                 ("found", to.service, Some(row))
             }
             Outcome::NoRoute => ("no-route", None, None),
@@ -367,36 +367,47 @@ fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Error> + S
     py.detach(work).map_err(|error| unregistered(&error))
 }
 
-fn service((name, target, delivery, wide_port, patience_ms, connections, proxy): ServiceRow) -> Result<Service, Error> {
+fn service(row: ServiceRow) -> Result<Service, Error> {
+    let (name, target, delivery, wide_port, patience_ms, connections, proxy, start) = row;
     Service {
         name: Name::checked("name", &name)?.to_string(),
         target: Target::checked("target", &target)?,
         delivery: Delivery::checked("delivery", &delivery)?,
         wide_port,
-        options: Options { patience_ms, connections, proxy },
+        options: Options { patience_ms, connections, proxy, start: self::start(start)? },
     }
     .checked()
 }
 
 fn service_row(service: Service) -> ServiceRow {
-    let Options { patience_ms, connections, proxy } = service.options;
+    let (patience_ms, connections, proxy, start) = options_row(service.options);
     let (target, delivery) = (service.target.to_string(), service.delivery.name().to_owned());
-    (service.name, target, delivery, service.wide_port, patience_ms, connections, proxy)
+    (service.name, target, delivery, service.wide_port, patience_ms, connections, proxy, start)
 }
 
 fn conditions(fields: &[(String, String)]) -> Result<Conditions, Error> {
     Conditions::checked(fields.iter().map(|(field, text)| (field.as_str(), text.as_str())))
 }
 
-fn route((fields, to, delivery, patience_ms, connections, proxy): RouteRow) -> Result<Route, Error> {
+fn route((fields, to, delivery, patience_ms, connections, proxy, start): RouteRow) -> Result<Route, Error> {
     let (conditions, delivery) = (conditions(&fields)?, Delivery::checked("delivery", &delivery)?);
-    Route { conditions, to, delivery, options: Options { patience_ms, connections, proxy } }.checked()
+    let options = Options { patience_ms, connections, proxy, start: self::start(start)? };
+    Route { conditions, to, delivery, options }.checked()
 }
 
 fn route_row(route: Route) -> RouteRow {
-    let Options { patience_ms, connections, proxy } = route.options;
+    let (patience_ms, connections, proxy, start) = options_row(route.options);
     let fields = route.conditions.fields().into_iter().map(|(field, text)| (field.to_owned(), text)).collect();
-    (fields, route.to, route.delivery.name().to_owned(), patience_ms, connections, proxy)
+    (fields, route.to, route.delivery.name().to_owned(), patience_ms, connections, proxy, start)
+}
+
+fn start(name: Option<String>) -> Result<Option<Start>, Error> {
+    name.map(|name| Start::checked("start", &name)).transpose()
+}
+
+fn options_row(options: Options) -> (Option<u32>, Option<u32>, Option<u8>, Option<String>) {
+    let Options { patience_ms, connections, proxy, start } = options;
+    (patience_ms, connections, proxy, start.map(|start| start.as_str().to_owned()))
 }
 
 fn batch(rows: Vec<ServiceRow>) -> Result<Batch, Error> {

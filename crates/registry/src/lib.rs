@@ -22,7 +22,7 @@ mod target;
 pub use batch::{Batch, Counts, Mode};
 pub use failure::{Error, Result};
 pub use name::{MOST_NAME_BYTES, Name, Pattern};
-pub use record::{Delivery, Options, Service};
+pub use record::{Delivery, Options, Service, Start};
 pub use resolve::{Outcome, Resolved, Seen};
 pub use route::{Conditions, PATTERN, PROTOCOLS, Prefix, Route, Wanted};
 pub use rows::{COLUMNS, Format, Rows, write as write_row};

@@ -17,12 +17,14 @@ const HOST: u8 = 3;
 const HANDOFF: u8 = 0b0000_0100;
 const WIDE_PORT: u8 = 0b0000_1000;
 const OPTIONS: u8 = 0b0001_0000;
-const KNOWN: u8 = KIND | HANDOFF | WIDE_PORT | OPTIONS;
+const INETD: u8 = 0b0010_0000;
+const KNOWN: u8 = KIND | HANDOFF | WIDE_PORT | OPTIONS | INETD;
 
 const PATIENCE: u8 = 1;
 const CONNECTIONS: u8 = 2;
 const PROXY: u8 = 4;
-const KNOWN_OPTIONS: u8 = PATIENCE | CONNECTIONS | PROXY;
+const START: u8 = 8;
+const KNOWN_OPTIONS: u8 = PATIENCE | CONNECTIONS | PROXY | START;
 
 /// How a connection reaches its service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -32,6 +34,8 @@ pub enum Delivery {
     Relay,
     /// The accepted socket itself is passed to the service, over its unix socket.
     Handoff,
+    /// The accepted socket is passed to whoever starts a process for each connection.
+    Inetd,
 }
 
 impl Delivery {
@@ -40,6 +44,7 @@ impl Delivery {
         match self {
             Delivery::Relay => "relay",
             Delivery::Handoff => "handoff",
+            Delivery::Inetd => "inetd",
         }
     }
 
@@ -48,7 +53,8 @@ impl Delivery {
         match text {
             "relay" => Ok(Delivery::Relay),
             "handoff" => Ok(Delivery::Handoff),
-            _ => Err(Error::bad(field, format!("{} is not one of relay, handoff", crate::failure::shown(text)))),
+            "inetd" => Ok(Delivery::Inetd),
+            _ => Err(Error::bad(field, format!("{} is not one of relay, handoff, inetd", crate::failure::shown(text)))),
         }
     }
 }
@@ -62,6 +68,51 @@ pub struct Options {
     pub connections: Option<u32>,
     /// Version of the PROXY header that a relayed connection begins with: 1 or 2.
     pub proxy: Option<u8>,
+    /// The template by which the service is started when somebody calls it; without one it is there or not.
+    pub start: Option<Start>,
+}
+
+/// The name of a template: `[a-z0-9_-]{1,32}`. Templates themselves are not in the registry: who may write it may not
+/// thereby run commands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    length: u8,
+    bytes: [u8; Start::MOST_BYTES],
+}
+
+impl Start {
+    /// No name is longer.
+    pub const MOST_BYTES: usize = 32;
+
+    /// From its text; an error names `field`.
+    pub fn checked(field: &str, text: &str) -> Result<Start> {
+        Start::read(text.as_bytes()).ok_or_else(|| {
+            let shown = crate::failure::shown(text);
+            Error::bad(field, format!("{shown} is no name of a template: 1 to 32 of a-z, 0-9, _ and -"))
+        })
+    }
+
+    fn read(text: &[u8]) -> Option<Start> {
+        let known = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+        if !(1..=Start::MOST_BYTES).contains(&text.len()) || !text.iter().all(known) {
+            return None;
+        }
+        let mut bytes = [0; Start::MOST_BYTES];
+        bytes[..text.len()].copy_from_slice(text);
+        Some(Start { length: text.len() as u8, bytes })
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        // Only ASCII is read.
+        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Start {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_str().fmt(formatter)
+    }
 }
 
 impl Options {
@@ -75,10 +126,15 @@ impl Options {
         out.push(
             bit(self.patience_ms.is_some(), PATIENCE)
                 | bit(self.connections.is_some(), CONNECTIONS)
-                | bit(self.proxy.is_some(), PROXY),
+                | bit(self.proxy.is_some(), PROXY)
+                | bit(self.start.is_some(), START),
         );
         out.extend(self.patience_ms.iter().chain(&self.connections).flat_map(|number| number.to_be_bytes()));
         out.extend(self.proxy);
+        if let Some(start) = &self.start {
+            out.push(start.length);
+            out.extend(start.as_str().bytes());
+        }
     }
 
     pub(crate) fn decode(bytes: &mut &[u8]) -> Option<Options> {
@@ -90,7 +146,16 @@ impl Options {
             |bit: u8| if there & bit == 0 { Some(None) } else { take(bytes).map(u32::from_be_bytes).map(Some) };
         let (patience_ms, connections) = (number(PATIENCE)?, number(CONNECTIONS)?);
         let proxy = if there & PROXY == 0 { None } else { Some(take::<1>(bytes)?[0]) };
-        Some(Options { patience_ms, connections, proxy })
+        let start = match there & START {
+            0 => None,
+            _ => {
+                let [length] = take(bytes)?;
+                let (text, rest) = bytes.split_at_checked(length.into())?;
+                *bytes = rest;
+                Some(Start::read(text)?)
+            }
+        };
+        Some(Options { patience_ms, connections, proxy, start })
     }
 }
 
@@ -130,6 +195,7 @@ impl Service {
         let bit = |there: bool, bit: u8| if there { bit } else { 0 };
         out.push(
             kind | bit(self.delivery == Delivery::Handoff, HANDOFF)
+                | bit(self.delivery == Delivery::Inetd, INETD)
                 | bit(self.wide_port.is_some(), WIDE_PORT)
                 | bit(!self.options.is_empty(), OPTIONS),
         );
@@ -195,7 +261,12 @@ impl Service {
                 Target::Tcp(SocketAddr::new(address, port))
             }
         };
-        let delivery = if head & HANDOFF == 0 { Delivery::Relay } else { Delivery::Handoff };
+        let delivery = match head & (HANDOFF | INETD) {
+            0 => Delivery::Relay,
+            HANDOFF => Delivery::Handoff,
+            INETD => Delivery::Inetd,
+            _ => return None,
+        };
         Some(Service { name, target, delivery, wide_port, options })
     }
 }
@@ -212,7 +283,13 @@ pub(crate) fn coherent(target: &Target, delivery: Delivery, options: &Options) -
     if delivery == Delivery::Handoff && !matches!(target, Target::Unix(_)) {
         return Err(Error::bad("delivery", "handoff passes sockets over a unix socket; the target has to be unix:"));
     }
-    if delivery == Delivery::Handoff && options.proxy.is_some() {
+    if delivery == Delivery::Inetd && options.start.is_none() {
+        return Err(Error::bad(
+            "start",
+            "inetd starts a process for each connection; name the template that it is made of",
+        ));
+    }
+    if delivery != Delivery::Relay && options.proxy.is_some() {
         return Err(Error::bad(
             "proxy",
             "a handed-off connection is the client's own and has no PROXY header; relay has",
@@ -255,12 +332,29 @@ mod tests {
         service("a.b", "unix:/run/a.b.sock").encode(&mut out);
         assert_eq!(out, b"\x00/run/\0.sock");
         out.clear();
-        let options = Options { patience_ms: Some(258), connections: None, proxy: Some(2) };
+        let options = Options { patience_ms: Some(258), proxy: Some(2), ..Options::default() };
         Service { wide_port: Some(0x0001_0002), options, ..service("a", "tcp:1.2.3.4:80") }.encode(&mut out);
         assert_eq!(out, b"\x19\0\x01\0\x02\x05\0\0\x01\x02\x02\0\x50\x01\x02\x03\x04");
         out.clear();
         Service { delivery: Delivery::Handoff, ..service("a", "unix:@x") }.encode(&mut out);
         assert_eq!(out, b"\x04@x");
+        out.clear();
+        let options = Options { start: Some(Start::checked("start", "app").unwrap()), ..Options::default() };
+        Service { options, ..service("a", "unix:@x") }.encode(&mut out);
+        assert_eq!(out, b"\x10\x08\x03app@x");
+        out.clear();
+        Service { delivery: Delivery::Inetd, options, ..service("a", "unix:@x") }.encode(&mut out);
+        assert_eq!(out, b"\x30\x08\x03app@x");
+    }
+
+    #[test]
+    fn templates_have_short_plain_names() {
+        for name in ["a", "redis-7_b", "0", "-", &"x".repeat(32)] {
+            assert_eq!(Start::checked("start", name).unwrap().as_str(), name);
+        }
+        for name in ["", "A", "a b", "a/b", "../a", "\u{e4}", "a\0", &"x".repeat(33)] {
+            assert!(Start::checked("start", name).is_err(), "{name:?}");
+        }
     }
 
     fn any_service() -> impl Strategy<Value = Service> {
@@ -271,9 +365,15 @@ mod tests {
             any::<(Ipv6Addr, u16)>().prop_map(|(ip, port)| format!("tcp:[{ip}]:{}", port.max(1))),
             "tcp:[a-z]{1,20}(\\.[a-z]{1,3}){0,3}:80",
         ];
-        let options = any::<(Option<u32>, Option<u32>, Option<bool>)>().prop_map(|(patience_ms, connections, two)| {
-            Options { patience_ms, connections, proxy: two.map(|two| if two { 2 } else { 1 }) }
-        });
+        let start = proptest::option::of("[a-z0-9_-]{1,32}");
+        let options = (any::<(Option<u32>, Option<u32>, Option<bool>)>(), start).prop_map(
+            |((patience_ms, connections, two), start)| Options {
+                patience_ms,
+                connections,
+                proxy: two.map(|two| if two { 2 } else { 1 }),
+                start: start.map(|start| Start::checked("start", &start).unwrap()),
+            },
+        );
         ("[a-z]{1,3}(\\.[a-z]{1,3}){0,3}", target, any::<Option<u32>>(), options)
             .prop_map(|(name, target, wide_port, options)| Service { wide_port, options, ..service(&name, &target) })
     }

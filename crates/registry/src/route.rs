@@ -16,27 +16,31 @@ use crate::resolve::Seen;
 use crate::target::Target;
 
 /// What the `protocol` of a route may be, beside [`PATTERN`] and a name.
-pub const PROTOCOLS: [&str; 20] = [
+pub const PROTOCOLS: [&str; 24] = [
     "tls",
     "http1",
     "http2",
     "websocket",
     "connect",
-    "rtsp",
-    "xmpp",
-    "amqp",
-    "amqp1",
     "ssh",
     "postgres",
     "redis",
     "mqtt",
-    "rdp",
+    "tcpmux",
+    "unknown",
+    "smtp",
+    "imap",
+    "pop3",
+    "mysql",
     "ldap",
+    "rtsp",
+    "xmpp",
+    "amqp",
+    "amqp1",
+    "rdp",
     "minecraft",
     "socks5",
     "socks4",
-    "tcpmux",
-    "unknown",
 ];
 /// What stands before the name of a pattern: bytes at an offset, which whoever sniffs has a name for.
 pub const PATTERN: &str = "pattern:";
@@ -335,7 +339,11 @@ impl Route {
 
     /// Delivery and options, then each condition as a field number, a length in two bytes and its text; 0 is `to`.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![u8::from(self.delivery == Delivery::Handoff)];
+        let mut out = vec![match self.delivery {
+            Delivery::Relay => 0,
+            Delivery::Handoff => 1,
+            Delivery::Inetd => 2,
+        }];
         self.options.encode(&mut out);
         let mut field = |number: usize, text: &str| {
             out.push(number as u8);
@@ -366,7 +374,12 @@ impl Route {
                 Some(index) => fields.push((*FIELDS.get(index)?, text)),
             }
         }
-        let delivery = if delivery == 0 { Delivery::Relay } else { Delivery::Handoff };
+        let delivery = match delivery {
+            0 => Delivery::Relay,
+            1 => Delivery::Handoff,
+            2 => Delivery::Inetd,
+            _ => return None,
+        };
         Some(Route { conditions: Conditions::checked(fields).ok()?, to: to?, delivery, options })
     }
 }

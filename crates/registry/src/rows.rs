@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Error, Result, shown};
 use crate::name::Name;
-use crate::record::{Delivery, Options, Service};
+use crate::record::{Delivery, Options, Service, Start};
 use crate::route::whole;
 use crate::target::Target;
 
 /// The fields of a service, in the order of CSV without a header.
-pub const COLUMNS: [&str; 7] = ["name", "target", "delivery", "wide_port", "patience_ms", "connections", "proxy"];
+pub const COLUMNS: [&str; 8] =
+    ["name", "target", "delivery", "wide_port", "patience_ms", "connections", "proxy", "start"];
 const MOST_LINE_BYTES: usize = 8_192;
 
 /// How a line is written.
@@ -57,6 +58,8 @@ struct Object<'a> {
     connections: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     proxy: Option<u8>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    start: Option<Cow<'a, str>>,
 }
 
 impl Rows {
@@ -137,7 +140,7 @@ impl Rows {
         for (field, column) in fields.into_iter().zip(&self.order) {
             row[*column] = field;
         }
-        let [name, target, delivery, wide_port, patience_ms, connections, proxy] = row;
+        let [name, target, delivery, wide_port, patience_ms, connections, proxy, start] = row;
         let optional = |field: &str, text: &str, range: RangeInclusive<u32>| {
             if text.is_empty() { Ok(None) } else { whole(field, text, range).map(Some) }
         };
@@ -150,6 +153,7 @@ impl Rows {
                 patience_ms: optional("patience_ms", &patience_ms, 0..=u32::MAX)?,
                 connections: optional("connections", &connections, 1..=u32::MAX)?,
                 proxy: optional("proxy", &proxy, 1..=2)?.map(|version| version as u8),
+                start: if start.is_empty() { None } else { Some(Start::checked("start", &start)?) },
             },
         }
         .checked()
@@ -165,7 +169,7 @@ impl Rows {
 
 /// Append a line.
 pub fn write(format: Format, service: &Service, out: &mut Vec<u8>) {
-    let Options { patience_ms, connections, proxy } = service.options;
+    let Options { patience_ms, connections, proxy, start } = &service.options;
     match format {
         Format::JsonLines => {
             let object = Object {
@@ -173,9 +177,10 @@ pub fn write(format: Format, service: &Service, out: &mut Vec<u8>) {
                 target: Cow::Owned(service.target.to_string()),
                 delivery: Some(Cow::Borrowed(service.delivery.name())),
                 wide_port: service.wide_port,
-                patience_ms,
-                connections,
-                proxy,
+                patience_ms: *patience_ms,
+                connections: *connections,
+                proxy: *proxy,
+                start: start.as_ref().map(|start| Cow::Borrowed(start.as_str())),
             };
             // Neither can fail: there are no maps with odd keys, and a Vec takes everything.
             let _ = serde_json::to_writer(&mut *out, &object);
@@ -185,12 +190,13 @@ pub fn write(format: Format, service: &Service, out: &mut Vec<u8>) {
             let quoted = target.contains([',', '"']) || target.trim() != target;
             let target = if quoted { format!("\"{}\"", target.replace('"', "\"\"")) } else { target };
             let _ = write!(out, "{},{target},{}", service.name, service.delivery.name());
-            for number in [service.wide_port, patience_ms, connections, proxy.map(u32::from)] {
+            for number in [service.wide_port, *patience_ms, *connections, proxy.map(u32::from)] {
                 let _ = match number {
                     Some(number) => write!(out, ",{number}"),
                     None => write!(out, ","),
                 };
             }
+            let _ = write!(out, ",{}", start.as_ref().map_or("", Start::as_str));
         }
     }
     out.push(b'\n');
@@ -203,7 +209,12 @@ fn from_json(text: &str) -> Result<Service> {
         target: Target::checked("target", &row.target)?,
         delivery: row.delivery.map_or(Ok(Delivery::default()), |name| Delivery::checked("delivery", &name))?,
         wide_port: row.wide_port,
-        options: Options { patience_ms: row.patience_ms, connections: row.connections, proxy: row.proxy },
+        options: Options {
+            patience_ms: row.patience_ms,
+            connections: row.connections,
+            proxy: row.proxy,
+            start: row.start.map(|name| Start::checked("start", &name)).transpose()?,
+        },
     }
     .checked()
 }

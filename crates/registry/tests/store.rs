@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use fourtuple_registry::{
-    Batch, Error, FORMAT, Format, Mode, Name, Options, Outcome, Rows, Seen, Service, Store, write_row,
+    Batch, Error, FORMAT, Format, Mode, Name, Options, Outcome, Rows, Seen, Service, Start, Store, write_row,
 };
 use support::{Folder, open, put, route, service};
 
@@ -208,7 +208,12 @@ fn other_files_and_newer_formats_are_refused() {
 fn lines_in_blocks_of_any_size() {
     let services = [
         Service {
-            options: Options { patience_ms: Some(5), connections: Some(6), proxy: Some(1) },
+            options: Options {
+                patience_ms: Some(5),
+                connections: Some(6),
+                proxy: Some(1),
+                start: Some(Start::checked("start", "app-1").unwrap()),
+            },
             ..service("a.b", "unix:/r,\"x")
         },
         Service {

@@ -79,10 +79,13 @@ def add(
     destination_port: DestinationPort = None,
     source: Source = None,
     source_port: SourcePort = None,
-    delivery: Annotated[str, typer.Option(metavar="HOW", help="To a target: relay or handoff.")] = "relay",
+    delivery: Annotated[str, typer.Option(metavar="HOW", help="To a target: relay, handoff or inetd.")] = "relay",
     patience_ms: Annotated[int | None, typer.Option(metavar="MS", help="To a target: how long to wait for it.")] = None,
     connections: Annotated[int | None, typer.Option(metavar="N", help="To a target: most at once.")] = None,
     proxy: Annotated[int | None, typer.Option(metavar="1|2", help="To a target: begin with a PROXY header.")] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="TEMPLATE", help="To a target: started by it when it is called.")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="One of equal conditions gives way.")] = False,
     store: StoreOption = None,
 ) -> None:
@@ -110,6 +113,7 @@ def add(
         patience_ms=patience_ms,
         connections=connections,
         proxy=proxy,
+        start=start,
     )
     with opened(store, create=True) as registry:
         registry.add_route(route, replace=replace)
@@ -265,7 +269,7 @@ def _text_line(route: Route) -> str:
 
 
 def _json_line(route: Route) -> str:
-    options = ("delivery", "patience_ms", "connections", "proxy")
+    options = ("delivery", "patience_ms", "connections", "proxy", "start")
     values = (None if route.to.startswith("service:") else route.delivery.value, *route.row[3:])
     rest = {key: value for key, value in zip(options, values, strict=True) if value is not None}
     return json.dumps(dict(route.match.given()) | {"to": route.to} | rest) + "\n"

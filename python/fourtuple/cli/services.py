@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(routes.app, name="route")
 
-_DELIVERIES = ("relay", "handoff")
+_DELIVERIES = ("relay", "handoff", "inetd")
 _FORMATS = ("csv", "jsonl", "toml")
 
 
@@ -57,7 +57,8 @@ DeliveryOption = Annotated[
     str,
     typer.Option(
         metavar="HOW",
-        help="relay: bytes are carried; handoff: the socket itself is passed, to a unix target.",
+        help="relay: bytes are carried; handoff: the socket itself is passed, to a unix target; inetd: a process for "
+        "each connection.",
         autocompletion=lambda: list(_DELIVERIES),
     ),
 ]
@@ -66,6 +67,9 @@ PatienceOption = Annotated[
 ]
 ConnectionsOption = Annotated[int | None, typer.Option(metavar="N", help="Most connections at once.")]
 ProxyOption = Annotated[int | None, typer.Option(metavar="1|2", help="Begin relayed connections with a PROXY header.")]
+StartOption = Annotated[
+    str | None, typer.Option(metavar="TEMPLATE", help="Started by this template of broker.toml when it is called.")
+]
 WidePortOption = Annotated[int | None, typer.Option(metavar="N", help="A number of 32 bits that means it.")]
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="A DNS name, in any script.", autocompletion=complete_names)
@@ -84,13 +88,14 @@ def add(
     patience_ms: PatienceOption = None,
     connections: ConnectionsOption = None,
     proxy: ProxyOption = None,
+    start: StartOption = None,
     store: StoreOption = None,
 ) -> None:
     """Add a service; one of that name must not be there. Makes the registry if there is none.
 
     To undo: fourtuple services remove NAME.
     """
-    made = _service(name, target, delivery, wide_port, patience_ms, connections, proxy)
+    made = _service(name, target, delivery, wide_port, patience_ms, connections, proxy, start)
     with opened(store, create=True) as registry:
         registry.add([made])
     say(f"added {made.name}; undo: fourtuple services remove {made.name}")
@@ -105,10 +110,11 @@ def set_(
     patience_ms: PatienceOption = None,
     connections: ConnectionsOption = None,
     proxy: ProxyOption = None,
+    start: StartOption = None,
     store: StoreOption = None,
 ) -> None:
     """Add a service, or replace the one of that name, with all that was said of it."""
-    made = _service(name, target, delivery, wide_port, patience_ms, connections, proxy)
+    made = _service(name, target, delivery, wide_port, patience_ms, connections, proxy, start)
     with opened(store, create=True) as registry:
         before = registry.service(made.name)
         registry.set([made])
@@ -206,8 +212,8 @@ def import_(
     as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
-    """Import services: CSV with the columns name,target,delivery,wide_port,patience_ms,connections,proxy (the first two
-    suffice, and a header may order them), JSON lines with these keys, or TOML with [[service]] and [[route]].
+    """Import services: CSV with the columns name,target,delivery,wide_port,patience_ms,connections,proxy,start (the
+    first two suffice, and a header may order them), JSON lines with these keys, or TOML with [[service]] and [[route]].
 
     Ctrl-C and errors leave whole transactions: what is said to be kept is kept.
     """
@@ -289,6 +295,7 @@ def _service(
     patience_ms: int | None,
     connections: int | None,
     proxy: int | None,
+    start: str | None,
 ) -> Service:
     from fourtuple.services import Service
 
@@ -300,6 +307,7 @@ def _service(
         patience_ms=patience_ms,
         connections=connections,
         proxy=proxy,
+        start=start,
     )
 
 

@@ -90,10 +90,11 @@ fn conversation(guide: &mut BrokerGuide, parts: &[&[u8]], step: usize) -> String
 }
 
 fn end(guidance: Guidance, chosen: &Chosen) -> String {
-    let Chosen { service, skip, promise, reply, .. } = chosen;
+    let Chosen { service, skip, script, reply, .. } = chosen;
     match guidance {
         Guidance::Found => {
-            let promise = promise.map_or_else(String::new, |(_, answer)| format!(" promise {}", answer as char));
+            let expected = script.iter().filter_map(|turn| turn.expect);
+            let promise: String = expected.map(|answer| format!(" promise {}", answer as char)).collect();
             let reply = if reply.is_empty() { String::new() } else { format!(" reply {}", reply.escape_ascii()) };
             format!("{service} without {skip}{promise}{reply}")
         }
@@ -335,13 +336,15 @@ fn any_bytes_lead_to_an_end() {
         match end {
             Guidance::Found => {
                 assert!(chosen.skip as usize <= shown_bytes, "{}", bytes.escape_ascii());
-                assert!(chosen.promise.is_none() || answers > 0);
+                assert!(chosen.script.is_empty() || answers > 0);
                 ends[0] += 1;
             }
             Guidance::Garbage => ends[1] += 1,
             Guidance::NoRoute | Guidance::More => ends[2] += 1,
             Guidance::Unproxied => ends[3] += 1,
-            Guidance::Answer(_) | Guidance::Speaks { .. } => unreachable!("those are not ends"),
+            Guidance::Answer(_) | Guidance::Tell | Guidance::Goodbye | Guidance::Speaks { .. } => {
+                unreachable!("those are not ends")
+            }
         }
         assert!(end != Guidance::Unproxied || trusts);
     }

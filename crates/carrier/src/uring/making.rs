@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use fourtuple_engine::{CarrierError, Core, Errno, Event, Instant, ListenerId, Outbox, SourceChoice, Step, Transport};
+use fourtuple_engine::{
+    CarrierError, Core, Errno, Event, Given, Instant, ListenerId, Outbox, SourceChoice, Step, Transport,
+};
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
 use io_uring::{opcode, squeue};
 
@@ -41,6 +43,8 @@ pub(super) struct Listening {
     waiting: u16,
     /// In `acceptless`.
     queued: bool,
+    /// `Unlistened` is told.
+    told: bool,
 }
 
 /// Accepts under way: for which listener, and memory for the peer's name, which stays where it is while the kernel may
@@ -151,15 +155,7 @@ impl Machine {
     pub(super) fn reached(&mut self, ticket: u32, socket: Result<OwnedFd, (Step, Errno)>) -> Result<(), CarrierError> {
         let placed = socket.and_then(|socket| {
             sys::let_block(&socket);
-            let ring = self.roomy_ring().map_err(|error| (Step::Socket, error))?;
-            let slot = self.rings[ring].free.take().ok_or((Step::Socket, Errno::ENFILE))?;
-            match self.rings[ring].install(slot, &[socket.as_raw_fd()]) {
-                Ok(()) => Ok((ring, slot)),
-                Err(error) => {
-                    self.release_slot(ring, slot);
-                    Err((Step::Socket, error))
-                }
-            }
+            self.install(&socket).map_err(|error| (Step::Socket, error))
         });
         match placed {
             Ok((ring, slot)) => {
@@ -170,6 +166,19 @@ impl Machine {
             Err((step, error)) => self.connect_failed(ticket, step, error),
         }
         Ok(())
+    }
+
+    /// Put a socket into a free slot.
+    pub(super) fn install(&mut self, socket: &OwnedFd) -> Result<(usize, u16), Errno> {
+        let ring = self.roomy_ring()?;
+        let slot = self.rings[ring].free.take().ok_or(Errno::ENFILE)?;
+        match self.rings[ring].install(slot, &[socket.as_raw_fd()]) {
+            Ok(()) => Ok((ring, slot)),
+            Err(error) => {
+                self.release_slot(ring, slot);
+                Err(error)
+            }
+        }
     }
 
     fn connect_failed(&mut self, ticket: u32, step: Step, error: Errno) {
@@ -184,24 +193,33 @@ impl Machine {
         reuse_port: bool,
         accept: bool,
     ) -> Result<Result<SocketAddr, (Step, Errno)>, CarrierError> {
-        let (socket, local) = match sys::listening(local, backlog, reuse_port, 0) {
-            Ok(made) => made,
-            Err(why) => return Ok(Err(why)),
-        };
+        let made = sys::listening(local, backlog, reuse_port, 0);
+        Ok(made.and_then(|(socket, local)| {
+            self.keep_listener(id, socket, accept)?;
+            Ok(local)
+        }))
+    }
+
+    /// Listen with a socket from outside. Whether it blocks is all the same to an accept that polls first.
+    pub(super) fn adopt(&mut self, id: ListenerId, given: Given, backlog: u32) -> Result<SocketAddr, (Step, Errno)> {
+        let socket = self.shelf.lend(given).map_err(|error| (Step::Socket, error))?;
+        let local = sys::adopt_listener(&socket, backlog)?;
+        self.keep_listener(id, socket, true)?;
+        Ok(local)
+    }
+
+    fn keep_listener(&mut self, id: ListenerId, socket: OwnedFd, accept: bool) -> Result<(), (Step, Errno)> {
         let plain = self.listeners.iter().take(PLAIN_LISTENERS).count() < PLAIN_LISTENERS;
         let socket = if plain {
             ListenerSocket::Plain(socket)
         } else {
-            match self.settle_listener(&socket) {
-                Ok(direct) => direct,
-                Err(error) => return Ok(Err((Step::Socket, error))),
-            }
+            self.settle_listener(&socket).map_err(|error| (Step::Socket, error))?
         };
-        self.listeners.push(Listening { id, socket, waiting: 0, queued: !accept });
+        self.listeners.push(Listening { id, socket, waiting: 0, queued: !accept, told: false });
         if accept {
             self.queue_accept(self.listeners.len() as u32 - 1);
         }
-        Ok(Ok(local))
+        Ok(())
     }
 
     /// A listener's slot, in the first ring that has room for it and for what it will accept.
@@ -223,13 +241,9 @@ impl Machine {
     }
 
     pub(super) fn unlisten(&mut self, id: ListenerId) -> Result<(), CarrierError> {
-        let Some(listener) = self
-            .listeners
-            .iter_mut()
-            .find(|listener| listener.id == id && !matches!(listener.socket, ListenerSocket::Gone))
-        else {
-            return Ok(());
-        };
+        let is_it = |it: &Listening| it.id == id && !matches!(it.socket, ListenerSocket::Gone);
+        let Some(number) = self.listeners.iter().position(is_it) else { return Ok(()) };
+        let listener = &mut self.listeners[number];
         match std::mem::replace(&mut listener.socket, ListenerSocket::Gone) {
             ListenerSocket::Plain(socket) => {
                 for ring in &mut self.rings {
@@ -248,7 +262,17 @@ impl Machine {
             }
             ListenerSocket::Gone => {}
         }
+        self.tell_unlistened(number);
         Ok(())
+    }
+
+    /// Once no accept is under way, nothing can come of the listener any more.
+    fn tell_unlistened(&mut self, number: usize) {
+        let listener = &mut self.listeners[number];
+        if matches!(listener.socket, ListenerSocket::Gone) && listener.waiting == 0 && !listener.told {
+            listener.told = true;
+            self.happened.push_back(Event::Unlistened { listener: listener.id });
+        }
     }
 
     /// Let every listener that may accept wait with as many accepts as it should, each with a slot in hand.
@@ -341,6 +365,8 @@ impl Machine {
                     Errno::EINTR | Errno(libc::ECONNABORTED) | Errno(libc::EPROTO) | Errno::ECANCELED => {}
                     // io_accept_prep() before 6.10.
                     Errno(libc::EINVAL) if self.polls_first => self.polls_first = false,
+                    // Another process was faster.
+                    Errno::EAGAIN => {}
                     error => {
                         if error == Errno::ENFILE {
                             self.counts.accept_lost += 1;
@@ -351,6 +377,7 @@ impl Machine {
                 }
             }
         }
+        self.tell_unlistened(number as usize);
         Ok(())
     }
 }

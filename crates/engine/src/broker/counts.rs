@@ -27,8 +27,16 @@ impl Prefix {
 #[derive(Debug)]
 pub(super) struct Counts<K> {
     by_key: HashMap<K, u32>,
-    rows: Vec<(K, u32)>,
+    rows: Vec<Row<K>>,
     free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Row<K> {
+    key: K,
+    count: u32,
+    /// Of whoever keeps something about the key; a row with one stays.
+    tag: u32,
 }
 
 impl<K: Clone + Eq + Hash> Counts<K> {
@@ -41,18 +49,28 @@ impl<K: Clone + Eq + Hash> Counts<K> {
     where
         K: std::borrow::Borrow<Q>,
     {
-        if let Some(&row) = self.by_key.get(key) {
-            self.rows[row as usize].1 += 1;
+        let row = self.row(key);
+        self.rows[row as usize].count += 1;
+        row
+    }
+
+    /// The row of `key`, made if there is none. Whoever makes one adds to it or tags it.
+    pub(super) fn row<Q: ?Sized + Eq + Hash + ToOwned<Owned = K>>(&mut self, key: &Q) -> u32
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        if let Some(row) = self.find(key) {
             return row;
         }
         let key = key.to_owned();
+        let new = Row { key: key.clone(), count: 0, tag: 0 };
         let row = match self.free.pop() {
             Some(row) => {
-                self.rows[row as usize] = (key.clone(), 1);
+                self.rows[row as usize] = new;
                 row
             }
             None => {
-                self.rows.push((key.clone(), 1));
+                self.rows.push(new);
                 self.rows.len() as u32 - 1
             }
         };
@@ -60,21 +78,48 @@ impl<K: Clone + Eq + Hash> Counts<K> {
         row
     }
 
+    /// The row of `key`, if there is one.
+    pub(super) fn find<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> Option<u32>
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        self.by_key.get(key).copied()
+    }
+
     pub(super) fn less(&mut self, row: u32) {
-        let (key, count) = &mut self.rows[row as usize];
-        *count -= 1;
-        if *count == 0 {
+        self.rows[row as usize].count -= 1;
+        self.free_if_unused(row);
+    }
+
+    pub(super) fn tag(&self, row: u32) -> u32 {
+        self.rows[row as usize].tag
+    }
+
+    /// 0 is none.
+    pub(super) fn set_tag(&mut self, row: u32, tag: u32) {
+        self.rows[row as usize].tag = tag;
+        self.free_if_unused(row);
+    }
+
+    fn free_if_unused(&mut self, row: u32) {
+        let Row { key, count, tag } = &self.rows[row as usize];
+        if (*count, *tag) == (0, 0) {
             self.by_key.remove(key);
             self.free.push(row);
         }
     }
 
     pub(super) fn count(&self, row: u32) -> u32 {
-        self.rows[row as usize].1
+        self.rows[row as usize].count
+    }
+
+    /// The count of a row, whether it is in use or not; None behind the last.
+    pub(super) fn count_at(&self, row: u32) -> Option<u32> {
+        self.rows.get(row as usize).map(|row| row.count)
     }
 
     pub(super) fn key(&self, row: u32) -> &K {
-        &self.rows[row as usize].0
+        &self.rows[row as usize].key
     }
 
     pub(super) fn total(&self) -> u64 {

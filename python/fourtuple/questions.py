@@ -1,0 +1,156 @@
+"""What a running broker asks, and what it is told: the words between its engine and whoever starts services.
+
+Decides the vocabulary alone. Each worker of an engine asks for itself, so the same question may come once from each,
+and again later: whoever answers goes by the service. Every worker gets every answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeAlias
+
+from fourtuple.tuples import Endpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wake:
+    """A connection waits for a service that sleeps: start it, or say why not. Asked once for all who wait."""
+
+    worker: int
+    service: str
+    """Its name, or the target of a route."""
+    start: str
+    """How it is started: the name of a template."""
+    target: str
+    """Where it will listen, as the registry has it."""
+    name: str
+    """What the connection showed: a server name, a host; empty if none."""
+    protocol: str
+    """What it speaks, in the words of a route; empty if that is not known."""
+    delivery: str
+    """How connections are brought there: relay, handoff or inetd."""
+    peer: Endpoint | None
+    """Whose connection it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceUsage:
+    """How much one service is used in one worker."""
+
+    service: str
+    live: int
+    """Connections that do not wait: on their way to it, or relayed. Sockets handed off are not seen any more."""
+    parked: int
+    """Connections that wait for it to be up."""
+    unused_s: float | None
+    """How long there has been none of either; None if there are some, or if the worker knows nothing of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """One worker's answer to `Engine.ask_usage`: a row for each service, in the order in which they were asked for."""
+
+    worker: int
+    ticket: int
+    rows: tuple[ServiceUsage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One worker's answer to `Engine.hold`: its new connections wait from now on."""
+
+    worker: int
+    service: str
+    live: int
+    """As in `ServiceUsage`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenConnection:
+    """A connection that a broker holds."""
+
+    id: int
+    """The same from accept to close, in the log as well."""
+    peer: Endpoint | None
+    service: str
+    """Its name, or the target of a route; empty if it is not known yet."""
+    state: str
+    age_s: float
+    bytes_up: int
+    bytes_down: int
+    listener: int
+    """Place of the listener in the configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surveyed:
+    """One worker's answer to `Engine.ask_survey`: some of its connections."""
+
+    worker: int
+    ticket: int
+    connections: tuple[SeenConnection, ...]
+    next: int | None
+    """Where to go on; None is the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busiest:
+    """One worker's answer to `Engine.ask_busiest`: some of its services."""
+
+    worker: int
+    ticket: int
+    services: tuple[tuple[str, int, int], ...]
+    """Which; at most how much; of which so much may be others'."""
+    next: int | None
+    """Where to go on; None is the end."""
+    least: int
+    """What a service that was passed and is not among them may have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """One worker's answer to `Engine.ask_close`."""
+
+    worker: int
+    ticket: int
+    found: bool
+    next: int | None
+    """Where to go on looking; None is the end."""
+
+
+Question: TypeAlias = Wake | Usage | Held | Surveyed | Busiest | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """It listens: who waits is brought to it, in the order in which they came, and so is who comes."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slept:
+    """It listens no more: who waits or comes asks for it anew."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It could not be started: who waits is told so and ended, who comes asks anew."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """It is not started for this peer: those of its prefix (an IPv4 address, an IPv6 /64) who wait are ended. If others
+    wait, they ask anew."""
+
+    service: str
+    peer: IPv4Address | IPv6Address | None
+    """Of the question; None is whose address is not known."""
+
+
+Answer: TypeAlias = Up | Slept | Failed | Refused
