@@ -1,4 +1,4 @@
-"""Real clients of what a broker can tell apart by their first bytes, through `fourtuple serve` to services that answer them.
+"""Real clients of what a broker can tell apart by first bytes, through `fourtuple serve` to services that answer them.
 
 Each service says enough of its protocol for the client to know whom it has reached; what it heard shows that it has got
 every byte that is for it, and none that was for the broker.
@@ -110,7 +110,9 @@ def test_curl_names_its_service_to_a_socks_proxy(tmp_path: Path) -> None:
         assert fetched("socks4a://alice@HERE", "http://elsewhere.example/").startswith("alice heard GET / ")
         # With a password it may go without one, too.
         assert fetched("socks5h://alice:secret@HERE", "http://shop.example.com/x").startswith(heard)
-        assert fetched("http://HERE", "http://shop.example.com/x").startswith("shop heard GET http://shop.example.com/x ")
+        assert fetched("http://HERE", "http://shop.example.com/x").startswith(
+            "shop heard GET http://shop.example.com/x "
+        )
     assert json.loads(printed[0])["ended"].keys() == {"relayed"}
 
 
