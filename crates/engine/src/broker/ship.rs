@@ -140,7 +140,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             sides[CLIENT] & SENDING == 0
                 && self.waits.get(extra).is_some_and(|wait| {
                     let is_free = !wait.reaching && !wait.handing && !wait.last_look && wait.parting.is_none();
-                    let is_talked_to = wait.touched || wait.replied || wait.is_asleep || wait.was_told || wait.on_errand;
+                    let is_talked_to =
+                        wait.touched || wait.replied || wait.is_asleep || wait.was_told || wait.on_errand;
                     is_free && wait.named && !is_talked_to
                 })
         };
