@@ -17,6 +17,8 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
+from fourtuple.control import default_socket
+from fourtuple.control.peers import Access, group_id
 from fourtuple.engine import DOORS, MOTD_BYTES, PATTERN_ENDS, PROBES, BytePattern, Door, Manners
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
@@ -352,6 +354,44 @@ class ConfineTable(_Table):
         return self
 
 
+class ControlTable(_Table):
+    """`[control]`: that there is a control socket, where, and for whom. Without the table there is none."""
+
+    socket: Annotated[str, Field(pattern=r"^/[^\x00]{1,100}$")] | None = None
+    """Its path; if not given, that of `fourtuple.control.default_socket`."""
+    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] | None = None
+    """Permissions of the file, octal: who may connect at all. If not given: its owner; with a group, that, too; with
+    readers or admins, everybody, for each is asked for by its credentials."""
+    group: str | None = None
+    """Whose the file is."""
+    readers: tuple[str, ...] = Field(default=(), strict=False)
+    """Users, and groups (`group:NAME`), that may look."""
+    admins: tuple[str, ...] = Field(default=(), strict=False)
+    """Users and groups that may change things, too."""
+
+    @property
+    def path(self) -> Path:
+        """Of the socket."""
+        return default_socket() if self.socket is None else Path(self.socket)
+
+    @property
+    def permissions(self) -> int:
+        """As of chmod()."""
+        if self.mode is not None:
+            return int(self.mode, 8)
+        return 0o666 if self.readers or self.admins else 0o660 if self.group is not None else 0o600
+
+    @property
+    def group_id(self) -> int | None:
+        """Of `group`; BadConfig if there is none of that name here."""
+        return None if self.group is None else group_id(self.group, "control.group")
+
+    @property
+    def access(self) -> Access:
+        """Who may do what; BadConfig if a name is nobody's here."""
+        return Access.named(self.readers, self.admins)
+
+
 class BrokerFile(_Table):
     """The whole file."""
 
@@ -363,6 +403,7 @@ class BrokerFile(_Table):
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)
     confine: ConfineTable = ConfineTable()
+    control: ControlTable | None = None
 
     @property
     def services(self) -> tuple[Service, ...]:

@@ -287,3 +287,18 @@ def test_what_is_required_and_cannot_be_had_is_no_start(folder: Path) -> None:
     refused = {str(LANDLOCK_CREATE_RULESET): errno.EOPNOTSUPP}
     with registry(folder), confined(folder, "epoll", refuse=refused, confine='sandbox = "required"') as broker:
         assert "landlock: Operation not supported" in broker.said
+
+
+def test_the_attacks_succeed_where_nothing_is_confined(folder: Path) -> None:
+    """Those that leave nothing behind; else their failing would say nothing."""
+    off = 'sandbox = "off"'
+    with registry(folder), confined(folder, "uring", confine=off, user=None) as broker:
+        broker.wait()
+        assert not broker.applied & {StepName.MOUNTS, StepName.NETWORK, StepName.LANDLOCK, StepName.SECCOMP}
+        assert not broker.report.missing or {step.name for step in broker.report.missing} == {StepName.IDENTITY}
+        outcomes = broker.ask("attack harmless")
+        # Of a network namespace without such a module, or of a user who may not.
+        may_fail = {"socket: raw", "socket: packet", "socket: vsock", "io_uring: packet", "gap: Multipath TCP"}
+        failed = {name for name, what in outcomes.items() if what != "done"} - may_fail
+        assert not failed, outcomes
+        assert len(outcomes) > 20

@@ -124,6 +124,7 @@ pub(crate) struct BrokerRequest {
     manners: MannersRequest,
     ledger: Option<PathBuf>,
     ledger_every: u32,
+    ledger_steps: bool,
 }
 
 /// `fourtuple.engine.Manners`.
@@ -379,6 +380,7 @@ impl BrokerRequest {
             most_parked_per_service: each(self.most_parked_per_service),
             parked_bytes: share(self.parked_bytes),
             settle: self.settle_s,
+            worker,
             inetd_path: self.inetd_path.as_ref().map_or_else(Vec::new, |path| path.as_os_str().as_bytes().to_vec()),
             ..BrokerConfig::default()
         };
@@ -398,7 +400,7 @@ impl BrokerRequest {
     /// One for each worker, or none at all.
     fn ledgers(&self, workers: u32) -> PyResult<Vec<LedgerFile>> {
         let Some(path) = &self.ledger else { return Ok(Vec::new()) };
-        LedgerFile::append(path, self.ledger_every, workers as usize)
+        LedgerFile::append(path, self.ledger_every, self.ledger_steps, workers as usize)
             .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))
     }
 }
@@ -533,6 +535,17 @@ pub(crate) fn order(kind: &str, value: u64, worker: u32, workers: u32) -> PyResu
     }
 }
 
+/// New bounds for one worker: each is the whole engine's and is shared out, and 0 is no bound.
+pub(crate) fn limits(connections: u64, per_source: u32, per_service: u32, worker: u32, workers: u32) -> Order {
+    let share = |most: u64| if most == 0 { 0 } else { part(most, worker, workers).max(1) };
+    let each = |most: u32| share(most.into()).min(u64::from(u32::MAX)) as u32;
+    Order::Limits {
+        most_connections: share(connections),
+        most_per_source: each(per_source),
+        most_per_service: each(per_service),
+    }
+}
+
 /// A probe by its name.
 fn protocol(name: &str) -> PyResult<Protocol> {
     let found = PROBES.iter().find(|probe| probe.name == name).map(|probe| probe.protocol);
@@ -542,7 +555,7 @@ fn protocol(name: &str) -> PyResult<Protocol> {
 }
 
 /// A copy of a descriptor of the caller's.
-fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
+pub(crate) fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
     let refused = |why: String| BadConfig::new_err((what, why));
     if fd < 0 {
         return Err(refused(format!("{fd} is no descriptor")));

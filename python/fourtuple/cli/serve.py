@@ -48,6 +48,12 @@ def serve(
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each connection that has ended.")
     ] = None,
+    log_steps: Annotated[
+        bool,
+        typer.Option(
+            "--log-steps", help="A line also when a connection is accepted, has found its service, is delivered."
+        ),
+    ] = False,
     log_every: Annotated[int, typer.Option(metavar="COUNT", help="One line for so many connections of a worker.")] = 1,
     most: Annotated[int, typer.Option(metavar="COUNT", help="Connections at once; 0: no bound.")] = 0,
     most_per_source: Annotated[
@@ -129,6 +135,7 @@ def serve(
             limits=limits,
             ledger=None if log is None else str(log.absolute()),
             ledger_every=log_every,
+            ledger_steps=log_steps,
             carrier=carrier.value,
             workers=workers or len(os.sched_getaffinity(0)),
             grace_s=grace,

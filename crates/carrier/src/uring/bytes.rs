@@ -48,11 +48,11 @@ impl Transfers {
         self.places.len() as u32 - 1
     }
 
-    fn at(&mut self, place: u32) -> &mut Transfer {
+    pub(super) fn at(&mut self, place: u32) -> &mut Transfer {
         self.places[place as usize].as_mut().expect("a transfer completes once")
     }
 
-    fn take(&mut self, place: u32) -> Transfer {
+    pub(super) fn take(&mut self, place: u32) -> Transfer {
         self.free.push(place);
         self.places[place as usize].take().expect("a transfer completes once")
     }
@@ -359,6 +359,10 @@ impl Machine {
         let transfer = self.transfers.at(place);
         let conn = transfer.conn;
         let outcome = completion.outcome();
+        if !self.halting.is_empty() && !closing && self.sent_in_part(place, conn, outcome, &mut outbox.buffers) {
+            return Ok(());
+        }
+        let transfer = self.transfers.at(place);
         if let (Way::Out(taken), Ok(count @ 1..), false) = (&mut transfer.way, outcome, closing) {
             *taken += count as usize;
             if *taken < transfer.buf.len() {

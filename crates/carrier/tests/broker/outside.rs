@@ -115,6 +115,7 @@ impl Outside {
                     self.wrong = Some(format!("{rows:?}"));
                 }
             }
+            other => self.wrong = Some(format!("nobody asked for {other:?}")),
         }
     }
 

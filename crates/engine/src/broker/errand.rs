@@ -68,7 +68,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     pub(super) fn errand_closed(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
         self.sessions[id as usize].state = State::Delivering;
         self.errand_is_over(id, now);
-        self.deliver(id, now, outbox);
+        self.try_again(id, now, outbox);
     }
 
     /// One errand less. The service has all its time after the last.
@@ -89,6 +89,6 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     /// An answer to an errand's `Reach` that is a no.
     pub(super) fn errand_failed(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
         self.errand_is_over(id, now);
-        self.deliver(id, now, outbox);
+        self.try_again(id, now, outbox);
     }
 }

@@ -57,6 +57,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             shown = Shown { names: wait.names, bytes: &bytes[header as usize..], ..shown };
             if header > 0 {
                 wait.shown -= header;
+                wait.touched = true;
                 let conn = session.conns[CLIENT];
                 outbox.commands.push(Command::Discard { conn, bytes: header });
                 if shown.bytes.is_empty() && !last {
@@ -120,6 +121,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         if let Some(buf) = outbox.buffers.write(answer) {
             session.sides[CLIENT] |= SENDING;
+            self.waits.at(session.extra).touched = true;
             return outbox.push(Command::Send { conn: session.conns[CLIENT], buf });
         }
         // The guide is to say it once more.

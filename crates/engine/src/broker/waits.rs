@@ -40,6 +40,10 @@ pub(super) struct Wait<M> {
     pub(super) handing: bool,
     /// The client was told that its service is reached.
     pub(super) replied: bool,
+    /// Something was sent to the client, or taken off its stream.
+    pub(super) touched: bool,
+    /// It has waited before, in another process: delivery is given up then.
+    pub(super) given_up: Option<Instant>,
     /// In the line of its service.
     pub(super) in_line: bool,
     /// The turn of the script that the service is in.
