@@ -367,7 +367,7 @@ class BrokerConfig:
     inetd_path: Path | None = None
     """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
     handoff."""
-    manners: Manners = field(default_factory=lambda: Manners())
+    manners: Manners = field(default_factory=Manners)
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
