@@ -91,8 +91,39 @@ class _Held(TypedDict):
     service: str
     live: int
 
+class _SeenConnection(TypedDict):
+    id: int
+    peer: tuple[IPv4Address | IPv6Address, int] | None
+    service: str
+    state: str
+    age_s: float
+    bytes_up: int
+    bytes_down: int
+    listener: int
+
+class _Surveyed(TypedDict):
+    ticket: int
+    rows: list[_SeenConnection]
+    next: int | None
+
+class _Busiest(TypedDict):
+    ticket: int
+    rows: list[tuple[str, int, int]]
+    next: int | None
+    least: int
+
+class _Closed(TypedDict):
+    ticket: int
+    found: bool
+    next: int | None
+
 _Question: TypeAlias = (
-    tuple[Literal["wake"], int, _Wake] | tuple[Literal["usage"], int, _Usage] | tuple[Literal["held"], int, _Held]
+    tuple[Literal["wake"], int, _Wake]
+    | tuple[Literal["usage"], int, _Usage]
+    | tuple[Literal["held"], int, _Held]
+    | tuple[Literal["surveyed"], int, _Surveyed]
+    | tuple[Literal["busiest"], int, _Busiest]
+    | tuple[Literal["closed"], int, _Closed]
 )
 
 class _Seen(TypedDict):
@@ -114,6 +145,8 @@ class _Seen(TypedDict):
     database: NotRequired[bytes | None]
     client: NotRequired[bytes | None]
     cancel: NotRequired[bytes | None]
+    starttls: NotRequired[bool]
+    reply: NotRequired[bytes | None]
     proxied: NotRequired[tuple[str, str] | None]
 
 @final
@@ -147,6 +180,26 @@ class Workers:
 
     def answer(self, kind: str, service: str, peer: IPv4Address | IPv6Address | None = None) -> None:
         """Tell every running worker what became of a service."""
+
+    def ask_survey(
+        self,
+        worker: int,
+        ticket: int,
+        start: int,
+        most: int,
+        service: str | None = None,
+        source: tuple[IPv4Address | IPv6Address, int] | None = None,
+    ) -> bool:
+        """Ask one worker for connections, those from place `start` on; false if it works no more."""
+
+    def ask_busiest(self, worker: int, ticket: int, by: str, start: int, most: int) -> bool:
+        """Ask one worker for its busiest services, those from place `start` on; false if it works no more."""
+
+    def ask_close(self, worker: int, ticket: int, id: int, start: int) -> bool:
+        """Have one worker close a connection, looking for it from place `start` on; false if it works no more."""
+
+    def set_limits(self, connections: int, per_source: int, per_service: int) -> None:
+        """Bounds from now on; each is the whole engine's and is shared out, and 0 is no bound."""
 
     def hold(self, service: str) -> None:
         """Have new connections of the service wait, in every running worker."""

@@ -6,6 +6,7 @@ becomes of a listener is the broker's.
 
 from __future__ import annotations
 
+import socket
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,9 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from fourtuple.engine import PATTERN_ENDS, PROBES, BytePattern
+from fourtuple.control import default_socket
+from fourtuple.control.peers import Access, group_id
+from fourtuple.engine import DOORS, MOTD_BYTES, PATTERN_ENDS, PROBES, BytePattern, Door, Manners
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
@@ -25,6 +28,8 @@ from fourtuple.tuples import Endpoint
 
 LARGEST_BYTES = 4 << 20
 """Some ten thousand services; CSV and JSON lines are for more."""
+MYSQL_VERSION = "8.0.11-fourtuple"
+"""What a door says that speaks MySQL."""
 _Number = Annotated[int, Field(ge=1, le=HIGHEST)]
 _Patience = Annotated[int, Field(ge=0, le=HIGHEST)]
 _Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -166,16 +171,46 @@ class ListenTable(_Table):
     """ADDRESS:PORT, an IPv6 address in brackets."""
     default: str | None = None
     """Where a connection goes that nothing else matches: `service:NAME` or a target."""
-    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3_000
-    """How long a connection may take to show what it wants."""
+    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
+    """How long a connection may take to show what it wants; if not given, 3,000, and 30,000 at a door."""
     protocols: tuple[str, ...] | None = Field(default=None, strict=False)
-    """What is looked for, in the words of a route; if not given, everything but tcpmux."""
+    """What is looked for, in the words of a route; if not given, everything but SOCKS and tcpmux."""
     proxy_from: tuple[str, ...] = Field(default=(), strict=False)
     """Prefixes whose PROXY headers are believed, and demanded."""
     proxy_optional: bool = False
     """From there, a connection may come without."""
     postgres_tls: Literal["offered", "declined", "left"] = "offered"
     """What a PostgreSQL client is told that asks for TLS; `left` to the service, it is routed by its protocol alone."""
+
+    door: str | None = None
+    """What is spoken here before the service is known: the broker greets, and reads the server name behind STARTTLS."""
+    door_name: Annotated[str, Field(pattern=r"^[!-~]{1,255}$")] | None = None
+    """Whom the door says it is; for MySQL the version of the server."""
+    door_tls: Literal["offered", "required"] = "offered"
+    """Whether a client may go on without TLS."""
+
+    @pydantic.field_validator("door")
+    @classmethod
+    def _a_door(cls, name: str | None) -> str | None:
+        if name is not None and name not in DOORS:
+            raise ValueError(f"{name[:40]!r} is none of {', '.join(DOORS)}")
+        return name
+
+    @property
+    def opened(self) -> Door | None:
+        """The door, if there is one."""
+        if self.door is None:
+            return None
+        usual = MYSQL_VERSION if self.door == "mysql" else socket.gethostname()
+        return Door(protocol=self.door, host=self.door_name or usual, requires_tls=self.door_tls == "required")
+
+    @property
+    def sniff_s(self) -> float:
+        """`sniff_ms` or its default, in seconds."""
+        return (self.sniff_ms or (3_000 if self.door is None else 30_000)) / 1000
+
+    socks: Literal["answered", "left"] = "answered"
+    """What a SOCKS client asks for is answered here, or left to the service, which then gets all that is said."""
 
     @pydantic.field_validator("address")
     @classmethod
@@ -223,6 +258,10 @@ class ListenTable(_Table):
     def _for_somebody(self) -> Self:
         if self.proxy_optional and not self.proxy_from:
             raise ValueError("proxy_optional: there is no proxy_from whose connections may come without a header")
+        if self.door is None and (self.door_name is not None or self.door_tls == "required"):
+            raise ValueError("door_name, door_tls: there is no door")
+        if self.door is not None and (self.proxy_optional or self.protocols is not None):
+            raise ValueError("door: goes neither with protocols nor with proxy_optional")
         return self
 
 
@@ -248,15 +287,123 @@ class WakeTable(_Table):
         return texts
 
 
+class AsleepTable(_Table):
+    """`[asleep]`: what the clients of services that sleep are told, and how many of them may wait; 0 is no bound."""
+
+    motd: Annotated[str, Field(max_length=MOTD_BYTES)] = Manners().motd
+    """What a probe gets to read, in protocols that have a place for it."""
+    retry_after_s: Annotated[int, Field(ge=0, le=HIGHEST)] = Manners().retry_after_s
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = Field(default=Manners().health_paths, strict=False)
+    """Paths of HTTP for which no service is woken."""
+    most_parked: _Patience = 20_000
+    """Connections that wait."""
+    most_parked_per_service: _Patience = 2_000
+    parked_bytes: Annotated[int, Field(ge=0, le=2**62)] = 2 << 30
+    """What they may have the kernel hold: what each has sent, and a window of 64 kB."""
+    settle_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
+    """How long a client has to wait before its service is woken."""
+
+    @pydantic.model_validator(mode="after")
+    def _sayable(self) -> Self:
+        try:
+            self.manners()
+        except BadConfig as error:
+            raise ValueError(f"{error.path}: {error.why}") from None
+        return self
+
+    def manners(self) -> Manners:
+        """As the engine has it."""
+        return Manners(motd=self.motd, retry_after_s=self.retry_after_s, health_paths=self.health_paths)
+
+
+class ConfineTable(_Table):
+    """`[confine]`: what the broker's process gives up before it moves the first byte (docs/confinement.md)."""
+
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """As far as the kernel has it; all of it, or no start; or only another user."""
+    without: tuple[Literal["mounts", "network", "capabilities", "dumpable", "landlock", "seccomp"], ...] = Field(
+        default=(), strict=False
+    )
+    """Steps that are not taken."""
+    user: str | None = None
+    """Who to become; a name or a number."""
+    group: str | None = None
+    """Its group, if it is not the user's own."""
+    allow_folders: tuple[str, ...] = Field(default=(), strict=False)
+    """Where unix sockets of services lie that the registry has not got yet."""
+    allow_ports: tuple[_Port, ...] = Field(default=(), strict=False)
+    """TCP ports of services that the registry has not got yet."""
+    allow_abstract: bool = False
+    """Whether it may come to have services with abstract unix names."""
+
+    @pydantic.field_validator("allow_folders")
+    @classmethod
+    def _absolute(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not path.startswith("/") or any(part in ("", ".", "..") for part in path[1:].split("/")):
+                raise ValueError(f"{path[:60]!r} is no absolute path without . or ..")
+        return paths
+
+    @pydantic.model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.group is not None and self.user is None:
+            raise ValueError("group: needs a user")
+        if self.sandbox == "required" and self.without:
+            raise ValueError("without: leaves steps out, and sandbox requires them all")
+        return self
+
+
+class ControlTable(_Table):
+    """`[control]`: that there is a control socket, where, and for whom. Without the table there is none."""
+
+    socket: Annotated[str, Field(pattern=r"^/[^\x00]{1,100}$")] | None = None
+    """Its path; if not given, that of `fourtuple.control.default_socket`."""
+    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] | None = None
+    """Permissions of the file, octal: who may connect at all. If not given: its owner; with a group, that, too; with
+    readers or admins, everybody, for each is asked for by its credentials."""
+    group: str | None = None
+    """Whose the file is."""
+    readers: tuple[str, ...] = Field(default=(), strict=False)
+    """Users, and groups (`group:NAME`), that may look."""
+    admins: tuple[str, ...] = Field(default=(), strict=False)
+    """Users and groups that may change things, too."""
+
+    @property
+    def path(self) -> Path:
+        """Of the socket."""
+        return default_socket() if self.socket is None else Path(self.socket)
+
+    @property
+    def permissions(self) -> int:
+        """As of chmod()."""
+        if self.mode is not None:
+            return int(self.mode, 8)
+        return 0o666 if self.readers or self.admins else 0o660 if self.group is not None else 0o600
+
+    @property
+    def group_id(self) -> int | None:
+        """Of `group`; BadConfig if there is none of that name here."""
+        return None if self.group is None else group_id(self.group, "control.group")
+
+    @property
+    def access(self) -> Access:
+        """Who may do what; BadConfig if a name is nobody's here."""
+        return Access.named(self.readers, self.admins)
+
+
 class BrokerFile(_Table):
     """The whole file."""
 
     wake: WakeTable = WakeTable()
+    asleep: AsleepTable = AsleepTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
     template: tuple[TemplateTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)
+    confine: ConfineTable = ConfineTable()
+    control: ControlTable | None = None
 
     @property
     def services(self) -> tuple[Service, ...]:

@@ -12,8 +12,9 @@ import os
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,19 @@ from fourtuple import _core
 from fourtuple.dialogue import Dialogue
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.metrics import COUNTERS
-from fourtuple.questions import Answer, Held, Question, Refused, ServiceUsage, Usage, Wake
+from fourtuple.questions import (
+    Answer,
+    Busiest,
+    Closed,
+    Held,
+    Question,
+    Refused,
+    SeenConnection,
+    ServiceUsage,
+    Surveyed,
+    Usage,
+    Wake,
+)
 from fourtuple.tuples import Endpoint, Protocol, TupleSpace
 
 HIGHEST_COUNT = 2**32 - 1
@@ -195,8 +208,12 @@ class EchoConfig:
         _instance("accept", self.accept, bool)
 
 
-PROTOCOLS = ("tls", "http2", "connect", "websocket", "http", "ssh", "postgres", "mqtt", "redis")
-"""What a broker looks for if nobody says. `tcpmux` is left out: any line of text is one."""
+PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
+"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
+
+PROTOCOLS = tuple(probe for probe in PROBES if probe not in {"socks4", "socks5", "tcpmux"})
+"""What a broker looks for if nobody says. Three are left out, which would take what is another's: `tcpmux` is any line of
+text, SOCKS begins with a byte or two that many have, and both are answered in the service's place."""
 
 
 class PostgresTls(Enum):
@@ -211,6 +228,7 @@ class PostgresTls(Enum):
     """The service answers; only the protocol is known."""
 
 
+MOTD_BYTES = 256
 PATTERN_BYTES = 64
 PATTERN_ENDS = 4_096
 
@@ -231,6 +249,27 @@ class BytePattern:
         _whole("offset", self.offset, 0, PATTERN_ENDS - len(self.bytes))
 
 
+DOORS = ("smtp", "imap", "pop3", "mysql", "ldap")
+"""What a door may speak, in the words of a route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Who stands at a listener whose clients wait to be spoken to, or ask for TLS before they say whom they mean."""
+
+    protocol: str
+    host: str = "localhost"
+    """Whom it says it is; for MySQL the version of the server."""
+    requires_tls: bool = False
+    """Who goes on without TLS is told that it has to come first."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in DOORS:
+            raise BadConfig("door", f"{self.protocol!r} is not one of {', '.join(DOORS)}")
+        if not (self.host.isascii() and self.host.isprintable() and 1 <= len(self.host) <= 255):
+            raise BadConfig("door", "a host of 1 to 255 visible ASCII characters is needed")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerListener:
     """Where a broker takes connections."""
@@ -245,10 +284,15 @@ class BrokerListener:
     proxy_optional: bool = False
     """Connections from there may do without."""
     postgres_tls: PostgresTls = PostgresTls.OFFERED
+    answers_socks: bool = True
+    """What a SOCKS client asks for is answered here, and its service sees what comes behind. If false, a service gets all of
+    it and answers itself; of version 5 only the protocol is known then."""
     protocols: tuple[str, ...] = PROTOCOLS
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
     """Asked after all probes, in their order."""
+    door: Door | None = None
+    """With one, neither probes nor patterns are asked."""
     fds: tuple[int, ...] = ()
     """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
 
@@ -260,10 +304,37 @@ class BrokerListener:
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
         _instance("postgres_tls", self.postgres_tls, PostgresTls)
+        if self.door is not None:
+            _instance("door", self.door, Door)
+            if self.proxy_optional:
+                raise BadConfig("door", "greets first, and so cannot wait for a PROXY header that may not come")
         _instance("fds", self.fds, tuple)
         for place, descriptor in enumerate(self.fds):
             _whole(f"fds[{place}]", descriptor, 0, 2**31 - 1)
+        _instance("answers_socks", self.answers_socks, bool)
         _seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """What clients of services that sleep are told, each in its protocol."""
+
+    motd: str = "This service is asleep; it wakes when it is used."
+    """What a probe gets to read: the text of an HTTP answer, a line in Minecraft's list of servers."""
+    retry_after_s: int = 5
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = ("/healthz", "/livez", "/readyz")
+    """Paths of HTTP that are asked for to see whether a service is well: no reason to wake it."""
+
+    def __post_init__(self) -> None:
+        _instance("motd", self.motd, str)
+        if len(self.motd.encode()) > MOTD_BYTES or not self.motd.isprintable():
+            raise BadConfig("motd", f"is {self.motd[:60]!r}; a line of at most {MOTD_BYTES} bytes is needed")
+        _whole("retry_after_s", self.retry_after_s, 0, HIGHEST_COUNT)
+        _instance("health_paths", self.health_paths, tuple)
+        for path in self.health_paths:
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,10 +367,13 @@ class BrokerConfig:
     inetd_path: Path | None = None
     """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
     handoff."""
+    manners: Manners = field(default_factory=lambda: Manners())
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
     """One line for so many."""
+    ledger_steps: bool = False
+    """A line also when a connection is accepted, has found its service, and is delivered."""
 
     def __post_init__(self) -> None:
         _instance("listeners", self.listeners, tuple)
@@ -317,8 +391,12 @@ class BrokerConfig:
         _whole("most_parked_per_service", self.most_parked_per_service, 0, HIGHEST_COUNT)
         _whole("parked_bytes", self.parked_bytes, 0, 2**63)
         _seconds("settle_s", self.settle_s, 0)
+        _instance("manners", self.manners, Manners)
         _instance("inetd_path", self.inetd_path, (Path, type(None)))
         _whole("ledger_every", self.ledger_every, 1, HIGHEST_COUNT)
+        _instance("ledger_steps", self.ledger_steps, bool)
+        if self.ledger_steps and self.ledger_every != 1:
+            raise BadConfig("ledger_steps", "is for every connection, and ledger_every leaves some out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -627,6 +705,34 @@ class Engine:
         """How much are these used? Each worker says `Usage` with this ticket."""
         self._workers.ask_usage(ticket, services)
 
+    def ask_survey(
+        self,
+        worker: int,
+        ticket: int,
+        start: int,
+        most: int,
+        service: str | None = None,
+        source: tuple[IPv4Address | IPv6Address, int] | None = None,
+    ) -> bool:
+        """Which connections are there, of one service, from one prefix (address and bits), or at all? The worker says
+        `Surveyed`, having looked at some thousand places from `start` on. False if it works no more."""
+        return self._workers.ask_survey(worker, ticket, start, most, service, source)
+
+    def ask_busiest(self, worker: int, ticket: int, by: str, start: int, most: int) -> bool:
+        """Which services are the busiest, by `live`, `total` or `bytes`? The worker says `Busiest`."""
+        return self._workers.ask_busiest(worker, ticket, by, start, most)
+
+    def ask_close(self, worker: int, ticket: int, connection: int, start: int) -> bool:
+        """Close a connection, by its id. The worker says `Closed`, as of `ask_survey`."""
+        return self._workers.ask_close(worker, ticket, connection, start)
+
+    def set_limits(self, most_connections: int, most_per_source: int, most_per_service: int) -> None:
+        """Bounds of a broker from now on, as in `BrokerConfig`; what there is may stay."""
+        _whole("most_connections", most_connections, 0, HIGHEST_COUNT // 4)
+        _whole("most_per_source", most_per_source, 0, HIGHEST_COUNT)
+        _whole("most_per_service", most_per_service, 0, HIGHEST_COUNT)
+        self._workers.set_limits(most_connections, most_per_source, most_per_service)
+
     def stop(self) -> None:
         """End now, whatever is open."""
         self._workers.stop()
@@ -681,10 +787,6 @@ def uring_abilities() -> dict[str, bool]:
     return dict(_core.uring_abilities())
 
 
-PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
-"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
-
-
 class Prelude(Enum):
     """Whether a PROXY header stands in front of what is sniffed."""
 
@@ -720,6 +822,10 @@ class Sniffed:
     database: bytes | None = None
     client: bytes | None = None
     cancel: bytes | None = None
+    starttls: bool = False
+    """It asks to go on with TLS, within the protocol, before anything else."""
+    reply: bytes | None = None
+    """What it waits for, to be told when its service is reached; everything up to `end` is then not for the service."""
     proxied: tuple[str, str] | None = None
     """Source and destination out of a PROXY header."""
 
@@ -763,6 +869,31 @@ def _question(row: _core._Question) -> Question:
                 for service, live, parked, unused_s in usage["rows"]
             )
             return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
+        case ("surveyed", worker, surveyed):
+            found = tuple(
+                SeenConnection(
+                    id=seen["id"],
+                    peer=None if seen["peer"] is None else Endpoint(*seen["peer"]),
+                    service=seen["service"],
+                    state=seen["state"],
+                    age_s=seen["age_s"],
+                    bytes_up=seen["bytes_up"],
+                    bytes_down=seen["bytes_down"],
+                    listener=seen["listener"],
+                )
+                for seen in surveyed["rows"]
+            )
+            return Surveyed(worker=worker, ticket=surveyed["ticket"], connections=found, next=surveyed["next"])
+        case ("busiest", worker, busiest):
+            return Busiest(
+                worker=worker,
+                ticket=busiest["ticket"],
+                services=tuple(busiest["rows"]),
+                next=busiest["next"],
+                least=busiest["least"],
+            )
+        case ("closed", worker, closed):
+            return Closed(worker=worker, **closed)
         case (_, worker, held):
             return Held(worker=worker, service=held["service"], live=held["live"])
 

@@ -335,6 +335,14 @@ impl Epoll {
                         self.queue_read(conn.index);
                     }
                 }
+                Command::Watch { conn } => {
+                    if self.is_open(conn) {
+                        match self.conns[conn.index as usize].flags & HUNG_UP {
+                            0 => self.rest(conn),
+                            _ => self.hung_up(conn),
+                        }
+                    }
+                }
                 Command::Discard { conn, bytes } => {
                     if self.is_open(conn) {
                         match sys::discard(self.conns[conn.index as usize].fd, bytes as usize) {
@@ -524,6 +532,14 @@ impl Epoll {
     }
 
     /// As `watch`, when there is nothing to be read.
+    /// The end of a connection that is not read from.
+    fn hung_up(&mut self, conn: ConnId) {
+        match sys::pending_error(self.conns[conn.index as usize].fd) {
+            Errno(0) => self.happened.push_back(Event::HungUp { conn }),
+            error => self.fail(conn, Step::Receive, error),
+        }
+    }
+
     fn rest(&mut self, conn: ConnId) {
         if let Err(error) = self.watch(conn.index, false) {
             self.fail(conn, Step::Receive, error);
@@ -635,6 +651,9 @@ impl Epoll {
             let gone = edges & libc::EPOLLHUP != 0;
             self.conns[place as usize].flags |=
                 READABLE | if hung_up { HUNG_UP } else { 0 } | if gone { GONE } else { 0 };
+            if hung_up && entry.flags & (PEEKING | PAUSED | ENDED) == PEEKING | PAUSED {
+                self.hung_up(ConnId { index: place, generation: entry.generation });
+            }
             self.queue_read(place);
         }
         if edges & (libc::EPOLLOUT | libc::EPOLLERR) != 0

@@ -48,6 +48,9 @@ struct World {
     default: Option<usize>,
     /// On the second listener everybody has to say who he is.
     trusting: bool,
+    /// Nobody says anything before it is greeted.
+    greets: bool,
+    errands: bool,
     broker: BrokerConfig,
     network: Network,
     faults: Faults,
@@ -147,12 +150,15 @@ impl World {
         let default = (pick(0, 1) == 0).then_some(0);
         let drain_at_ms = (pick(0, 4) == 0).then(|| pick(0, 2000));
         let window = pick(1, 12) as usize;
+        let (greets, errands) = (pick(0, 3) == 0, pick(0, 7) == 0);
         World {
             talks,
             window,
             services,
             default,
             trusting,
+            greets,
+            errands,
             broker,
             network,
             faults,
@@ -186,20 +192,22 @@ impl World {
         let until = Instant(UNTIL_MS * 1_000_000);
         let services = self.services.iter().map(|row| row.0.clone()).collect();
         let trusting = self.trusting.then_some(ListenerId(1));
+        let World { greets, errands, .. } = *self;
         let services: Vec<Service> = services;
         let broker = |_| {
-            let guide = FirstLine { services: services.clone(), default: self.default, trusting };
+            let guide = FirstLine { services: services.clone(), default: self.default, trusting, greets, errands };
             let core = BrokerCore::new(self.broker.clone(), guide, Kept::default());
             let is_moved = !self.moves_at_ms.is_empty();
             wrap(if is_moved { core.listening_with(vec![Some(Given(0)), Some(Given(1))]) } else { core })
         };
         let mut brokers: Vec<Box<dyn Core>> = (0..=self.moves_at_ms.len()).map(broker).collect();
-        let talkers = self.talks.iter().map(|talks| Talker::new(talks.clone(), self.window, until));
+        let talkers = self.talks.iter().map(|talks| Talker::new(talks.clone(), greets, self.window, until));
         let mut talkers: Vec<Talker> = talkers.collect();
         let repliers = self.services.iter().enumerate().filter(|row| row.1.1 != Health::Absent);
         let repliers = repliers.map(|(number, (service, health, backlog))| {
             let from = if let Health::Late(ms) = health { ms * 1_000_000 } else { 0 };
             let replier = Replier::new(service, *backlog, *health != Health::Stalled, Instant(from), until);
+            let replier = if greets { replier.greeting() } else { replier };
             match self.default == Some(number) {
                 true => replier.for_the_silent(),
                 false if *health == Health::Declining => replier.declining(),
@@ -288,7 +296,8 @@ impl World {
         let window = self.network.window_bytes.min(self.network.buffer_bytes) as u64;
         let trips = 40 + 4 * (talk.say + talk.hear + 40) / window.max(1);
         let trip = Duration::from_micros(self.network.latency_us.1 + 100) * 4;
-        Duration::from_secs(4) + trip * u32::try_from(trips).unwrap_or(u32::MAX)
+        let errands = if self.errands { self.services.len() as u64 } else { 0 };
+        Duration::from_secs(4 + 2 * errands) + trip * u32::try_from(trips).unwrap_or(u32::MAX)
     }
 }
 

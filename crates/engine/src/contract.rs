@@ -28,6 +28,7 @@
 //!     `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
 //!     then says nothing to the peer. After `HandOffFailed` the connection is what it was. If that was for want of room
 //!     (EAGAIN), `Roomy` may follow when there is some; a carrier need not know, so a core tries again by itself, too.
+//!     After `Watch` the end of a connection that is shown and paused is told: `Failed`, or `HungUp`, once or more.
 //! 11. `Shutdown` sends FIN behind everything sent before; receiving goes on.
 //! 12. `Unlisten` is answered by `Unlistened`, once; no `Accepted` of that listener comes after it. What waits in the accept
 //!     queue of an adopted listener stays there, for whoever else holds the socket.
@@ -44,10 +45,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::buffers::{Buf, Buffers};
-use crate::questions::{Answer, Names, Questions};
+use crate::questions::{Answer, By, Filter, Names, Questions};
 use crate::report::Report;
 
-/// A moment: nanoseconds since the carrier's own start. Carriers read clocks; cores are told.
+/// A moment: nanoseconds since 1970 as the carrier counts them, which never go back. Carriers read clocks; cores are told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Instant(pub u64);
 
@@ -293,6 +294,12 @@ pub enum Event {
         /// The bytes from the first on: `outbox.peeks.bytes(&buf)`.
         buf: Buf,
     },
+    /// The peer will send no more (FIN); the bytes before that are unread, and `Finished` follows behind them. Only told of a
+    /// connection that is shown and paused.
+    HungUp {
+        /// Which connection.
+        conn: ConnId,
+    },
     /// The receiver has the socket.
     HandedOff {
         /// Which connection.
@@ -372,6 +379,46 @@ pub enum Order {
         ticket: u64,
         /// Which services.
         services: Names,
+    },
+    /// Which connections are there? Looks at a bounded number of places; answered by `Question::Surveyed`.
+    Survey {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// Which of them.
+        filter: Filter,
+        /// From which place on; 0 is the first.
+        from: u32,
+        /// Rows, at most.
+        most: u32,
+    },
+    /// Which services are the busiest? Looks at a bounded number of them; answered by `Question::Busiest`.
+    Busiest {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// What is compared.
+        by: By,
+        /// From which place on; 0 is the first.
+        from: u32,
+        /// Rows, at most.
+        most: u32,
+    },
+    /// Close one connection. Looks at a bounded number of places; answered by `Question::Closed`.
+    End {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The connection.
+        name: u64,
+        /// From which place on; 0 is the first.
+        from: u32,
+    },
+    /// Bounds from now on, as of `BrokerConfig`; what there is may stay.
+    Limits {
+        /// Connections at once.
+        most_connections: u64,
+        /// From one source.
+        most_per_source: u32,
+        /// Of one service.
+        most_per_service: u32,
     },
 }
 
@@ -493,6 +540,11 @@ pub enum Command {
     },
     /// Show what comes instead of taking it, beginning with what is there.
     Peek {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Of a connection that is shown and paused, tell the end all the same: `HungUp`, or `Failed`.
+    Watch {
         /// Which connection.
         conn: ConnId,
     },

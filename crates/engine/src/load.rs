@@ -337,14 +337,8 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close
-            | Order::Drain
-            | Order::Resume
-            | Order::Ferry(_)
-            | Order::Land(_)
-            | Order::Answer(_)
-            | Order::Hold(_)
-            | Order::Usage { .. } => {}
+            // A broker's, or already under way.
+            _ => {}
         }
     }
 
@@ -417,6 +411,7 @@ impl<S: Speech> Core for LoadCore<S> {
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
             | Event::Roomy { .. }
+            | Event::HungUp { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.go_on(now, outbox);

@@ -63,7 +63,7 @@ impl World<'_> {
             this.others[place] = (this.host, this.conn);
             (this.host, this.conn) = (host, conn);
         }
-        (this.halted, this.paused) = (false, false);
+        (this.halted, this.paused, this.watched) = (false, false, false);
         self.soon(Happening::Read((link, end)));
         Ok(())
     }

@@ -437,6 +437,10 @@ impl World<'_> {
             };
             return self.tell(host, Event::Failed { conn, step, error }, cores);
         }
+        if this.watched && this.paused && this.peeking && this.fin && !this.fin_told && this.phase == Phase::Open {
+            this.watched = false;
+            return self.tell(host, Event::HungUp { conn }, cores);
+        }
         if !may_read {
             return Ok(());
         }

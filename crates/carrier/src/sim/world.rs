@@ -101,6 +101,8 @@ pub(super) struct End {
     pub(super) fin_told: bool,
     pub(super) broken: bool,
     pub(super) paused: bool,
+    /// Paused, and its end is to be told.
+    pub(super) watched: bool,
     /// Bytes are shown, not taken; how many were shown, and whether they are to be shown anyhow.
     pub(super) peeking: bool,
     pub(super) shown: usize,
@@ -135,6 +137,7 @@ impl End {
             fin_told: false,
             broken: false,
             paused: false,
+            watched: false,
             peeking: false,
             shown: 0,
             show_again: false,
@@ -406,6 +409,12 @@ impl<'a> World<'a> {
             Command::Pause { conn } => {
                 if let Some((link, end)) = self.place(host, conn)? {
                     self.links[link].ends[end].paused = true;
+                }
+            }
+            Command::Watch { conn } => {
+                if let Some((link, end)) = self.place(host, conn)? {
+                    self.links[link].ends[end].watched = true;
+                    self.soon(Happening::Read((link, end)));
                 }
             }
             Command::Resume { conn } => {

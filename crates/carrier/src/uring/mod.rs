@@ -370,6 +370,14 @@ impl Machine {
                         }
                     }
                 }
+                Command::Watch { conn } => {
+                    if let Some((ring, slot)) = self.open(conn) {
+                        match self.flags(ring, slot) & HUNG_UP {
+                            0 => self.rest(ring, slot)?,
+                            _ => self.happened.push_back(Event::HungUp { conn }),
+                        }
+                    }
+                }
                 Command::Reach { ticket, target: Target::Tcp(destination) } => {
                     let (source, choice, range) = (sys::any_endpoint(destination), SourceChoice::Kernel, (0, 0));
                     let transport = Transport::Stream;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::counts::Prefix;
 use super::guide::Guide;
-use super::ledger::{Ledger, Reason};
+use super::ledger::{self, Ledger, Reason};
 use super::session::{CLIENT, Line, Session, State};
 use super::{BURST, BrokerCore, ListenAt};
 use crate::contract::{Command, ConnId, Errno, Instant, ListenerId, Outbox, Step};
@@ -104,7 +104,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.waits.set_due(place, Some(due));
         match peer.zip(self.locals[listener.0 as usize]) {
             None => outbox.push(Command::Name { conn }),
-            names => self.named(conn, names, outbox),
+            names => self.named(conn, names, now, outbox),
         }
         if self.sessions[id as usize].state == State::Sniffing {
             outbox.push(Command::Peek { conn });
@@ -117,18 +117,26 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             self.sessions.len() as u32 - 1
         });
         let wait = self.waits.begin(id);
-        self.sessions[id as usize] = Session::begin(listener, conn, wait, now);
+        self.sessions[id as usize] = Session::begin(listener, conn, wait, self.names.next(now));
         self.lines.write(conn.index, Line::of(id, CLIENT, conn));
         self.report.opened();
         self.report.add(Counter::Sniffing, 1);
         id
     }
 
-    pub(super) fn named(&mut self, conn: ConnId, names: Option<(SocketAddr, SocketAddr)>, outbox: &mut Outbox) {
+    pub(super) fn named(
+        &mut self,
+        conn: ConnId,
+        names: Option<(SocketAddr, SocketAddr)>,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) {
         let Some((id, CLIENT)) = self.find(conn, State::Sniffing) else { return };
         let session = &mut self.sessions[id as usize];
         if let Some((peer, _)) = names {
             session.peer = Some(peer);
+            self.passed(id, ledger::Passing::Accepted);
+            let session = &self.sessions[id as usize];
             // A proxy counts as whom it speaks for.
             if !self.guide.trusts(session.listener, peer) && !self.count_source(id, peer) {
                 return self.end(id, Reason::OverSource, true, outbox);
@@ -138,6 +146,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         (wait.names, wait.named) = (names, true);
         if std::mem::take(&mut wait.missed) {
             outbox.push(Command::Peek { conn });
+        }
+        if self.guide.speaks_first(self.sessions[id as usize].listener) {
+            self.look(id, None, false, now, outbox);
         }
     }
 

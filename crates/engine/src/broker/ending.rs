@@ -3,8 +3,8 @@
 //! Decides what an end of stream and an error mean in each state. Knows no cause of its own.
 
 use super::guide::Guide;
-use super::ledger::{Ended, Ledger, Reason};
-use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, SERVICE, SHUT, Session, State};
+use super::ledger::{Ended, Ledger, Passed, Passing, Reason};
+use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, OVERHEARD, SERVICE, SHUT, Session, State};
 use super::{BURST, BrokerCore, relay};
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step};
 use crate::report::Counter;
@@ -62,9 +62,12 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         session.sides[side] |= if gone { FINISHED | GONE } else { FINISHED };
         match session.state {
             // It said nothing and will say nothing: only a service that speaks first can want it.
-            State::Sniffing => self.look(id, 0, None, now, outbox),
+            State::Sniffing => self.look(id, None, true, now, outbox),
             State::Relaying => self.pass_on_end(id, side, outbox),
-            State::Asking if side == SERVICE => self.end(id, Reason::ServiceDeclined, true, outbox),
+            State::Asking if side == SERVICE => match self.on_errand(id) {
+                true => self.end_errand(id, now, outbox),
+                false => self.end(id, Reason::ServiceDeclined, true, outbox),
+            },
             // It has heard everything.
             State::Leaving if session.sides[side] & SHUT != 0 => self.leave(id, outbox),
             State::Delivering | State::Asking | State::Leaving | State::Moving | State::Ending | State::Free => {}
@@ -87,13 +90,16 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.end(id, reason, sides[CLIENT] & SHUT == 0, outbox);
     }
 
-    pub(super) fn failed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
+    pub(super) fn failed(&mut self, conn: ConnId, step: Step, error: Errno, now: Instant, outbox: &mut Outbox) {
         let Some((id, side)) = self.whose(conn) else { return };
         let session = &self.sessions[id as usize];
         if session.sides[side] & CLOSING != 0 {
             return;
         }
         self.report.failed(step, error);
+        if side == SERVICE && self.on_errand(id) {
+            return self.end_errand(id, now, outbox);
+        }
         let reason = match session.state {
             State::Relaying => relay::broke(side),
             State::Moving if !session.has_wait => relay::broke(side),
@@ -104,7 +110,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.end(id, reason, true, outbox);
     }
 
-    pub(super) fn closed(&mut self, conn: ConnId, now: Instant) {
+    pub(super) fn closed(&mut self, conn: ConnId, now: Instant, outbox: &mut Outbox) {
         let Some((id, side)) = self.whose(conn) else {
             self.strangers -= 1;
             return self.report.less(Counter::Open);
@@ -114,9 +120,23 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if session.sides[side] & CLOSING != 0 {
             self.closes_under_way -= 1;
         }
-        session.sides[side] = 0;
+        session.sides[side] &= OVERHEARD;
         self.report.less(Counter::Open);
+        if side == SERVICE && self.on_errand(id) {
+            return self.errand_closed(id, now, outbox);
+        }
         self.free(id, now);
+    }
+
+    /// Tell the ledger how far the connection has come.
+    pub(super) fn passed(&mut self, id: u32, how_far: Passing) {
+        let session = &self.sessions[id as usize];
+        self.ledger.passed(&Passed {
+            id: session.accepted.0,
+            peer: session.peer,
+            service: session.service.checked_sub(1).map_or("", |row| self.services.key(row)),
+            how_far,
+        });
     }
 
     /// Forget the connection once nothing of it is left.
@@ -128,6 +148,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         self.report.add(session.reason.counter(), 1);
         self.ledger.ended(&Ended {
+            id: session.accepted.0,
             peer: session.peer,
             service: session.service.checked_sub(1).map_or("", |row| self.services.key(row)),
             reason: session.reason,
@@ -137,6 +158,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             bytes_down: session.bytes[SERVICE],
         });
         if let Some(row) = session.service.checked_sub(1) {
+            self.past.ended(self.services.key(row), session.bytes);
             if self.services.count(row) == 1 {
                 self.sleepers.unused(self.services.tag(row), now);
             }
@@ -147,6 +169,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         if session.has_wait {
             self.waits.end(session.extra);
+        }
+        if session.sides[CLIENT] & OVERHEARD != 0 {
+            self.guide.forgets(id);
         }
         self.sessions[id as usize] = Session::default();
         self.free_sessions.push(id);

@@ -9,6 +9,7 @@ mod asleep;
 mod counts;
 mod delivering;
 mod ending;
+mod errand;
 pub mod guide;
 mod invariants;
 mod land;
@@ -17,8 +18,10 @@ mod looking;
 pub mod note;
 pub mod record;
 mod relay;
+mod script;
 mod session;
 mod ship;
+pub mod survey;
 mod waits;
 
 use std::collections::HashMap;
@@ -33,6 +36,7 @@ use self::ledger::{Ledger, Reason};
 use self::relay::Queues;
 use self::session::{Line, Session, State};
 use self::ship::{Ferrying, Move};
+use self::survey::{Names, Past};
 use self::waits::Waits;
 use crate::contract::{Command, ConnId, Core, Event, Given, Instant, Order, Outbox, PEEK_BYTES, Step};
 use crate::pages::Pages;
@@ -76,6 +80,8 @@ pub struct BrokerConfig {
     pub settle: Duration,
     /// How long a client that is told something at its end has to hear it.
     pub linger: Duration,
+    /// Which of the workers of its process the core is; names of connections say it.
+    pub worker: u32,
     /// Who is given the sockets of services whose delivery is `Inetd`: a path as in `Address::Unix`.
     pub inetd_path: Vec<u8>,
 }
@@ -96,6 +102,7 @@ impl Default for BrokerConfig {
             parked_bytes: 0,
             settle: Duration::ZERO,
             linger: Duration::from_secs(1),
+            worker: 0,
             inetd_path: Vec::new(),
         }
     }
@@ -118,6 +125,10 @@ pub struct BrokerCore<G: Guide, L> {
     guide: G,
     ledger: L,
     report: Report,
+    /// Of the step that is being taken.
+    now: Instant,
+    names: Names,
+    past: Past,
     lines: Pages<Line>,
     sessions: Vec<Session>,
     free_sessions: Vec<u32>,
@@ -158,6 +169,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     pub fn new(config: BrokerConfig, guide: G, ledger: L) -> BrokerCore<G, L> {
         let (listening, locals) = (vec![false; config.listen.len()], vec![None; config.listen.len()]);
         BrokerCore {
+            now: Instant(0),
+            names: Names::of(config.worker),
+            past: Past::default(),
             config,
             guide,
             ledger,
@@ -235,6 +249,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
     }
 
     fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
+        self.now = now;
         match event {
             Event::Listening { listener, local } => self.listening(listener, local, outbox),
             Event::ListenFailed { step, error, .. } => self.listen_failed(step, error, outbox),
@@ -244,18 +259,19 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                 self.report.add(Counter::AcceptFailed, 1);
                 self.report.failed(Step::Accept, error);
             }
-            Event::Named { conn, names } => self.named(conn, names, outbox),
+            Event::Named { conn, names } => self.named(conn, names, now, outbox),
             Event::Peeked { conn, buf } => self.peeked(conn, buf, now, outbox),
-            Event::Connected { ticket, conn } => self.connected(ticket, conn, outbox),
+            Event::Connected { ticket, conn } => self.connected(ticket, conn, now, outbox),
             Event::ConnectFailed { ticket, step, error } => self.connect_failed(ticket, step, error, now, outbox),
             Event::HandedOff { conn } => self.handed_off(conn, outbox),
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
             Event::Roomy { conn } => self.roomy(conn),
-            Event::Received { conn, buf } => self.received(conn, buf, outbox),
+            Event::HungUp { conn } => self.hung_up(conn),
+            Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
             Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),
-            Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
-            Event::Closed { conn } => self.closed(conn, now),
+            Event::Failed { conn, step, error } => self.failed(conn, step, error, now, outbox),
+            Event::Closed { conn } => self.closed(conn, now, outbox),
             Event::Halted { conn, rest } => self.halted(conn, rest, now, outbox),
             Event::Shipped { ferry } if self.is_ferrying(ferry) => self.shipped(now, outbox),
             Event::Shipped { ferry } => self.answer_shipped(ferry, now, outbox),
@@ -278,6 +294,14 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::Ordered(Order::Answer(answer)) => self.answered(&answer, now, outbox),
             Event::Ordered(Order::Hold(service)) => self.hold(&service, now, outbox),
             Event::Ordered(Order::Usage { ticket, services }) => self.usage(ticket, &services, now, outbox),
+            Event::Ordered(Order::Limits { most_connections, most_per_source, most_per_service }) => {
+                let config = &mut self.config;
+                (config.most_connections, config.most_per_source) = (most_connections, most_per_source);
+                config.most_per_service = most_per_service;
+            }
+            Event::Ordered(order @ (Order::Survey { .. } | Order::Busiest { .. } | Order::End { .. })) => {
+                self.looked_for(&order, now, outbox);
+            }
             // The other orders are not for a broker, and datagrams are not either.
             Event::Ordered(_) | Event::Disturbed { .. } => {}
         }
@@ -286,6 +310,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
     }
 
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.now = now;
         for _ in 0..BURST {
             let Some(place) = self.waits.take_due(now) else { break };
             let wait = self.waits.at(place);
@@ -301,7 +326,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                     self.end(id, Reason::ServiceFull, true, outbox);
                 }
                 State::Delivering => self.try_again(id, now, outbox),
-                State::Asking => self.end(id, Reason::ServiceDeclined, true, outbox),
+                State::Asking => self.turn_is_due(id, now, outbox),
                 State::Relaying | State::Moving | State::Ending | State::Free => {}
             }
         }

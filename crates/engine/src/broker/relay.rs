@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use super::BrokerCore;
 use super::guide::Guide;
 use super::ledger::{Ledger, Reason};
-use super::session::{CLIENT, CLOSING, FINISHED, GONE, PAUSED, SENDING, SERVICE, SHUT, Session, State};
+use super::session::{CLIENT, CLOSING, FINISHED, GONE, OVERHEARD, PAUSED, SENDING, SERVICE, SHUT, Session, State};
 use crate::buffers::{Buf, Buffers};
 use crate::contract::{Command, ConnId, Instant, Outbox};
 use crate::report::Counter;
@@ -76,9 +76,9 @@ impl Queues {
 }
 
 impl<G: Guide, L: Ledger> BrokerCore<G, L> {
-    pub(super) fn received(&mut self, conn: ConnId, buf: Buf, outbox: &mut Outbox) {
+    pub(super) fn received(&mut self, conn: ConnId, buf: Buf, now: Instant, outbox: &mut Outbox) {
         if let Some((id, SERVICE)) = self.find(conn, State::Asking) {
-            return self.service_answered(id, buf, outbox);
+            return self.service_answered(id, buf, now, outbox);
         }
         let carries = |(id, _): &(u32, usize)| {
             let session = &self.sessions[*id as usize];
@@ -91,6 +91,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let session = &mut self.sessions[id as usize];
         session.bytes[from] += buf.len() as u64;
         self.report.add(Counter::BytesIn, buf.len() as u64);
+        if session.sides[from] & OVERHEARD != 0 && from == SERVICE {
+            let goes_on = self.guide.overhears(id, outbox.buffers.bytes(&buf));
+            session.sides[SERVICE] &= if goes_on { !0 } else { !OVERHEARD };
+        }
         if session.state == State::Moving {
             // It goes along.
             return self.queues.push(&mut session.extra, to, buf);

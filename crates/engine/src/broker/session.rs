@@ -27,8 +27,8 @@ pub(super) const SHUT: u8 = 16;
 pub(super) const CLOSING: u8 = 32;
 /// It has said that it will send no more, and receives no more, either.
 pub(super) const GONE: u8 = 64;
-/// Of the client's side: another process has refused to take it over.
-pub(super) const STAYS: u8 = 128;
+/// Of the service: the guide hears what it says. Of the client: the guide has been told of it, and is to forget it.
+pub(super) const OVERHEARD: u8 = 128;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) enum State {
@@ -51,6 +51,20 @@ pub(super) enum State {
 }
 
 impl State {
+    /// As it is told.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            State::Free => "free",
+            State::Sniffing => "sniffing",
+            State::Delivering => "delivering",
+            State::Asking => "asking",
+            State::Leaving => "leaving",
+            State::Relaying => "relaying",
+            State::Moving => "moving",
+            State::Ending => "ending",
+        }
+    }
+
     /// How many are in it.
     pub(super) fn gauge(self) -> Counter {
         match self {
@@ -68,6 +82,7 @@ pub(super) struct Session {
     pub(super) conns: [ConnId; 2],
     /// Bytes received from each side.
     pub(super) bytes: [u64; 2],
+    /// Its name, too (`survey`).
     pub(super) accepted: Instant,
     pub(super) peer: Option<SocketAddr>,
     /// Before relaying its place among the waits; then its queues plus one, or 0.
@@ -82,6 +97,8 @@ pub(super) struct Session {
     pub(super) reason: Reason,
     /// When ending or moving: `extra` is a place among the waits.
     pub(super) has_wait: bool,
+    /// Another process has refused to take it over.
+    pub(super) stays: bool,
 }
 
 impl Session {
@@ -123,6 +140,7 @@ impl Default for Session {
             state: State::Free,
             reason: Reason::default(),
             has_wait: false,
+            stays: false,
         }
     }
 }

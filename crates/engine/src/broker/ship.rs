@@ -11,7 +11,7 @@ use super::BrokerCore;
 use super::guide::Guide;
 use super::ledger::{Ledger, Reason};
 use super::record::{self, Message, Record};
-use super::session::{CLIENT, FINISHED, GONE, OPEN, PAUSED, SENDING, SERVICE, SHUT, STAYS, Session, State};
+use super::session::{CLIENT, FINISHED, GONE, OPEN, PAUSED, SENDING, SERVICE, SHUT, Session, State};
 use crate::buffers::Buf;
 use crate::contract::{Command, ConnId, Given, Instant, Outbox};
 use crate::report::Counter;
@@ -66,7 +66,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         self.stop_listening(outbox);
         // Whoever was refused before may be taken by another one.
-        self.sessions.iter_mut().for_each(|session| session.sides[CLIENT] &= !STAYS);
+        self.sessions.iter_mut().for_each(|session| session.stays = false);
         outbox.push(Command::OpenFerry { ferry });
         outbox.push(Command::Fetch { ferry });
         self.report.add(Counter::Ferries, 1);
@@ -135,15 +135,16 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     /// A relay at any time; before that whoever has been told nothing, has lost no byte, and for whom nothing is under way.
     fn is_movable(&self, id: u32) -> bool {
-        let Session { state, sides, extra, .. } = self.sessions[id as usize];
+        let Session { state, sides, extra, stays, .. } = self.sessions[id as usize];
         let is_untouched = || {
             sides[CLIENT] & SENDING == 0
                 && self.waits.get(extra).is_some_and(|wait| {
                     let is_free = !wait.reaching && !wait.handing && !wait.last_look && wait.parting.is_none();
-                    is_free && wait.named && !wait.touched && !wait.replied && !wait.is_talking
+                    let is_talked_to = wait.touched || wait.replied || wait.is_asleep || wait.was_told || wait.on_errand;
+                    is_free && wait.named && !is_talked_to
                 })
         };
-        sides[CLIENT] & STAYS == 0
+        !stays
             && match state {
                 State::Relaying => true,
                 State::Sniffing | State::Delivering => is_untouched(),
@@ -284,7 +285,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if is_taken {
             return self.end(id, Reason::Moved, false, outbox);
         }
-        self.sessions[id as usize].sides[CLIENT] |= STAYS;
+        self.sessions[id as usize].stays = true;
         self.report.add(Counter::MovesReturned, 1);
         self.go_on_here(id, now, outbox);
     }
@@ -322,7 +323,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 self.waits.set_due(place, Some(deadline));
                 outbox.push(Command::Resume { conn });
                 if session.sides[CLIENT] & FINISHED != 0 {
-                    return self.look(id, 0, None, now, outbox);
+                    return self.look(id, None, true, now, outbox);
                 }
                 outbox.push(Command::Peek { conn });
             }
