@@ -6,6 +6,7 @@ from os import PathLike
 from typing import Literal, NotRequired, TypeAlias, TypedDict, final
 
 from fourtuple.engine import BrokerConfig, CarrierSettings, EchoConfig, LoadConfig
+from fourtuple.launcher.spawn import Birth
 from fourtuple.services import Seen
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "reasons",
     "refusals",
     "sniff",
+    "spawn",
     "uring_abilities",
 ]
 
@@ -143,6 +145,8 @@ class _Seen(TypedDict):
     database: NotRequired[bytes | None]
     client: NotRequired[bytes | None]
     cancel: NotRequired[bytes | None]
+    starttls: NotRequired[bool]
+    reply: NotRequired[bytes | None]
     proxied: NotRequired[tuple[str, str] | None]
 
 @final
@@ -160,6 +164,10 @@ class Workers:
 
     def order(self, kind: str, value: int = 0) -> None:
         """Ask every running worker for something; `value` is the whole engine's and is shared out."""
+
+    def give(self, kind: str, fds: Sequence[int]) -> None:
+        """Give copies of sockets to running workers, dealt out from the first on: "ferry" moves their connections to whoever
+        is at the other end, "land" takes what comes."""
 
     @property
     def questions_fd(self) -> int:
@@ -228,6 +236,9 @@ def refusals() -> list[tuple[str, str]]:
 
 def sniff(bytes: bytes, probes: list[str], prelude: str, postgres_tls: bool) -> _Seen:
     """What these probes see in `bytes`."""
+
+def spawn(birth: Birth) -> tuple[int, int]:
+    """Start a process; gives its id and a pidfd. OSError says what could not be done."""
 
 @final
 class Registry:

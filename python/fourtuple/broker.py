@@ -7,11 +7,12 @@ no connection: which service one means, the registry says; how it gets there, th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from fourtuple.brokerfile import BrokerFile, ListenTable
 from fourtuple.engine import (
@@ -28,7 +29,6 @@ from fourtuple.engine import (
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
 from fourtuple.registry import Sealed, sealed
-from fourtuple.tuples import Endpoint
 
 BUFFER_BYTES = 32_768
 """Bulk moves in pieces of this size; an idle connection has none."""
@@ -58,21 +58,35 @@ def running(
     ledger_steps: bool = False,
     carrier: CarrierName = CarrierName.AUTO,
     workers: int | None = None,
+    descriptors: Sequence[Sequence[int]] = (),
+    inetd: Path | None = None,
 ) -> Iterator[Engine]:
-    """A broker for the listeners of `file`, with the services of `store`, or else those of the file itself."""
+    """A broker for the listeners of `file`, with the services of `store`, or else those of the file itself.
+
+    `descriptors` are sockets for the listeners, for each one per worker: bound, perhaps listening already. `inetd` is
+    where sockets go of services with a process for each connection.
+    """
     chosen = limits or Limits()
-    if store is not None and (file.services or file.routes):
+    if isinstance(store, Path) and (file.services or file.routes):
         raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
     config = BrokerConfig(
-        listeners=tuple(_listener(file, table) for table in file.listen),
+        listeners=tuple(
+            _listener(file, table, of_it) for table, of_it in zip_longest(file.listen, descriptors, fillvalue=())
+        ),
         store=store or sealed(file.services, file.routes),
         most_connections=chosen.most_connections,
         most_per_source=chosen.most_per_source,
         most_per_service=chosen.most_per_service,
         delivery_timeout_s=chosen.delivery_timeout_s,
+        most_parked=file.asleep.most_parked,
+        most_parked_per_service=file.asleep.most_parked_per_service,
+        parked_bytes=file.asleep.parked_bytes,
+        settle_s=file.asleep.settle_ms / 1000,
+        manners=file.asleep.manners(),
         ledger=ledger,
         ledger_every=ledger_every,
         ledger_steps=ledger_steps,
+        inetd_path=inetd,
     )
     settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
     raise_soft_descriptors()
@@ -91,22 +105,37 @@ def end(engine: Engine, grace_s: float, hurried: Callable[[], bool]) -> None:
     engine.join(_GLANCE_S * 25)
 
 
+def summary(snapshot: Snapshot) -> dict[str, Any]:
+    """What there is, how connections have ended, and every number by its name."""
+    return {
+        "accepted": snapshot.accepts_succeeded,
+        "sniffing": snapshot.sniffing_now,
+        "delivering": snapshot.delivering_now,
+        "relaying": snapshot.relaying_now,
+        "ended": reasons(snapshot),
+        "retries": snapshot.delivery_retries,
+        "failures": [{"step": row.step, "errno": row.name, "count": row.count} for row in snapshot.failures],
+        "counters": {row.name: getattr(snapshot, row.name) for row in COUNTERS},
+    }
+
+
 def reasons(snapshot: Snapshot) -> dict[str, int]:
     """How connections have ended, by reason; those that were none are left out."""
     names = [row.name for row in COUNTERS if row.name.startswith("ended_")]
     return {name.removeprefix("ended_"): count for name in names if (count := getattr(snapshot, name))}
 
 
-def _listener(file: BrokerFile, table: ListenTable) -> BrokerListener:
-    host, _, port = table.address.rpartition(":")
-    endpoint = Endpoint(ip_address(host.strip("[]")), int(port))
+def _listener(file: BrokerFile, table: ListenTable, fds: Sequence[int]) -> BrokerListener:
     return BrokerListener(
-        endpoint=endpoint,
-        sniff_timeout_s=table.sniff_ms / 1000,
+        endpoint=table.endpoint,
+        fds=tuple(fds),
+        sniff_timeout_s=table.sniff_s,
         default=table.default,
         proxy_from=table.proxy_from,
         proxy_optional=table.proxy_optional,
         postgres_tls=PostgresTls(table.postgres_tls),
+        answers_socks=table.socks == "answered",
         protocols=PROTOCOLS if table.probes is None else table.probes,
         patterns=tuple(one.pattern() for one in file.pattern if table.wants(one)),
+        door=table.opened,
     )

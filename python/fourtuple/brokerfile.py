@@ -1,4 +1,4 @@
-"""broker.toml: listeners, patterns, services and routes of a small installation in one file.
+"""broker.toml: listeners, patterns, templates, services and routes of a small installation in one file.
 
 Decides what such a file may say, and that an error names its line and key. Knows no open registry and no socket: what
 becomes of a listener is the broker's.
@@ -6,6 +6,7 @@ becomes of a listener is the broker's.
 
 from __future__ import annotations
 
+import socket
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -18,13 +19,17 @@ from pydantic import Field
 
 from fourtuple.control import default_socket
 from fourtuple.control.peers import Access, group_id
-from fourtuple.engine import PATTERN_ENDS, PROBES, BytePattern
+from fourtuple.engine import DOORS, MOTD_BYTES, PATTERN_ENDS, PROBES, BytePattern, Door, Manners
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
+from fourtuple.templates import Template
+from fourtuple.tuples import Endpoint
 
 LARGEST_BYTES = 4 << 20
 """Some ten thousand services; CSV and JSON lines are for more."""
+MYSQL_VERSION = "8.0.11-fourtuple"
+"""What a door says that speaks MySQL."""
 _Number = Annotated[int, Field(ge=1, le=HIGHEST)]
 _Patience = Annotated[int, Field(ge=0, le=HIGHEST)]
 _Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -116,6 +121,49 @@ class PatternTable(_Table):
         return BytePattern(name=self.name, offset=self.offset, bytes=data)
 
 
+class TemplateTable(_Table):
+    """`[[template]]`: how services that sleep are started. What a value may be, `Template` decides."""
+
+    name: str
+    argv: tuple[str, ...] = Field(strict=False)
+    user: str | None = None
+    group: str | None = None
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+    umask: int | None = None
+    rlimits: dict[str, int | Annotated[tuple[int, int], Field(strict=False)]] | None = None
+    nice: int | None = None
+    cgroup: str | None = None
+    cgroup_missing: str | None = None
+    no_new_privileges: bool | None = None
+    private_tmp: bool | None = None
+    private_network: bool | None = None
+    read_only: bool | None = None
+    writable: tuple[str, ...] | None = Field(default=None, strict=False)
+    socket: str | None = None
+    socket_mode: int | None = None
+    backlog: int | None = None
+    ready: str | None = None
+    settle_ms: int | None = None
+    forks: bool | None = None
+    start_timeout_s: float | None = None
+    idle_s: float | None = None
+    """0 is never."""
+    stop_signal: str | None = None
+    stop_timeout_s: float | None = None
+    backoff_s: float | None = None
+    backoff_most_s: float | None = None
+    backoff_reset_s: float | None = None
+    output: str | None = None
+
+    def template(self) -> Template:
+        """As the launcher has it."""
+        given = {key: value for key, value in self if value is not None}
+        if given.get("idle_s") == 0:
+            given["idle_s"] = None
+        return Template.from_row(given)
+
+
 class ListenTable(_Table):
     """`[[listen]]`: where the broker takes connections, and what holds for these."""
 
@@ -123,16 +171,46 @@ class ListenTable(_Table):
     """ADDRESS:PORT, an IPv6 address in brackets."""
     default: str | None = None
     """Where a connection goes that nothing else matches: `service:NAME` or a target."""
-    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3_000
-    """How long a connection may take to show what it wants."""
+    sniff_ms: Annotated[int, Field(ge=1, le=3_600_000)] | None = None
+    """How long a connection may take to show what it wants; if not given, 3,000, and 30,000 at a door."""
     protocols: tuple[str, ...] | None = Field(default=None, strict=False)
-    """What is looked for, in the words of a route; if not given, everything but tcpmux."""
+    """What is looked for, in the words of a route; if not given, everything but SOCKS and tcpmux."""
     proxy_from: tuple[str, ...] = Field(default=(), strict=False)
     """Prefixes whose PROXY headers are believed, and demanded."""
     proxy_optional: bool = False
     """From there, a connection may come without."""
     postgres_tls: Literal["offered", "declined", "left"] = "offered"
     """What a PostgreSQL client is told that asks for TLS; `left` to the service, it is routed by its protocol alone."""
+
+    door: str | None = None
+    """What is spoken here before the service is known: the broker greets, and reads the server name behind STARTTLS."""
+    door_name: Annotated[str, Field(pattern=r"^[!-~]{1,255}$")] | None = None
+    """Whom the door says it is; for MySQL the version of the server."""
+    door_tls: Literal["offered", "required"] = "offered"
+    """Whether a client may go on without TLS."""
+
+    @pydantic.field_validator("door")
+    @classmethod
+    def _a_door(cls, name: str | None) -> str | None:
+        if name is not None and name not in DOORS:
+            raise ValueError(f"{name[:40]!r} is none of {', '.join(DOORS)}")
+        return name
+
+    @property
+    def opened(self) -> Door | None:
+        """The door, if there is one."""
+        if self.door is None:
+            return None
+        usual = MYSQL_VERSION if self.door == "mysql" else socket.gethostname()
+        return Door(protocol=self.door, host=self.door_name or usual, requires_tls=self.door_tls == "required")
+
+    @property
+    def sniff_s(self) -> float:
+        """`sniff_ms` or its default, in seconds."""
+        return (self.sniff_ms or (3_000 if self.door is None else 30_000)) / 1000
+
+    socks: Literal["answered", "left"] = "answered"
+    """What a SOCKS client asks for is answered here, or left to the service, which then gets all that is said."""
 
     @pydantic.field_validator("address")
     @classmethod
@@ -152,6 +230,11 @@ class ListenTable(_Table):
             if name not in _SPOKEN and not name.startswith(_PATTERN):
                 raise ValueError(f"{name[:40]!r} is none of {', '.join(_SPOKEN)}, pattern:NAME")
         return names
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """`address`, read."""
+        return Endpoint.parse(self.address)
 
     @property
     def probes(self) -> tuple[str, ...] | None:
@@ -175,6 +258,99 @@ class ListenTable(_Table):
     def _for_somebody(self) -> Self:
         if self.proxy_optional and not self.proxy_from:
             raise ValueError("proxy_optional: there is no proxy_from whose connections may come without a header")
+        if self.door is None and (self.door_name is not None or self.door_tls == "required"):
+            raise ValueError("door_name, door_tls: there is no door")
+        if self.door is not None and (self.proxy_optional or self.protocols is not None):
+            raise ValueError("door: goes neither with protocols nor with proxy_optional")
+        return self
+
+
+class WakeTable(_Table):
+    """`[wake]`: who may wake a service that sleeps, how often, and how many run; 0 is no bound."""
+
+    allow: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes; if there are any, nobody else may."""
+    deny: tuple[str, ...] = Field(default=(), strict=False)
+    """Prefixes that may not, whatever `allow` says."""
+    per_minute: _Patience = 0
+    per_source_per_minute: _Patience = 0
+    """By one IPv4 address or IPv6 /64."""
+    most_starting: Annotated[int, Field(ge=1, le=10_000)] = 32
+    """Starts at once; the others wait for their turn."""
+    most_running: _Patience = 0
+
+    @pydantic.field_validator("allow", "deny")
+    @classmethod
+    def _prefixes(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            ip_network(text)
+        return texts
+
+
+class AsleepTable(_Table):
+    """`[asleep]`: what the clients of services that sleep are told, and how many of them may wait; 0 is no bound."""
+
+    motd: Annotated[str, Field(max_length=MOTD_BYTES)] = Manners().motd
+    """What a probe gets to read, in protocols that have a place for it."""
+    retry_after_s: Annotated[int, Field(ge=0, le=HIGHEST)] = Manners().retry_after_s
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = Field(default=Manners().health_paths, strict=False)
+    """Paths of HTTP for which no service is woken."""
+    most_parked: _Patience = 20_000
+    """Connections that wait."""
+    most_parked_per_service: _Patience = 2_000
+    parked_bytes: Annotated[int, Field(ge=0, le=2**62)] = 2 << 30
+    """What they may have the kernel hold: what each has sent, and a window of 64 kB."""
+    settle_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
+    """How long a client has to wait before its service is woken."""
+
+    @pydantic.model_validator(mode="after")
+    def _sayable(self) -> Self:
+        try:
+            self.manners()
+        except BadConfig as error:
+            raise ValueError(f"{error.path}: {error.why}") from None
+        return self
+
+    def manners(self) -> Manners:
+        """As the engine has it."""
+        return Manners(motd=self.motd, retry_after_s=self.retry_after_s, health_paths=self.health_paths)
+
+
+class ConfineTable(_Table):
+    """`[confine]`: what the broker's process gives up before it moves the first byte (docs/confinement.md)."""
+
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """As far as the kernel has it; all of it, or no start; or only another user."""
+    without: tuple[Literal["mounts", "network", "capabilities", "dumpable", "landlock", "seccomp"], ...] = Field(
+        default=(), strict=False
+    )
+    """Steps that are not taken."""
+    user: str | None = None
+    """Who to become; a name or a number."""
+    group: str | None = None
+    """Its group, if it is not the user's own."""
+    allow_folders: tuple[str, ...] = Field(default=(), strict=False)
+    """Where unix sockets of services lie that the registry has not got yet."""
+    allow_ports: tuple[_Port, ...] = Field(default=(), strict=False)
+    """TCP ports of services that the registry has not got yet."""
+    allow_abstract: bool = False
+    """Whether it may come to have services with abstract unix names."""
+
+    @pydantic.field_validator("allow_folders")
+    @classmethod
+    def _absolute(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not path.startswith("/") or any(part in ("", ".", "..") for part in path[1:].split("/")):
+                raise ValueError(f"{path[:60]!r} is no absolute path without . or ..")
+        return paths
+
+    @pydantic.model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.group is not None and self.user is None:
+            raise ValueError("group: needs a user")
+        if self.sandbox == "required" and self.without:
+            raise ValueError("without: leaves steps out, and sandbox requires them all")
         return self
 
 
@@ -219,16 +395,25 @@ class ControlTable(_Table):
 class BrokerFile(_Table):
     """The whole file."""
 
+    wake: WakeTable = WakeTable()
+    asleep: AsleepTable = AsleepTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
+    template: tuple[TemplateTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)
+    confine: ConfineTable = ConfineTable()
     control: ControlTable | None = None
 
     @property
     def services(self) -> tuple[Service, ...]:
         """Of the tables `[[service]]`."""
         return tuple(table.service() for table in self.service)
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """Of the tables `[[template]]`."""
+        return tuple(table.template() for table in self.template)
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -238,13 +423,17 @@ class BrokerFile(_Table):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file; an error names it, the line and the key."""
+        return cls.parse(cls.bytes_of(path), str(path))
+
+    @classmethod
+    def bytes_of(cls, path: Path) -> bytes:
+        """What stands in a file, as `parse` takes it; of one that is too long, enough to see that."""
         try:
             with path.open("rb") as opened:
-                data = opened.read(LARGEST_BYTES + 1)
+                return opened.read(LARGEST_BYTES + 1)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise BadConfig(str(path), f"cannot be read: {why}") from None
-        return cls.parse(data, str(path))
 
     @classmethod
     def parse(cls, data: bytes, named: str) -> Self:
@@ -271,7 +460,10 @@ class BrokerFile(_Table):
             _judge(named, text, ("service", place), partial(_check_service, service))
         for place, route in enumerate(found.route):
             _judge(named, text, ("route", place), partial(_check_route, route))
+        for place, template in enumerate(found.template):
+            _judge(named, text, ("template", place), partial(_check_template, template))
         found._require_once(named, text)
+        found._require_templates(named, text)
         found._require_patterns(named, text)
         return found
 
@@ -292,6 +484,22 @@ class BrokerFile(_Table):
                 name = listener.default.removeprefix("service:")
                 if name != listener.default and name not in names and names:
                     raise _at(named, text, ("listen", place, "default"), f"there is no service {name} in this file")
+
+    def _require_templates(self, named: str, text: str) -> None:
+        names: dict[str, int] = {}
+        for place, template in enumerate(self.template):
+            if names.setdefault(template.name, place) != place:
+                raise _at(
+                    named, text, ("template", place, "name"), f"{template.name!r} is taken by an earlier template"
+                )
+        starting: list[tuple[tuple[str, int, str], _Options]] = [
+            (("service", place, "start"), service) for place, service in enumerate(self.service)
+        ]
+        starting += [(("route", place, "start"), table) for place, table in enumerate(self.route)]
+        for key, table in starting:
+            start = getattr(table, "start", None)
+            if start is not None and start not in names:
+                raise _at(named, text, key, f"there is no [[template]] named {start!r} in this file")
 
     def _require_patterns(self, named: str, text: str) -> None:
         names: dict[str, int] = {}
@@ -317,6 +525,10 @@ def _check_service(table: ServiceTable) -> None:
 
 def _check_route(table: RouteTable) -> None:
     check([], [table.route()])
+
+
+def _check_template(table: TemplateTable) -> None:
+    table.template()
 
 
 def _judge(named: str, text: str, table: tuple[str, int], judge: Callable[[], None]) -> None:

@@ -208,8 +208,12 @@ class EchoConfig:
         _instance("accept", self.accept, bool)
 
 
-PROTOCOLS = ("tls", "http2", "connect", "websocket", "http", "ssh", "postgres", "mqtt", "redis")
-"""What a broker looks for if nobody says. `tcpmux` is left out: any line of text is one."""
+PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
+"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
+
+PROTOCOLS = tuple(probe for probe in PROBES if probe not in {"socks4", "socks5", "tcpmux"})
+"""What a broker looks for if nobody says. Three are left out, which would take what is another's: `tcpmux` is any line of
+text, SOCKS begins with a byte or two that many have, and both are answered in the service's place."""
 
 
 class PostgresTls(Enum):
@@ -224,6 +228,7 @@ class PostgresTls(Enum):
     """The service answers; only the protocol is known."""
 
 
+MOTD_BYTES = 256
 PATTERN_BYTES = 64
 PATTERN_ENDS = 4_096
 
@@ -244,6 +249,27 @@ class BytePattern:
         _whole("offset", self.offset, 0, PATTERN_ENDS - len(self.bytes))
 
 
+DOORS = ("smtp", "imap", "pop3", "mysql", "ldap")
+"""What a door may speak, in the words of a route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Who stands at a listener whose clients wait to be spoken to, or ask for TLS before they say whom they mean."""
+
+    protocol: str
+    host: str = "localhost"
+    """Whom it says it is; for MySQL the version of the server."""
+    requires_tls: bool = False
+    """Who goes on without TLS is told that it has to come first."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in DOORS:
+            raise BadConfig("door", f"{self.protocol!r} is not one of {', '.join(DOORS)}")
+        if not (self.host.isascii() and self.host.isprintable() and 1 <= len(self.host) <= 255):
+            raise BadConfig("door", "a host of 1 to 255 visible ASCII characters is needed")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerListener:
     """Where a broker takes connections."""
@@ -258,10 +284,15 @@ class BrokerListener:
     proxy_optional: bool = False
     """Connections from there may do without."""
     postgres_tls: PostgresTls = PostgresTls.OFFERED
+    answers_socks: bool = True
+    """What a SOCKS client asks for is answered here, and its service sees what comes behind. If false, a service gets all of
+    it and answers itself; of version 5 only the protocol is known then."""
     protocols: tuple[str, ...] = PROTOCOLS
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
     """Asked after all probes, in their order."""
+    door: Door | None = None
+    """With one, neither probes nor patterns are asked."""
     fds: tuple[int, ...] = ()
     """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
 
@@ -273,10 +304,37 @@ class BrokerListener:
     def __post_init__(self) -> None:
         _instance("endpoint", self.endpoint, Endpoint)
         _instance("postgres_tls", self.postgres_tls, PostgresTls)
+        if self.door is not None:
+            _instance("door", self.door, Door)
+            if self.proxy_optional:
+                raise BadConfig("door", "greets first, and so cannot wait for a PROXY header that may not come")
         _instance("fds", self.fds, tuple)
         for place, descriptor in enumerate(self.fds):
             _whole(f"fds[{place}]", descriptor, 0, 2**31 - 1)
+        _instance("answers_socks", self.answers_socks, bool)
         _seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """What clients of services that sleep are told, each in its protocol."""
+
+    motd: str = "This service is asleep; it wakes when it is used."
+    """What a probe gets to read: the text of an HTTP answer, a line in Minecraft's list of servers."""
+    retry_after_s: int = 5
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = ("/healthz", "/livez", "/readyz")
+    """Paths of HTTP that are asked for to see whether a service is well: no reason to wake it."""
+
+    def __post_init__(self) -> None:
+        _instance("motd", self.motd, str)
+        if len(self.motd.encode()) > MOTD_BYTES or not self.motd.isprintable():
+            raise BadConfig("motd", f"is {self.motd[:60]!r}; a line of at most {MOTD_BYTES} bytes is needed")
+        _whole("retry_after_s", self.retry_after_s, 0, HIGHEST_COUNT)
+        _instance("health_paths", self.health_paths, tuple)
+        for path in self.health_paths:
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +367,7 @@ class BrokerConfig:
     inetd_path: Path | None = None
     """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
     handoff."""
+    manners: Manners = Manners()
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
@@ -332,6 +391,7 @@ class BrokerConfig:
         _whole("most_parked_per_service", self.most_parked_per_service, 0, HIGHEST_COUNT)
         _whole("parked_bytes", self.parked_bytes, 0, 2**63)
         _seconds("settle_s", self.settle_s, 0)
+        _instance("manners", self.manners, Manners)
         _instance("inetd_path", self.inetd_path, (Path, type(None)))
         _whole("ledger_every", self.ledger_every, 1, HIGHEST_COUNT)
         _instance("ledger_steps", self.ledger_steps, bool)
@@ -441,6 +501,12 @@ class Snapshot:
     sniffing_now: int
     delivering_now: int
     relaying_now: int
+    moving_now: int
+    landed: int
+    landings_refused: int
+    moves_returned: int
+    ferries_now: int
+    ferries_lost: int
     delivery_retries: int
     handoffs_relayed: int
     ended_handed_off: int
@@ -460,6 +526,7 @@ class Snapshot:
     ended_over_total: int
     ended_over_source: int
     ended_over_service: int
+    ended_moved: int
     ended_stopped: int
     ended_start_failed: int
     ended_wake_refused: int
@@ -593,8 +660,27 @@ class Engine:
         """Accept no more; the engine ends when the connections that there are have ended by themselves."""
         self._workers.order("drain")
 
+    def ferry(self, fds: Sequence[int]) -> None:
+        """As `drain`, and move the connections that there are to another process, which takes them with `land`.
+
+        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is seen.
+        A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for its
+        service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine ends
+        when it has nothing more, or accepts again after `resume`.
+        """
+        if len(fds) != self.workers:
+            raise BadConfig("fds", f"are {len(fds)}, and there are {self.workers} workers")
+        self._workers.give("ferry", list(fds))
+
+    def land(self, fds: Sequence[int]) -> None:
+        """Take over the connections that come through these sockets, dealt out to the workers; copied as by `ferry`.
+
+        `Snapshot.ferries_now` is 0 when all have said that nothing more comes, or are lost.
+        """
+        self._workers.give("land", list(fds))
+
     def resume(self) -> None:
-        """Accept again after `drain`, unless the engine has ended by then."""
+        """Accept again after `drain` or `ferry`, unless the engine has ended by then, and move nothing more."""
         self._workers.order("resume")
 
     @property
@@ -701,10 +787,6 @@ def uring_abilities() -> dict[str, bool]:
     return dict(_core.uring_abilities())
 
 
-PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name != "pattern")
-"""What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
-
-
 class Prelude(Enum):
     """Whether a PROXY header stands in front of what is sniffed."""
 
@@ -740,6 +822,10 @@ class Sniffed:
     database: bytes | None = None
     client: bytes | None = None
     cancel: bytes | None = None
+    starttls: bool = False
+    """It asks to go on with TLS, within the protocol, before anything else."""
+    reply: bytes | None = None
+    """What it waits for, to be told when its service is reached; everything up to `end` is then not for the service."""
     proxied: tuple[str, str] | None = None
     """Source and destination out of a PROXY header."""
 

@@ -26,6 +26,8 @@ UPWARD = [
     ("services.py", "import fourtuple.registry"),
     ("registry.py", "import fourtuple.brokerfile"),
     ("brokerfile.py", "import fourtuple.lab"),
+    ("templates.py", "import fourtuple.service"),
+    ("launcher/__init__.py", "import fourtuple.plan"),
     ("facts.py", "import fourtuple.limits"),
     ("service.py", "import fourtuple.asgi"),
     ("engine.py", "import fourtuple.lab"),
@@ -49,6 +51,8 @@ SIDEWAYS = [
     ("registry.py", "import fourtuple.engine"),
     ("asgi.py", "import fourtuple.brokerfile"),
     ("service.py", "import fourtuple.host"),
+    ("launcher/__init__.py", "import fourtuple.brokerfile"),
+    ("templates.py", "import fourtuple.facts"),
 ]
 
 IMPURE = [
@@ -58,6 +62,7 @@ IMPURE = [
     ("services.py", "from pathlib import Path"),
     ("sources.py", "from time import monotonic"),
     ("facts.py", "import subprocess"),
+    ("templates.py", "import os"),
     ("limits/__init__.py", "import pathlib"),
     ("limits/_model.py", "import os.path"),
     ("plan/search.py", "import os"),
@@ -126,11 +131,11 @@ def test_another_door_to_the_compiled_module(copy: Path, module: str, statement:
         copy, str(Path(sys.executable).with_name("ruff")), "check", "--no-cache", "--select", "TID251", str(path)
     )
     assert done.returncode == 1
-    assert "only fourtuple.engine and fourtuple.registry talk to the compiled module" in done.stdout
+    assert "fourtuple.registry and fourtuple.launcher.spawn talk to the compiled module" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["engine.py", "registry.py"])
-def test_the_two_doors(copy: Path, module: str) -> None:
+@pytest.mark.parametrize("module", ["engine.py", "registry.py", "launcher/spawn.py"])
+def test_the_three_doors(copy: Path, module: str) -> None:
     path = copy / "python/fourtuple" / module
     assert "_core" in path.read_text()
     done = run(
@@ -147,7 +152,8 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_pure_modules_are_the_pure_layers() -> None:
-    pure = {"ranges", "dialogue", "tuples", "sources", "services", "facts", "limits", "doctor", "plan"}
+    pure = {"ranges", "dialogue", "tuples", "sources", "services", "questions", "templates", "facts"}
+    pure |= {"limits", "doctor", "plan"}
     assert set(CONTRACTS["forbidden"]["source_modules"]) == {f"fourtuple.{module}" for module in pure}
 
 

@@ -5,16 +5,27 @@
 //! is how a split hello gets past a rule elsewhere.
 //!
 //! Decides, too, which bytes are for the broker and not for the service: a PROXY header from a source that the listener
-//! trusts, a PostgreSQL client's wish for encryption, a tcpmux line that a route understands.
+//! trusts, a PostgreSQL client's wish for encryption, what a SOCKS client says, a tcpmux line that a route understands.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fourtuple_engine::ListenerId;
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown, Word};
+use fourtuple_engine::broker::guide::{
+    Address, Asleep, Chosen, Delivery, Guidance, Guide, Heard, Shown, Turn, Why, Word,
+};
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
-use fourtuple_sniff::{Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
+use fourtuple_sniff::{Alpn, Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
+
+use crate::cancel::{Cancels, Overheard, Place};
+use crate::door::{self, Door, Standing, TALK_BYTES};
+
+mod manners;
+
+use self::manners::Manner;
+pub use self::manners::Manners;
 
 /// Where a connection goes that nothing else matches.
 #[derive(Clone)]
@@ -34,6 +45,8 @@ pub struct Rules {
     pub may_be_direct: bool,
     /// What a PostgreSQL client is told that asks for TLS.
     pub postgres_tls: PostgresTls,
+    /// Whether a SOCKS client is answered by the service, and not here.
+    pub leaves_socks: bool,
 }
 
 /// What becomes of a PostgreSQL client's request for TLS.
@@ -54,6 +67,10 @@ pub struct Reading {
     state: State,
     /// It is told for whom the peer speaks.
     spoke: bool,
+    /// How the client is spoken to if its service sleeps.
+    manner: Manner,
+    /// At a door.
+    standing: Standing,
 }
 
 /// What is looked for in the connections of one listener, under which rules, and who gets the rest.
@@ -65,15 +82,19 @@ pub struct Looking {
     names: Vec<String>,
     fallback: Option<Fallback>,
     rules: Rules,
+    door: Option<Arc<Door>>,
 }
 
 /// Sniffers and registry of one worker.
 pub struct BrokerGuide {
     store: Arc<Store>,
     scratch: Box<Scratch>,
-    alpn: Vec<u8>,
     /// By listener.
     looking: Vec<Looking>,
+    manners: Manners,
+    cancels: Arc<Cancels>,
+    /// Connections to PostgreSQL that are relayed in the clear, by session.
+    overheard: HashMap<u32, Overheard>,
 }
 
 impl Looking {
@@ -86,7 +107,13 @@ impl Looking {
         let (names, patterns): (Vec<_>, Vec<_>) = patterns.into_iter().unzip();
         let asked_last = (!patterns.is_empty()).then_some(Protocol::Pattern);
         let sniffer = Sniffer::new(protocols.into_iter().chain(asked_last));
-        Looking { sniffer, patterns, names, fallback, rules: Rules::default() }
+        Looking { sniffer, patterns, names, fallback, rules: Rules::default(), door: None }
+    }
+
+    /// Behind a door: its clients are greeted, and nothing is looked for but what it speaks.
+    #[must_use]
+    pub fn behind(self, door: Door) -> Looking {
+        Looking { door: Some(Arc::new(door)), ..self }
     }
 
     /// Under other rules than the usual ones.
@@ -102,14 +129,31 @@ impl Looking {
 
     fn bound(&self) -> usize {
         let prelude = if self.rules.proxies.is_empty() { Prelude::None } else { Prelude::Required };
-        self.sniffer.with_prelude(prelude).bound()
+        match self.door {
+            // The header goes before the rest is looked at.
+            Some(_) => TALK_BYTES + Sniffer::new([Protocol::Tls]).bound(),
+            None => self.sniffer.with_prelude(prelude).bound(),
+        }
     }
 }
 
 impl BrokerGuide {
     /// A guide with what each listener looks for.
     pub fn new(store: Arc<Store>, looking: Vec<Looking>) -> BrokerGuide {
-        BrokerGuide { store, scratch: Box::new(Scratch::new()), alpn: Vec::new(), looking }
+        let (cancels, overheard, manners) = (Arc::default(), HashMap::new(), Manners::default());
+        BrokerGuide { store, scratch: Box::new(Scratch::new()), looking, manners, cancels, overheard }
+    }
+
+    /// With other words for the clients of services that sleep.
+    #[must_use]
+    pub fn saying(self, manners: Manners) -> BrokerGuide {
+        BrokerGuide { manners, ..self }
+    }
+
+    /// With a table of PostgreSQL's keys that other workers have, too.
+    #[must_use]
+    pub fn sharing(self, cancels: Arc<Cancels>) -> BrokerGuide {
+        BrokerGuide { cancels, ..self }
     }
 
     /// Bytes that it may ask for.
@@ -135,6 +179,23 @@ impl BrokerGuide {
             None => Guidance::NoRoute,
         }
     }
+
+    /// Ask the registry, and else the default.
+    fn resolve(&self, seen: &Seen<'_>, shown: &Shown<'_>, chosen: &mut Chosen) -> Guidance {
+        match self.store.reader().and_then(|reader| reader.resolve(seen)) {
+            Ok(Outcome::Found(resolved)) => {
+                if let Some(name) = seen.name {
+                    chosen.matched = String::from_utf8_lossy(name).into_owned();
+                }
+                choose(resolved, shown, chosen);
+                Guidance::Found
+            }
+            Ok(Outcome::Refused(_)) => Guidance::Garbage,
+            // Who names something that there is not is not sent to somebody else.
+            Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
+            Ok(Outcome::NoRoute) => self.fall_back(shown.listener, shown, chosen),
+        }
+    }
 }
 
 impl Guide for BrokerGuide {
@@ -144,9 +205,31 @@ impl Guide for BrokerGuide {
         self.looking[listener.0 as usize].is_proxy(peer)
     }
 
+    fn speaks_first(&self, listener: ListenerId) -> bool {
+        self.looking[listener.0 as usize].door.is_some()
+    }
+
+    fn hears(&self, expect: u8, said: &[u8]) -> Heard {
+        door::hears(expect, said).unwrap_or_else(|| Heard::of_byte(expect, said))
+    }
+
+    fn relays(&mut self, session: u32, chosen: &Chosen) {
+        self.overheard.insert(session, Overheard::at(place(chosen)));
+    }
+
+    fn overhears(&mut self, session: u32, said: &[u8]) -> bool {
+        self.overheard.get_mut(&session).is_some_and(|connection| self.cancels.said(connection, said))
+    }
+
+    fn forgets(&mut self, session: u32) {
+        if let Some(connection) = self.overheard.remove(&session) {
+            self.cancels.forget(connection);
+        }
+    }
+
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Reading, chosen: &mut Chosen) -> Guidance {
         let looking = &self.looking[shown.listener.0 as usize];
-        let Rules { may_be_direct, postgres_tls, .. } = looking.rules;
+        let Rules { may_be_direct, postgres_tls, leaves_socks, .. } = looking.rules;
         // Once it has spoken for another, the names are that one's.
         let is_proxy = !memory.spoke && shown.names.is_some_and(|(peer, _)| looking.is_proxy(peer));
         let prelude = match (is_proxy, may_be_direct) {
@@ -154,14 +237,17 @@ impl Guide for BrokerGuide {
             (true, false) => Prelude::Required,
             (true, true) => Prelude::Allowed,
         };
+        if let Some(door) = looking.door.clone().filter(|_| !is_proxy) {
+            return self.at_door(&door, shown, memory, chosen);
+        }
         let sniffer = looking
             .sniffer
             .with_patterns(&looking.patterns)
             .with_prelude(prelude)
-            .with_postgres_tls(postgres_tls != PostgresTls::Declined);
+            .with_postgres_tls(postgres_tls != PostgresTls::Declined)
+            .with_socks_answered(!leaves_socks);
         let (source, destination) = shown.names.unzip();
         let mut seen = Seen { source, destination, ..Seen::default() };
-        self.alpn.clear();
         let verdict = sniffer.sniff(&mut memory.state, shown.bytes, &mut self.scratch);
         // Whoever waits for the other side to speak first.
         let is_silent = shown.last && shown.bytes.is_empty();
@@ -169,7 +255,7 @@ impl Guide for BrokerGuide {
             if memory.state.knows_source() || is_silent && may_be_direct {
                 let names = memory.state.proxied(shown.bytes).and_then(|header| header.endpoints);
                 let header = memory.state.header() as u32;
-                *memory = Reading { state: State::default(), spoke: true };
+                *memory = Reading { spoke: true, ..Reading::default() };
                 return Guidance::Speaks { names, header };
             }
             // A broken header, or none where one has to be, or too late.
@@ -177,8 +263,12 @@ impl Guide for BrokerGuide {
             return if is_over { Guidance::Unproxied } else { Guidance::More };
         }
         let mut skip = memory.state.start();
+        memory.manner = Manner::default();
         let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
-        let (mut reply, mut line) = (&b""[..], 0);
+        let turn = promise.map(|(request, answer)| Turn { say: request.into(), expect: Some(answer) });
+        let (mut reply, mut line, mut is_tcpmux) = (&b""[..], 0, false);
+        let alpn;
+        let mut in_the_clear = false;
         match verdict {
             Verdict::More(_) if is_silent => seen.protocol = Some("unknown"),
             Verdict::More(_) => return Guidance::More,
@@ -189,9 +279,16 @@ impl Guide for BrokerGuide {
             }
             Verdict::Answer(answer) => return Guidance::Answer(answer),
             Verdict::Match(found) => {
-                if found.protocol == Protocol::Tcpmux {
-                    // RFC 1078: what begins with "+" is a yes. The line is the broker's if a route understands it.
-                    (reply, line) = (b"+\r\n", found.end);
+                if let Some(key) = found.cancel
+                    && self.cancels.choose(shown, (key, skip), chosen, |version| preface(version, shown))
+                {
+                    chosen.skip = skip as u32;
+                    return Guidance::Found;
+                }
+                // Only then does the server say its key in the clear.
+                in_the_clear = found.protocol == Protocol::Postgres && found.user.is_some();
+                if !found.reply.is_empty() {
+                    (reply, line, is_tcpmux) = (found.reply, found.end, found.protocol == Protocol::Tcpmux);
                 }
                 if found.path.is_some() && !found.path_is_plain() {
                     // A path that may mean another one matches no route on paths.
@@ -199,10 +296,7 @@ impl Guide for BrokerGuide {
                 } else {
                     seen.path = found.path;
                 }
-                for protocol in found.alpn {
-                    self.alpn.push(protocol.len() as u8);
-                    self.alpn.extend_from_slice(protocol);
-                }
+                alpn = self::alpn(found.alpn);
                 seen.name = found.name.map(str::as_bytes);
                 seen.wide_port = found.number;
                 seen.protocol = Some(match found.protocol {
@@ -210,30 +304,62 @@ impl Guide for BrokerGuide {
                     Protocol::Pattern => &looking.names[usize::from(found.pattern.unwrap_or_default())],
                     other => other.probe().name,
                 });
+                let opening = shown.bytes.get(skip..).unwrap_or_default();
+                let protocol = seen.protocol.unwrap_or_default();
+                memory.manner = Manner::of(protocol, found.intent, found.path, opening, &self.manners);
                 (seen.user, seen.database, seen.client) = (found.user, found.database, found.client);
-                seen.alpn = (!self.alpn.is_empty()).then_some(self.alpn.as_slice());
+                seen.alpn = (!alpn.is_empty()).then_some(alpn.as_slice());
             }
         }
-        match self.store.reader().and_then(|reader| reader.resolve(&seen)) {
+        let is_postgres = seen.protocol == Some("postgres");
+        let guidance = match self.store.reader().and_then(|reader| reader.resolve(&seen)) {
             Ok(Outcome::Found(resolved)) => {
                 if let Some(name) = seen.name {
                     chosen.matched = String::from_utf8_lossy(name).into_owned();
                 }
                 choose(resolved, shown, chosen);
+                (chosen.skip, chosen.reply) = (skip.max(line) as u32, reply);
+                chosen.script.extend(turn);
                 chosen.protocol = seen.protocol.map_or_else(Word::default, Word::new);
-                (chosen.skip, chosen.promise, chosen.reply) = (skip.max(line) as u32, promise, reply);
                 Guidance::Found
             }
             Ok(Outcome::Refused(_)) => Guidance::Garbage,
             // Who names something that there is not is not sent to somebody else.
             Ok(Outcome::NoService(_)) | Err(_) => Guidance::NoRoute,
             Ok(Outcome::NoRoute) => {
-                (chosen.skip, chosen.promise) = (skip as u32, promise);
+                // A line of tcpmux is the broker's if a route understands it, and otherwise any line of text.
+                let (reply, line) = if is_tcpmux { (&b""[..], 0) } else { (reply, line) };
+                (chosen.skip, chosen.reply) = (skip.max(line) as u32, reply);
+                chosen.script.extend(turn);
                 chosen.protocol = seen.protocol.map_or_else(Word::default, Word::new);
                 self.fall_back(shown.listener, shown, chosen)
             }
+        };
+        if guidance == Guidance::Found && is_postgres {
+            self.cancels.brought(source, place(chosen));
+            chosen.overheard = in_the_clear && chosen.delivery == Delivery::Relay;
         }
+        guidance
     }
+
+    fn asleep(&mut self, shown: &Shown<'_>, memory: &mut Reading, _: &Chosen, say: &mut Vec<u8>) -> Asleep {
+        let opening = shown.bytes.get(memory.state.start()..).unwrap_or_default();
+        memory.manner.asleep(opening, shown.last, &self.manners, say)
+    }
+
+    fn farewell(&mut self, memory: &Reading, _: &Chosen, why: Why, say: &mut Vec<u8>) {
+        memory.manner.farewell(why, &self.manners, say);
+    }
+}
+
+/// Where a chosen service is.
+fn place(chosen: &Chosen) -> Place {
+    let version = match chosen.preface.first() {
+        None => None,
+        Some(b'P') => Some(1),
+        Some(_) => Some(2),
+    };
+    Place::of(chosen, version)
 }
 
 fn choose(resolved: Resolved, shown: &Shown<'_>, chosen: &mut Chosen) {
@@ -259,6 +385,16 @@ fn choose(resolved: Resolved, shown: &Shown<'_>, chosen: &mut Chosen) {
     chosen.preface = proxy.map_or_else(Vec::new, |version| preface(version, shown));
 }
 
+/// A list of protocols as the registry is asked about it (RFC 7301 3.1).
+fn alpn(protocols: Alpn<'_>) -> Vec<u8> {
+    let mut list = Vec::new();
+    for protocol in protocols {
+        list.push(protocol.len() as u8);
+        list.extend_from_slice(protocol);
+    }
+    list
+}
+
 /// A PROXY header with the client's endpoint.
 fn preface(version: u8, shown: &Shown<'_>) -> Vec<u8> {
     let mut space = [0; 256];
@@ -268,6 +404,8 @@ fn preface(version: u8, shown: &Shown<'_>) -> Vec<u8> {
     };
     length.map_or_else(Vec::new, |length| space[..length].to_vec())
 }
+
+mod doors;
 
 #[cfg(test)]
 mod conversations;

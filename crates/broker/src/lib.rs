@@ -7,10 +7,12 @@
 // The ledger keeps wall-clock time, and a thread that writes (clippy.toml bans both in cores).
 #![allow(clippy::disallowed_methods)]
 
+pub mod cancel;
+pub mod door;
 mod guide;
 mod ledger;
 
-pub use guide::{BrokerGuide, Fallback, Looking, PostgresTls, Rules};
+pub use guide::{BrokerGuide, Fallback, Looking, Manners, PostgresTls, Rules};
 pub use ledger::LedgerFile;
 
 /// A folder of a test, gone with it.

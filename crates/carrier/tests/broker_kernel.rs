@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant as Moment};
 
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Published, Worker};
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown, Turn};
 use fourtuple_engine::broker::ledger::{REASONS, Reason, Unwritten};
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt, note};
 use fourtuple_engine::report::{Counter, Phase};
@@ -81,7 +81,7 @@ impl Guide for Openings {
             let line = rest.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1);
             chosen.skip = if is_line { start + line } else { start } as u32;
             chosen.reply = if is_line { b"+" } else { b"" };
-            chosen.promise = asked.then_some((b"?", b'!'));
+            chosen.script = asked.then(|| Turn { say: b"?".into(), expect: Some(b'!') }).into_iter().collect();
         }
         guidance
     }

@@ -401,12 +401,17 @@ impl<S: Speech> Core for LoadCore<S> {
             Event::Listening { .. }
             | Event::ListenFailed { .. }
             | Event::Unlistened { .. }
+            | Event::Halted { .. }
+            | Event::Shipped { .. }
+            | Event::Landed { .. }
+            | Event::FerryLost { .. }
             | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::Named { .. }
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
             | Event::Roomy { .. }
+            | Event::HungUp { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.go_on(now, outbox);

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
+use fourtuple_broker::cancel::Cancels;
+use fourtuple_broker::door::{DIALECTS, Door};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, Manners, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Shelf};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
@@ -119,9 +121,18 @@ pub(crate) struct BrokerRequest {
     #[pyo3(from_py_with = seconds)]
     settle_s: Duration,
     inetd_path: Option<PathBuf>,
+    manners: MannersRequest,
     ledger: Option<PathBuf>,
     ledger_every: u32,
     ledger_steps: bool,
+}
+
+/// `fourtuple.engine.Manners`.
+#[derive(FromPyObject)]
+struct MannersRequest {
+    motd: String,
+    retry_after_s: u32,
+    health_paths: Vec<String>,
 }
 
 /// A registry that is open, or the folder of one.
@@ -142,9 +153,19 @@ struct ListenerRequest {
     proxy_optional: bool,
     #[pyo3(from_py_with = postgres_tls)]
     postgres_tls: PostgresTls,
+    answers_socks: bool,
     protocols: Vec<String>,
     patterns: Vec<PatternRequest>,
+    door: Option<DoorRequest>,
     fds: Vec<RawFd>,
+}
+
+/// `fourtuple.engine.Door`.
+#[derive(FromPyObject)]
+struct DoorRequest {
+    protocol: String,
+    host: String,
+    requires_tls: bool,
 }
 
 /// `fourtuple.engine.BytePattern`.
@@ -219,13 +240,14 @@ impl Request {
             Request::Broker(broker) => broker.ledgers(workers)?.into_iter(),
             _ => Vec::new().into_iter(),
         };
+        let cancels = Arc::default();
         let core = |worker| match self {
             Request::Load(load) => Ok((load.core(worker, workers, client.clone()), Shelf::default())),
             Request::Echo(echo) => {
                 let core: Box<dyn Core> = Box::new(EchoCore::new(echo.share(worker, workers)));
                 Ok((core, Shelf::default()))
             }
-            Request::Broker(broker) => broker.core(worker, workers, ledgers.next()),
+            Request::Broker(broker) => broker.core(worker, workers, ledgers.next(), &cancels),
         };
         (0..workers).map(core).collect()
     }
@@ -326,9 +348,19 @@ impl EchoRequest {
 }
 
 impl BrokerRequest {
-    fn core(&self, worker: u32, workers: u32, ledger: Option<LedgerFile>) -> PyResult<(Box<dyn Core>, Shelf)> {
+    fn core(
+        &self,
+        worker: u32,
+        workers: u32,
+        ledger: Option<LedgerFile>,
+        cancels: &Arc<Cancels>,
+    ) -> PyResult<(Box<dyn Core>, Shelf)> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
-        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?);
+        let MannersRequest { motd, retry_after_s, health_paths } = &self.manners;
+        let manners = Manners { motd: motd.clone(), retry_after_s: *retry_after_s, health_paths: health_paths.clone() };
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?)
+            .sharing(cancels.clone())
+            .saying(manners);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
@@ -388,13 +420,18 @@ impl ListenerRequest {
         let protocols = self.protocols.iter().map(|name| protocol(name)).collect::<PyResult<Vec<_>>>()?;
         let patterns = self.patterns.iter().map(PatternRequest::pattern).collect::<PyResult<Vec<_>>>()?;
         let rules = self.rules().map_err(refused)?;
-        Ok(Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules))
+        let looking = Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules);
+        Ok(match &self.door {
+            Some(door) => looking.behind(door.door()?),
+            None => looking,
+        })
     }
 
     fn rules(&self) -> Result<Rules, fourtuple_registry::Error> {
         let proxies =
             self.proxy_from.iter().map(|text| Prefix::checked("proxy_from", text)).collect::<Result<_, _>>()?;
-        Ok(Rules { proxies, may_be_direct: self.proxy_optional, postgres_tls: self.postgres_tls })
+        let (may_be_direct, leaves_socks) = (self.proxy_optional, !self.answers_socks);
+        Ok(Rules { proxies, may_be_direct, postgres_tls: self.postgres_tls, leaves_socks })
     }
 
     fn fallback(&self) -> Result<Option<Fallback>, fourtuple_registry::Error> {
@@ -403,6 +440,16 @@ impl ListenerRequest {
             Some(name) => Fallback::Service(Box::new(Name::checked("default", name)?)),
             None => Fallback::Target(Target::checked("default", text)?),
         }))
+    }
+}
+
+impl DoorRequest {
+    fn door(&self) -> PyResult<Door> {
+        let DoorRequest { protocol, host, requires_tls } = self;
+        let found = DIALECTS.iter().find(|row| row.0 == protocol).map(|row| row.1);
+        let names = DIALECTS.map(|row| row.0).join(", ");
+        let refused = || BadConfig::new_err(("door", format!("{protocol:?} is not one of {names}")));
+        Ok(Door { dialect: found.ok_or_else(refused)?, host: host.clone(), requires_tls: *requires_tls })
     }
 }
 
@@ -508,7 +555,7 @@ fn protocol(name: &str) -> PyResult<Protocol> {
 }
 
 /// A copy of a descriptor of the caller's.
-fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
+pub(crate) fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
     let refused = |why: String| BadConfig::new_err((what, why));
     if fd < 0 {
         return Err(refused(format!("{fd} is no descriptor")));

@@ -1,8 +1,9 @@
 //! fourtuple._core: the binding. Converts, detaches, maps errors; decides nothing.
 //!
-//! Configuration comes in once, as one frozen dataclass (`config`); workers run without Python (`workers`); what they ask and are
-//! told goes through `questions`; numbers go out as one merged snapshot (`snapshot`); bytes are sniffed for people only (`sniff`). `python/fourtuple/engine.py`
-//! imports these, and `python/fourtuple/registry.py` the registry of services (`registry`); no other module imports this
+//! Configuration comes in once, as one frozen dataclass (`config`); workers run without Python (`workers`); what they ask
+//! and are told goes through `questions`; numbers go out as one merged snapshot (`snapshot`); bytes are sniffed for people
+//! only (`sniff`). `python/fourtuple/engine.py` imports these, `python/fourtuple/registry.py` the registry of services
+//! (`registry`), and `python/fourtuple/launcher/spawn.py` how a process is started (`spawn`); no other module imports this
 //! one.
 
 mod config;
@@ -11,6 +12,7 @@ mod questions;
 mod registry;
 mod snapshot;
 mod sniff;
+mod spawn;
 mod workers;
 
 use pyo3::prelude::*;
@@ -24,6 +26,7 @@ mod _core {
     use super::{
         counters, reasons,
         sniff::{probes, refusals, sniff},
+        spawn::spawn,
         uring_abilities,
         workers::Workers,
     };

@@ -98,6 +98,8 @@ fn describe(seen: &Bound<'_, PyDict>, shown: &Shown<'_>) -> PyResult<()> {
     seen.set_item("user", bytes(shown.user))?;
     seen.set_item("database", bytes(shown.database))?;
     seen.set_item("client", bytes(shown.client))?;
+    seen.set_item("starttls", shown.starttls)?;
+    seen.set_item("reply", bytes(Some(shown.reply).filter(|reply| !reply.is_empty())))?;
     seen.set_item("cancel", bytes(shown.cancel))?;
     let endpoints = shown.proxied.and_then(|header| header.endpoints);
     seen.set_item("proxied", endpoints.map(|(source, destination)| (source.to_string(), destination.to_string())))

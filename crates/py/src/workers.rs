@@ -3,6 +3,7 @@
 //! A worker's end is noticed whenever somebody looks: its thread is joined, and its last numbers are kept.
 
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use fourtuple_engine::{Filter, Order};
 use pyo3::prelude::*;
 
 use crate::config::{self, Request, SettingsRequest};
-use crate::failure::{self, EngineStopped};
+use crate::failure::{self, BadConfig, EngineStopped};
 use crate::questions::{self, QuestionRow};
 use crate::snapshot::{Row, Snapshot};
 
@@ -75,6 +76,24 @@ impl Workers {
             let order = config::order(kind, value, worker, workers)?;
             if let State::Running(running) = state {
                 running.order(order);
+            }
+        }
+        Ok(())
+    }
+
+    /// Give copies of sockets to running workers, dealt out from the first on: "ferry" moves their connections to whoever is at
+    /// the other end, "land" takes what comes.
+    fn give(&self, kind: &str, fds: Vec<RawFd>) -> PyResult<()> {
+        let order = match kind {
+            "ferry" => Order::Ferry,
+            "land" => Order::Land,
+            _ => return Err(BadConfig::new_err(("kind", format!("{kind:?} is not one of ferry, land")))),
+        };
+        let states = self.states();
+        for (fd, state) in fds.into_iter().zip(states.iter().cycle()) {
+            let descriptor = config::duplicate("fds", fd)?;
+            if let State::Running(worker) = state {
+                worker.order(order(worker.shelf().put(descriptor)));
             }
         }
         Ok(())

@@ -17,19 +17,19 @@ use crate::target::Target;
 pub struct Seen<'a> {
     /// A wide port, in whichever way it came.
     pub wide_port: Option<u32>,
-    /// SNI, Host or :authority, without a port. What is no name matches no condition on names.
+    /// SNI, Host, :authority or what else names a host, without a port. What is no name matches no condition on names.
     pub name: Option<&'a [u8]>,
-    /// Path of an HTTP request.
+    /// Path of a request of HTTP or RTSP.
     pub path: Option<&'a [u8]>,
     /// What is spoken: one of [`crate::PROTOCOLS`], or [`crate::PATTERN`] and a name.
     pub protocol: Option<&'a str>,
     /// The ALPN extension's ProtocolNameList without its own length (RFC 7301 3.1).
     pub alpn: Option<&'a [u8]>,
-    /// User of the startup message or CONNECT packet.
+    /// User of the startup message or CONNECT packet, distinguished name of an LDAP bind, whom XMPP, RDP and SOCKS 4 name.
     pub user: Option<&'a [u8]>,
     /// Database of the startup message.
     pub database: Option<&'a [u8]>,
-    /// MQTT client id.
+    /// MQTT client id, RTSP session, routing token of RDP.
     pub client: Option<&'a [u8]>,
     /// Where the client comes from.
     pub source: Option<SocketAddr>,

@@ -16,8 +16,32 @@ use crate::resolve::Seen;
 use crate::target::Target;
 
 /// What the `protocol` of a route may be, beside [`PATTERN`] and a name.
-pub const PROTOCOLS: [&str; 11] =
-    ["tls", "http1", "http2", "websocket", "connect", "ssh", "postgres", "redis", "mqtt", "tcpmux", "unknown"];
+pub const PROTOCOLS: [&str; 24] = [
+    "tls",
+    "http1",
+    "http2",
+    "websocket",
+    "connect",
+    "ssh",
+    "postgres",
+    "redis",
+    "mqtt",
+    "tcpmux",
+    "unknown",
+    "smtp",
+    "imap",
+    "pop3",
+    "mysql",
+    "ldap",
+    "rtsp",
+    "xmpp",
+    "amqp",
+    "amqp1",
+    "rdp",
+    "minecraft",
+    "socks5",
+    "socks4",
+];
 /// What stands before the name of a pattern: bytes at an offset, which whoever sniffs has a name for.
 pub const PATTERN: &str = "pattern:";
 /// Most routes under one anchor: a lookup may have to look at each of them.

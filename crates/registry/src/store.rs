@@ -83,7 +83,9 @@ impl Store {
             return Err(Error::bad("most_bytes", format!("less than {LEAST_MAP_BYTES} hold no registry")));
         }
         let io = |error: io::Error| Error::Io(path.to_owned(), error);
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+        if create {
+            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+        }
         let path = &fs::canonicalize(path).map_err(io)?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let open = open.get_or_insert_default();

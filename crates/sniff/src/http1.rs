@@ -29,18 +29,28 @@ const HEADERS: u8 = 1;
 /// Any request. `mark`: the line that is being looked at; `at`: how far.
 pub(crate) fn find(progress: &mut Progress, bytes: &[u8]) -> Found {
     let begin = leading(bytes);
+    if progress.phase == REQUEST_LINE && !may_be_request(&bytes[begin..]) {
+        return Found::No;
+    }
+    find_head(progress, bytes, begin, |line| Ok(RequestLine::read(line)?.is_some()))
+}
+
+/// A line that `is_line` accepts, then headers and an empty line.
+pub(crate) fn find_head(
+    progress: &mut Progress,
+    bytes: &[u8],
+    begin: usize,
+    is_line: impl Fn(&[u8]) -> Result<bool, Refusal>,
+) -> Found {
     if progress.phase == REQUEST_LINE {
-        if !may_be_request(&bytes[begin..]) {
-            return Found::No;
-        }
         progress.at = progress.at.max(begin as u32);
         let end = match next_line(progress, bytes) {
             Ok(end) => end,
             Err(found) => return found,
         };
-        match RequestLine::read(&bytes[begin..end]) {
-            Ok(Some(_)) => *progress = Progress { at: end as u32, mark: end as u32, phase: HEADERS, ..*progress },
-            Ok(None) => return Found::No,
+        match is_line(&bytes[begin..end]) {
+            Ok(true) => *progress = Progress { at: end as u32, mark: end as u32, phase: HEADERS, ..*progress },
+            Ok(false) => return Found::No,
             Err(why) => return Found::Refused(why),
         }
     }
@@ -228,7 +238,7 @@ impl<'a> Head<'a> {
 }
 
 /// Name and value of a header line.
-fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
+pub(crate) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     let colon = line.iter().position(|&byte| byte == b':').ok_or(Refusal::Malformed)?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);
     // No space before the colon, and none in front, which would go on with the line before (RFC 9112 5.1, 5.2);

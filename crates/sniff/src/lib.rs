@@ -21,22 +21,30 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod amqp;
 mod cursor;
 mod hpack;
 mod http1;
 mod http2;
 mod huffman;
+mod ldap;
+mod minecraft;
 mod mqtt;
 mod name;
 mod pattern;
 mod postgres;
 pub mod proxy;
+mod rdp;
 mod redis;
+mod rtsp;
 mod shown;
 mod sniffer;
+mod socks4;
+mod socks5;
 mod ssh;
 mod tcpmux;
 mod tls;
+mod xmpp;
 
 pub use http2::BYTES as HTTP2_BYTES;
 pub use pattern::{PATTERN_BYTES, Pattern};
@@ -58,14 +66,32 @@ pub enum Protocol {
     WebSocket,
     /// Any HTTP/1 request.
     Http,
+    /// An RTSP request.
+    Rtsp,
+    /// The head of an XMPP stream.
+    Xmpp,
+    /// A header of AMQP 0-9-1 or before.
+    Amqp,
+    /// A header of AMQP 1.0.
+    Amqp1,
     /// An SSH identification line.
     Ssh,
     /// A PostgreSQL startup message, or the hello behind an SSLRequest.
     Postgres,
     /// An MQTT CONNECT packet: 3.1, 3.1.1 or 5.
     Mqtt,
+    /// An X.224 connection request, as RDP has it.
+    Rdp,
+    /// A request of LDAP.
+    Ldap,
+    /// A handshake of Minecraft, Java edition, or an old client's ping.
+    Minecraft,
     /// A Redis command, as an array or in line.
     Redis,
+    /// A greeting of SOCKS 5, answered, and the request behind it.
+    Socks5,
+    /// A request of SOCKS 4 or 4A.
+    Socks4,
     /// A line with a service name or number (RFC 1078).
     Tcpmux,
     /// Bytes at an offset, as one of the sniffer's patterns says.
@@ -86,12 +112,21 @@ pub struct Probe {
 }
 
 /// Every probe in order of precedence: what is said in fewer ways stands first, what matches anything last.
-pub const PROBES: [Probe; 11] = [
+pub const PROBES: [Probe; 20] = [
     Probe { protocol: Protocol::Tls, name: "tls", bound: tls::BOUND, shows: "server name (SNI), ALPN, whether ECH" },
     Probe { protocol: Protocol::Http2, name: "http2", bound: http2::BYTES, shows: ":authority, port, path" },
     Probe { protocol: Protocol::Connect, name: "connect", bound: http1::HEAD_BYTES, shows: "host and port to reach" },
     Probe { protocol: Protocol::WebSocket, name: "websocket", bound: http1::HEAD_BYTES, shows: "host, port, path" },
     Probe { protocol: Protocol::Http, name: "http", bound: http1::HEAD_BYTES, shows: "host, port, path" },
+    Probe {
+        protocol: Protocol::Rtsp,
+        name: "rtsp",
+        bound: rtsp::BOUND,
+        shows: "host, port, path, session, user in the URL",
+    },
+    Probe { protocol: Protocol::Xmpp, name: "xmpp", bound: xmpp::HEAD_BYTES, shows: "domain, and who comes" },
+    Probe { protocol: Protocol::Amqp, name: "amqp", bound: amqp::HEADER_BYTES, shows: "nothing else" },
+    Probe { protocol: Protocol::Amqp1, name: "amqp1", bound: amqp::HEADER_BYTES, shows: "whether it asks for TLS" },
     Probe { protocol: Protocol::Ssh, name: "ssh", bound: ssh::LINE_BYTES, shows: "the client's software" },
     Probe {
         protocol: Protocol::Postgres,
@@ -101,10 +136,35 @@ pub const PROBES: [Probe; 11] = [
     },
     Probe { protocol: Protocol::Mqtt, name: "mqtt", bound: mqtt::PACKET_BYTES, shows: "client id, user name" },
     Probe {
+        protocol: Protocol::Rdp,
+        name: "rdp",
+        bound: rdp::PACKET_BYTES,
+        shows: "user, or routing token and the host in it",
+    },
+    Probe {
+        protocol: Protocol::Ldap,
+        name: "ldap",
+        bound: ldap::BYTES,
+        shows: "distinguished name, whether it asks for TLS",
+    },
+    Probe {
+        protocol: Protocol::Minecraft,
+        name: "minecraft",
+        bound: minecraft::PACKET_BYTES,
+        shows: "host, port, whether to play or to look",
+    },
+    Probe {
         protocol: Protocol::Redis,
         name: "redis",
         bound: redis::BYTES,
         shows: "user, client name, database number",
+    },
+    Probe { protocol: Protocol::Socks5, name: "socks5", bound: socks5::BYTES, shows: "host and port to reach" },
+    Probe {
+        protocol: Protocol::Socks4,
+        name: "socks4",
+        bound: socks4::REQUEST_BYTES,
+        shows: "host and port to reach, user",
     },
     Probe { protocol: Protocol::Tcpmux, name: "tcpmux", bound: tcpmux::LINE_BYTES, shows: "service name or number" },
     Probe { protocol: Protocol::Pattern, name: "pattern", bound: pattern::BOUND, shows: "which pattern it was" },
@@ -133,18 +193,21 @@ pub enum Refusal {
     Contradiction,
     /// Bytes sent before the answer on which they depend.
     Early,
+    /// Something that nobody here does.
+    Unsupported,
     /// No PROXY header on a listener that requires one.
     Unproxied,
 }
 
 /// Name and meaning of each refusal, in the order of the enum: the reasons that a broker counts.
-pub const REFUSALS: [(&str, &str); 7] = [
+pub const REFUSALS: [(&str, &str); 8] = [
     ("malformed", "breaks the grammar of the protocol that it speaks"),
     ("too-long", "says more before it names anything than the probe reads"),
     ("bad-name", "names a host that cannot exist: wrong characters, an empty or long label, a user in front"),
     ("repeated", "says twice what may be said once, such as a second Host header or server name"),
     ("contradiction", "names one host in one place and another in the next"),
     ("early", "goes on before the answer that decides how to go on"),
+    ("unsupported", "asks for what a broker does not do: SOCKS with a password, or to listen or send datagrams for it"),
     ("unproxied", "comes without a PROXY header where one is required"),
 ];
 

@@ -3,7 +3,7 @@
 //! Decides what may be a host's name, whatever protocol it came in. What passes is at most 253 bytes of ASCII and never
 //! empty, and holds neither NUL, slash nor two dots in a row, so that a path made of its labels cannot climb.
 
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::Refusal;
 use crate::cursor::Cursor;
@@ -34,6 +34,15 @@ pub(crate) fn fold<'s>(raw: &[u8], space: &'s mut NameSpace) -> Result<&'s str, 
     core::str::from_utf8(folded).map_err(|_| Refusal::BadName)
 }
 
+/// A host alone, where a protocol has its port elsewhere: a name, or an address with or without brackets.
+pub(crate) fn host<'s>(raw: &[u8], space: &'s mut NameSpace) -> Result<&'s str, Refusal> {
+    match raw {
+        [b'[', inside @ .., b']'] => ipv6(inside, space),
+        _ if raw.contains(&b':') => ipv6(raw, space),
+        _ => fold(raw, space),
+    }
+}
+
 /// Whether this is an address and not a name.
 pub(crate) fn is_address(raw: &[u8]) -> bool {
     let text = core::str::from_utf8(raw).unwrap_or_default();
@@ -46,7 +55,7 @@ pub(crate) fn authority<'s>(raw: &[u8], space: &'s mut NameSpace) -> Result<(Opt
     let (host, port) = split(raw)?;
     let name = match host {
         b"" => None,
-        [b'[', inside @ .., b']'] => Some(address(inside, space)?),
+        [b'[', inside @ .., b']'] => Some(ipv6(inside, space)?),
         _ => Some(fold(host, space)?),
     };
     Ok((name, port))
@@ -75,10 +84,14 @@ fn split(raw: &[u8]) -> Result<(&[u8], Option<u16>), Refusal> {
     Ok((&raw[..colon], (!digits.is_empty()).then_some(port)))
 }
 
-/// An IPv6 address in the one way to write it (RFC 5952), as a route would.
-fn address<'s>(raw: &[u8], space: &'s mut NameSpace) -> Result<&'s str, Refusal> {
+fn ipv6<'s>(raw: &[u8], space: &'s mut NameSpace) -> Result<&'s str, Refusal> {
     let text = core::str::from_utf8(raw).map_err(|_| Refusal::BadName)?;
-    let address: Ipv6Addr = text.parse().map_err(|_| Refusal::BadName)?;
+    let read: Ipv6Addr = text.parse().map_err(|_| Refusal::BadName)?;
+    address(read.into(), space)
+}
+
+/// An address in the one way to write it (RFC 5952), as a route would.
+pub(crate) fn address(address: IpAddr, space: &mut NameSpace) -> Result<&str, Refusal> {
     let mut line = Line { space, used: 0 };
     core::fmt::write(&mut line, format_args!("{address}")).map_err(|_| Refusal::BadName)?;
     let used = line.used;

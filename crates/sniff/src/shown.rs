@@ -13,7 +13,7 @@ pub enum Intent {
     #[default]
     Use,
     /// It bears a mark that its protocol's file gives and explains: HTTP that asks for no content or names no host, TLS
-    /// that names no server or offers nothing newer than TLS 1.1.
+    /// that names no server or offers nothing newer than TLS 1.1, Minecraft's list of servers.
     Probe,
 }
 
@@ -52,14 +52,20 @@ pub struct Shown<'a> {
     pub alpn: Alpn<'a>,
     /// Whether the hello carries an encrypted one: `name` is then the public name of the outer hello (RFC 9849).
     pub ech: bool,
-    /// The user that the client logs in as.
+    /// The user that the client logs in as; of LDAP the distinguished name, of XMPP the address without a resource.
     pub user: Option<&'a [u8]>,
     /// The database that it asks for.
     pub database: Option<&'a [u8]>,
-    /// Who the client says it is: MQTT client id, SSH software, Redis client name.
+    /// Who the client says it is, or what it goes on with: MQTT client id, SSH software, Redis client name, RTSP session,
+    /// routing token of RDP.
     pub client: Option<&'a [u8]>,
     /// Process and secret of a PostgreSQL request to cancel, as sent: it belongs to whoever gave out that key.
     pub cancel: Option<&'a [u8]>,
+    /// Whether it asks to go on with TLS, within the protocol, before it says anything else: LDAP's StartTLS, AMQP 1.0.
+    pub starttls: bool,
+    /// What the client waits for, to be sent once its service is reached. Where it is not empty, everything in front of
+    /// `end` is for whoever sends it, and not for the service.
+    pub reply: &'static [u8],
     /// Which of the sniffer's patterns it was.
     pub pattern: Option<u16>,
     /// The PROXY header in front of it all.
@@ -82,6 +88,8 @@ impl<'a> Shown<'a> {
             database: None,
             client: None,
             cancel: None,
+            starttls: false,
+            reply: b"",
             pattern: None,
             proxied: None,
         }

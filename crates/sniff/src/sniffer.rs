@@ -4,14 +4,18 @@
 
 use crate::postgres::Asks;
 use crate::{Found, Intent, PROBES, Pattern, Probe, Progress, Protocol, Refusal, Scratch, Shown};
-use crate::{http1, http2, mqtt, pattern, postgres, proxy, redis, ssh, tcpmux, tls};
+use crate::{
+    amqp, http1, http2, ldap, minecraft, mqtt, pattern, postgres, proxy, rdp, redis, rtsp, socks4, socks5, ssh,
+};
+use crate::{tcpmux, tls, xmpp};
 
 /// What a listener looks for. Many connections share one.
 #[derive(Clone, Copy, Debug)]
 pub struct Sniffer<'p> {
-    enabled: u16,
+    enabled: u32,
     prelude: Prelude,
     encrypts_postgres: bool,
+    answers_socks: bool,
     patterns: &'p [Pattern],
 }
 
@@ -55,6 +59,8 @@ enum Stage {
     AfterBoth,
     /// A PostgreSQL client was told to go on with TLS.
     Hello,
+    /// A SOCKS 5 client was told to go on without proving anything.
+    Request,
 }
 
 /// What a look at a connection says. All but `More` and `Answer` are final: more bytes do not change them.
@@ -85,8 +91,8 @@ enum Step {
 impl<'p> Sniffer<'p> {
     /// A sniffer with these probes.
     pub fn new(protocols: impl IntoIterator<Item = Protocol>) -> Self {
-        let enabled = protocols.into_iter().fold(0, |set, it| set | 1 << it as u16);
-        Self { enabled, prelude: Prelude::None, encrypts_postgres: true, patterns: &[] }
+        let enabled = protocols.into_iter().fold(0, |set, it| set | 1 << it as u32);
+        Self { enabled, prelude: Prelude::None, encrypts_postgres: true, answers_socks: true, patterns: &[] }
     }
 
     /// Every probe that there is.
@@ -107,6 +113,13 @@ impl<'p> Sniffer<'p> {
         Self { encrypts_postgres, ..self }
     }
 
+    /// Whether a SOCKS client is answered and its request is the broker's, or left to the service as it is: then a greeting
+    /// of version 5 shows no more than that. At first it is answered.
+    #[must_use]
+    pub fn with_socks_answered(self, answers_socks: bool) -> Self {
+        Self { answers_socks, ..self }
+    }
+
     /// What `Protocol::Pattern` looks for.
     #[must_use]
     pub fn with_patterns(self, patterns: &'p [Pattern]) -> Self {
@@ -123,6 +136,9 @@ impl<'p> Sniffer<'p> {
     pub fn sniff<'a>(&self, state: &mut State, bytes: &'a [u8], scratch: &'a mut Scratch) -> Verdict<'a> {
         match self.step(state, bytes) {
             Step::Whole(protocol, end) => match read(state, protocol, bytes, end, scratch) {
+                Ok(shown) if !self.answers_socks && matches!(protocol, Protocol::Socks4 | Protocol::Socks5) => {
+                    Verdict::Match(Shown { reply: b"", ..shown })
+                }
                 Ok(shown) => Verdict::Match(shown),
                 Err(why) => Verdict::Refused(Some(protocol), why),
             },
@@ -135,7 +151,7 @@ impl<'p> Sniffer<'p> {
 
     fn probes(&self) -> impl Iterator<Item = &'static Probe> + use<> {
         let enabled = self.enabled;
-        PROBES.iter().filter(move |probe| enabled & 1 << probe.protocol as u16 != 0)
+        PROBES.iter().filter(move |probe| enabled & 1 << probe.protocol as u32 != 0)
     }
 
     fn step(&self, state: &mut State, bytes: &[u8]) -> Step {
@@ -150,12 +166,23 @@ impl<'p> Sniffer<'p> {
         let rest = &bytes[start..];
         let (protocol, found) = match state.stage {
             Stage::Hello => (Protocol::Postgres, hello(&mut state.progress, rest)),
+            Stage::Request => (Protocol::Socks5, socks5::find_request(rest)),
             Stage::Begin | Stage::Probes => self.first(state, rest),
             _ => (Protocol::Postgres, without_no(postgres::find(&mut state.progress, rest))),
         };
         match found {
             Found::Whole(end) if protocol == Protocol::Postgres && state.stage != Stage::Hello => {
                 self.answer(state, rest, end)
+            }
+            Found::Whole(end)
+                if protocol == Protocol::Socks5 && self.answers_socks && state.stage != Stage::Request =>
+            {
+                if !socks5::offers_nothing(&rest[..end]) {
+                    return Step::Refused(Some(protocol), Refusal::Unsupported);
+                }
+                (state.stage, state.progress) = (Stage::Request, Progress::default());
+                state.answered += end as u16;
+                Step::Answer(socks5::SELECTED)
             }
             Found::Whole(end) => Step::Whole(protocol, start + end),
             Found::No => Step::No,
@@ -184,7 +211,7 @@ impl<'p> Sniffer<'p> {
     fn first(&self, state: &mut State, bytes: &[u8]) -> (Protocol, Found) {
         let State { row, progress, .. } = state;
         while let Some(probe) = PROBES.get(usize::from(*row)) {
-            let found = match self.enabled & 1 << probe.protocol as u16 {
+            let found = match self.enabled & 1 << probe.protocol as u32 {
                 0 => Found::No,
                 _ => self.find(probe.protocol, progress, bytes),
             };
@@ -203,10 +230,18 @@ impl<'p> Sniffer<'p> {
             Protocol::Connect => http1::find_connect(progress, bytes),
             Protocol::WebSocket => http1::find_websocket(progress, bytes),
             Protocol::Http => http1::find(progress, bytes),
+            Protocol::Rtsp => rtsp::find(progress, bytes),
+            Protocol::Xmpp => xmpp::find(progress, bytes),
+            Protocol::Amqp | Protocol::Amqp1 => amqp::find(protocol, bytes),
             Protocol::Ssh => ssh::find(progress, bytes),
             Protocol::Postgres => postgres::find(progress, bytes),
             Protocol::Mqtt => mqtt::find(progress, bytes),
+            Protocol::Rdp => rdp::find(progress, bytes),
+            Protocol::Ldap => ldap::find(progress, bytes),
+            Protocol::Minecraft => minecraft::find(progress, bytes),
             Protocol::Redis => redis::find(progress, bytes),
+            Protocol::Socks5 => socks5::find(progress, bytes),
+            Protocol::Socks4 => socks4::find(progress, bytes),
             Protocol::Tcpmux => tcpmux::find(progress, bytes),
             Protocol::Pattern => pattern::find(progress, bytes, self.patterns),
         }
@@ -291,10 +326,19 @@ fn read<'a>(
         Protocol::Tls => tls::read(rest, count, scratch),
         Protocol::Http2 => http2::read(rest, count, scratch),
         Protocol::Connect | Protocol::WebSocket | Protocol::Http => http1::read(protocol, rest, count, scratch),
+        Protocol::Rtsp => rtsp::read(rest, count, scratch),
+        Protocol::Xmpp => xmpp::read(&state.progress, rest, count, scratch),
+        Protocol::Amqp | Protocol::Amqp1 => Ok(amqp::read(protocol, rest, count)),
         Protocol::Ssh => ssh::read(rest, count),
         Protocol::Postgres => postgres::read(rest, count),
         Protocol::Mqtt => mqtt::read(rest, count),
+        Protocol::Rdp => rdp::read(rest, count, scratch),
+        Protocol::Ldap => ldap::read(rest, count),
+        Protocol::Minecraft => minecraft::read(rest, count, scratch),
         Protocol::Redis => redis::read(rest, count),
+        Protocol::Socks5 if state.stage == Stage::Request => socks5::read_request(rest, count, scratch),
+        Protocol::Socks5 => Ok(Shown::new(protocol, count)),
+        Protocol::Socks4 => socks4::read(rest, count, scratch),
         Protocol::Tcpmux => tcpmux::read(rest, count, scratch),
         Protocol::Pattern => Ok(pattern::read(&state.progress, count)),
     }?;

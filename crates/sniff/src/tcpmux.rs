@@ -1,6 +1,6 @@
 //! tcpmux: a service by name or by number, in one line (RFC 1078).
 //!
-//! Decides which service a line asks for; `+` or `-`, and taking the line off the stream, are the broker's. A number is
+//! Decides which service a line asks for, and what a yes is; saying it, and taking the line off the stream, are the broker's. A number is
 //! a name like any other and may have 32 bits: that is how a client without raw sockets says a wide port.
 
 use crate::cursor::{line_end, trim_end};
@@ -10,6 +10,9 @@ use crate::{Found, Progress, Protocol, Refusal};
 
 /// A name, its final dot, CR and LF.
 pub(crate) const LINE_BYTES: usize = name::NAME_BYTES + 3;
+
+/// What begins with a plus is a yes.
+const YES: &[u8] = b"+\r\n";
 
 /// Anything but the letters of a name is not tcpmux: the RFC allows more, and so would take every text protocol.
 pub(crate) fn find(progress: &mut Progress, bytes: &[u8]) -> Found {
@@ -36,6 +39,7 @@ pub(crate) fn read<'a>(bytes: &'a [u8], end: usize, scratch: &'a mut Scratch) ->
     let mut shown = Shown::new(Protocol::Tcpmux, end);
     shown.number = name::number(line);
     shown.name = Some(name::fold(line, &mut scratch.name)?);
+    shown.reply = YES;
     Ok(shown)
 }
 

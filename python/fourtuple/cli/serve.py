@@ -6,36 +6,31 @@ ends the engine that does.
 
 from __future__ import annotations
 
+import asyncio
 import json
-import select
-import signal
-import socket
-import time
+import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fourtuple.cli import Exit, count
 from fourtuple.cli.load import CarrierOption
-from fourtuple.errors import BadConfig, EngineStopped
+from fourtuple.errors import BadConfig
+from fourtuple.services import whole_or_none
 
 if TYPE_CHECKING:
     from fourtuple.brokerfile import BrokerFile
     from fourtuple.demo import Pages
-    from fourtuple.engine import Snapshot
-    from fourtuple.registry import Sealed
+    from fourtuple.supervisor import Demonstration, Spec
+    from fourtuple.supervisor.life import Shown
     from fourtuple.tuples import Endpoint
 
-STARTS_WITHIN_S = 10.0
-GLANCE_S = 0.25
-"""Between two looks at the engine, which takes its processor time; a signal is seen at once."""
 DEMO_LISTENS = "127.0.0.1:8080"
 _SHOWN_WRONG = 10
 
@@ -91,17 +86,21 @@ def serve(
     check: Annotated[
         bool, typer.Option("--check", help="With --demo: ask every service for its page, compare, and end.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Start nothing; print what the broker would be confined to here.")
+    ] = False,
 ) -> int:
     """Take connections on one port, see which service each means, and hand it over or relay it.
 
     A service that is absent or full is waited for, never dropped at once. SIGTERM or Ctrl-C ends it gracefully; a
     second one at once.
 
-    Exit status: 0 ended as asked, 1 a page of --check was not what it should be, 64 wrong usage or file (or a port that
-    is taken), 69 something is missing.
+    Exit status: 0 ended as asked, 1 a page of --check was not what it should be (or --explain found something missing),
+    64 wrong usage or file (or a port that is taken), 69 something is missing.
     """
-    from fourtuple.broker import Limits, end, running
-    from fourtuple.engine import CarrierName, Phase
+    from fourtuple.broker import Limits
+    from fourtuple.supervisor import Spec
+    from fourtuple.supervisor.life import Shown
 
     for option, given in (("--services", services), ("--listen", listen), ("--check", check or None)):
         if given is not None and not demo:
@@ -109,7 +108,14 @@ def serve(
     for option, value in (("--every", every), ("--grace", grace)):
         if value < 0:
             raise BadConfig(option, "is negative; 0 or more is needed")
-    console, signals = Console(highlight=False, soft_wrap=True), _Signals()
+    whole_or_none("--workers", workers, 1, 1_024)
+    if explain:
+        from fourtuple.cli.explain import explain as explained
+
+        if demo:
+            raise BadConfig("--explain", "needs a broker.toml, and no --demo")
+        file = _from_file(config, store).file
+        return explained(file, store=store, log=log, uring=carrier is not CarrierOption.EPOLL, as_json=as_json)
     limits = Limits(
         most_connections=most,
         most_per_source=most_per_source,
@@ -117,45 +123,54 @@ def serve(
         delivery_timeout_s=patience,
     )
     with ExitStack() as stack:
-        # First of all: until they are counted, a signal ends the process, and what follows leaves nothing behind then.
-        stack.enter_context(signals)
         if demo:
             source = stack.enter_context(_demonstration(config, store, services, listen))
         else:
             source = _from_file(config, store)
-        engine = stack.enter_context(
-            running(
-                source.file,
-                store=source.store,
-                limits=limits,
-                ledger=log,
-                ledger_every=log_every,
-                ledger_steps=log_steps,
-                carrier=CarrierName(carrier.value),
-                workers=workers,
-            )
+        spec = Spec(
+            named=source.named,
+            text=source.text,
+            store=None if store is None else str(store.absolute()),
+            demonstration=None if source.demonstration is None else source.demonstration.spec,
+            limits=limits,
+            ledger=None if log is None else str(log.absolute()),
+            ledger_every=log_every,
+            ledger_steps=log_steps,
+            carrier=carrier.value,
+            workers=workers or len(os.sched_getaffinity(0)),
+            grace_s=grace,
         )
-        started = engine.wait_for(lambda now: now.phase is not Phase.RAMPING or not now.running, STARTS_WITHIN_S)
-        if started.stopped_by is not None:
-            addresses = ", ".join(table.address for table in source.file.listen)
-            raise BadConfig(source.named, f"cannot listen on {addresses}: {started.stopped_by}")
-        if not as_json:
-            for table in source.file.listen:
-                console.print(f"listening on {table.address} ({engine.carrier.value}, {engine.workers} workers)")
-            if engine.fallback_reason:
-                console.print(f"epoll, because {engine.fallback_reason}")
-            for line in source.demonstration.hints if source.demonstration is not None else ():
-                console.print(line)
-        status = _check(console, source, lambda: signals.count > 0, as_json) if check else Exit.HEALTHY
-        shown_s = time.monotonic()
-        while not check and not signals.wait(GLANCE_S) and not engine.join(0):
-            if source.demonstration is not None and not source.demonstration.pages.running:
-                raise EngineStopped("the process with the pages of the demonstration has ended")
-            if every and time.monotonic() - shown_s >= every:
-                shown_s = time.monotonic()
-                _show(console, engine.snapshot(), as_json)
-        end(engine, grace, lambda: signals.count > 1)
-        _show(console, engine.snapshot(), as_json)
+        return asyncio.run(_serve(spec, source, Shown(as_json=as_json, every_s=every), check))
+
+
+async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool) -> int:
+    from fourtuple.supervisor import Listeners, Settings, Supervisor
+    from fourtuple.supervisor.life import live, obey_signals
+
+    endpoints = [table.endpoint for table in source.file.listen]
+    supervisor = Supervisor(spec, Settings.of(source.file), Listeners.bound(endpoints, spec.workers))
+    # First of all: once it listens, somebody may tell it to end.
+    obey_signals(supervisor)
+    ready = await supervisor.begin()
+    if not shown.as_json:
+        for endpoint in endpoints:
+            print(f"listening on {endpoint} ({ready['carrier']}, {ready['workers']} workers)")
+        if ready["fallback"]:
+            print(f"epoll, because {ready['fallback']}")
+        for line in source.demonstration.hints if source.demonstration is not None else ():
+            print(line)
+        sys.stdout.flush()
+    status, pages = Exit.HEALTHY, None if source.demonstration is None else source.demonstration.pages
+
+    async def checking() -> None:
+        nonlocal status
+        status = await asyncio.to_thread(_check, source, lambda: supervisor.is_ending, shown.as_json)
+
+    def pages_are_gone() -> str:
+        is_gone = pages is not None and not pages.running
+        return "the process with the pages of the demonstration has ended" if is_gone else ""
+
+    await live(supervisor, shown, beside=checking if check else None, is_needed=pages_are_gone)
     return status
 
 
@@ -165,8 +180,8 @@ class _Source:
 
     named: str
     """What a message calls it."""
+    text: str
     file: BrokerFile
-    store: Path | Sealed | None
     demonstration: _Demonstration | None = None
 
 
@@ -178,6 +193,13 @@ class _Demonstration:
     at: Endpoint
     """Where a client on this host reaches them."""
     pages: Pages
+
+    @property
+    def spec(self) -> Demonstration:
+        """As a broker process has to know it."""
+        from fourtuple.supervisor import Demonstration
+
+        return Demonstration(services=self.services, pages=str(self.pages.path))
 
     @property
     def hints(self) -> tuple[str, ...]:
@@ -198,10 +220,13 @@ def _from_file(config: Path | None, store: Path | None) -> _Source:
 
     if config is None:
         raise BadConfig("--config", "is missing; a broker.toml is needed, or --demo")
-    file = BrokerFile.read(config)
+    data = BrokerFile.bytes_of(config)
+    file = BrokerFile.parse(data, str(config))
     if not file.listen:
         raise BadConfig(str(config), "has no [[listen]]; at least one is needed")
-    return _Source(named=str(config), file=file, store=store)
+    if store is not None and (file.services or file.routes):
+        raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
+    return _Source(named=str(config), text=data.decode(), file=file)
 
 
 @contextmanager
@@ -209,7 +234,7 @@ def _demonstration(
     config: Path | None, store: Path | None, services: str | None, listen: str | None
 ) -> Iterator[_Source]:
     from fourtuple import demo
-    from fourtuple.brokerfile import BrokerFile, ListenTable
+    from fourtuple.brokerfile import BrokerFile
     from fourtuple.tuples import Endpoint
 
     for option, given in (("--config", config), ("--store", store)):
@@ -228,13 +253,13 @@ def _demonstration(
     near = endpoint
     if endpoint.address.is_unspecified:
         near = Endpoint(ip_address("::1" if endpoint.address.version == 6 else "127.0.0.1"), endpoint.port)
-    file = BrokerFile(listen=(ListenTable(address=str(endpoint), protocols=("http1",)),))
+    text = f'[[listen]]\naddress = "{endpoint}"\nprotocols = ["http1"]\n'
     with demo.serving(number) as pages:
         made = _Demonstration(services=number, at=near, pages=pages)
-        yield _Source(named="--listen", file=file, store=demo.registry(number, pages.path), demonstration=made)
+        yield _Source(named="--listen", text=text, file=BrokerFile.parse(text.encode(), "--listen"), demonstration=made)
 
 
-def _check(console: Console, source: _Source, stopped: Callable[[], bool], as_json: bool) -> Exit:
+def _check(source: _Source, stopped: Callable[[], bool], as_json: bool) -> Exit:
     """Ask every service for its page."""
     from fourtuple.demo import check
 
@@ -247,60 +272,10 @@ def _check(console: Console, source: _Source, stopped: Callable[[], bool], as_js
         row = {"services": services, "right": checked.right, "wrong": len(checked.wrong), "took_s": checked.took_s}
         print(json.dumps(row), flush=True)
     else:
-        console.print(
+        print(
             f"{services:,} services, {asked:,} asked one by one, {checked.right:,} pages right, "
             f"{len(checked.wrong):,} wrong: {checked.took_s:.1f} s, {rate_per_s:,.0f} connections/s"
         )
         for line in checked.wrong[:_SHOWN_WRONG]:
-            console.print(line, markup=False)
+            print(line)
     return Exit.HEALTHY if checked.right == services else Exit.WARNING
-
-
-class _Signals:
-    """Counts SIGTERM and SIGINT instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        # An event would not do: a handler that sets it may interrupt whoever holds its lock.
-        self._heard, self._told = socket.socketpair()
-        self._told.setblocking(False)
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _came(self, _number: int, _frame: FrameType | None) -> None:
-        self.count += 1
-        with suppress(BlockingIOError):
-            self._told.send(b"!")
-
-    def wait(self, seconds: float) -> bool:
-        """Until one has come, or so long; says whether one has."""
-        select.select([self._heard], [], [], 0 if self.count else seconds)
-        return self.count > 0
-
-    def __enter__(self) -> None:
-        for number in self._before:
-            signal.signal(number, self._came)
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        self._heard.close()
-        self._told.close()
-
-
-def _show(console: Console, now: Snapshot, as_json: bool) -> None:
-    from fourtuple.broker import reasons
-
-    ended = reasons(now)
-    gauges = {
-        "accepted": now.accepts_succeeded,
-        "sniffing": now.sniffing_now,
-        "delivering": now.delivering_now,
-        "relaying": now.relaying_now,
-    }
-    if as_json:
-        failures = [{"step": row.step, "errno": row.name, "count": row.count} for row in now.failures]
-        rest = {"ended": ended, "retries": now.delivery_retries, "failures": failures}
-        print(json.dumps({"seconds": round(now.taken_s, 3), **gauges, **rest}), flush=True)
-        return
-    text = ", ".join(f"{count:,} {name}" for name, count in gauges.items())
-    console.print(text + "; ended: " + (", ".join(f"{name} {count:,}" for name, count in ended.items()) or "none"))

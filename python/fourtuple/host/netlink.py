@@ -19,7 +19,7 @@ ROUTE, SOCK_DIAG = 0, 4
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR_CODE = struct.Struct("=i")
-_REQUEST_DUMP = 0x1 | 0x300
+_REQUEST, _DUMP = 0x1, 0x300
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _GET_STRICT_CHECK = 270, 12
 _RECEIVE_BYTES = 1 << 18
@@ -38,7 +38,7 @@ def dump(protocol: int, message_type: int, body: bytes) -> Iterator[tuple[int, b
             # again.
             with suppress(OSError):
                 link.setsockopt(_SOL_NETLINK, _GET_STRICT_CHECK, 1)
-        link.sendto(_HEADER.pack(_HEADER.size + len(body), message_type, _REQUEST_DUMP, 1, 0) + body, (0, 0))
+        link.sendto(_HEADER.pack(_HEADER.size + len(body), message_type, _REQUEST | _DUMP, 1, 0) + body, (0, 0))
         while True:
             data = link.recv(_RECEIVE_BYTES)
             start = 0
@@ -52,6 +52,18 @@ def dump(protocol: int, message_type: int, body: bytes) -> Iterator[tuple[int, b
                     return
                 yield kind, data, start + _HEADER.size, end
                 start += (length + 3) & ~3
+
+
+def ask(protocol: int, message_type: int, body: bytes) -> bytes:
+    """Ask for one thing, and give the payload of the one message that answers. OSError where refused: ENOENT is no."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
+        link.settimeout(_PATIENCE_S)
+        link.sendto(_HEADER.pack(_HEADER.size + len(body), message_type, _REQUEST, 1, 0) + body, (0, 0))
+        data = link.recv(_RECEIVE_BYTES)
+    length, kind, _, _, _ = _HEADER.unpack_from(data)
+    if kind == _ERROR:
+        _raise_if_failed(data, _HEADER.size, length)
+    return data[_HEADER.size : length]
 
 
 def attributes(data: bytes, start: int, end: int) -> dict[int, bytes]:

@@ -15,6 +15,7 @@ const DATABASE: &str = "db.example.com";
 const TLS: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
 const GSS: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 48];
 const LOGIN: &[u8] = b"\0\0\0\x14\0\x03\0\0user\0alice\0\0";
+const GREETING: &[u8] = &[5, 1, 0];
 const HEADER: &[u8] = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 5432\r\n";
 
 /// A ClientHello that names a host and nothing else, in records of so many bytes.
@@ -45,7 +46,8 @@ fn open_guide(folder: &crate::Folder, rules: Rules, fallback: Option<Fallback>) 
         route(&[("protocol", "ssh"), ("source", "192.0.2.0/24")], "behind.example.com"),
     ];
     store.add_routes(&routes, true).unwrap();
-    let protocols = [Protocol::Tls, Protocol::Ssh, Protocol::Postgres, Protocol::Tcpmux];
+    let protocols =
+        [Protocol::Tls, Protocol::Ssh, Protocol::Postgres, Protocol::Socks5, Protocol::Socks4, Protocol::Tcpmux];
     BrokerGuide::new(store, vec![Looking::new(protocols, [], fallback).under(rules)])
 }
 
@@ -88,10 +90,11 @@ fn conversation(guide: &mut BrokerGuide, parts: &[&[u8]], step: usize) -> String
 }
 
 fn end(guidance: Guidance, chosen: &Chosen) -> String {
-    let Chosen { service, skip, promise, reply, .. } = chosen;
+    let Chosen { service, skip, script, reply, .. } = chosen;
     match guidance {
         Guidance::Found => {
-            let promise = promise.map_or_else(String::new, |(_, answer)| format!(" promise {}", answer as char));
+            let expected = script.iter().filter_map(|turn| turn.expect);
+            let promise: String = expected.map(|answer| format!(" promise {}", answer as char)).collect();
             let reply = if reply.is_empty() { String::new() } else { format!(" reply {}", reply.escape_ascii()) };
             format!("{service} without {skip}{promise}{reply}")
         }
@@ -161,6 +164,62 @@ fn a_tcpmux_line_that_leads_somewhere_is_answered_and_kept() {
     );
 }
 
+/// To port 5432.
+fn socks5(host: &str) -> Vec<u8> {
+    [&[5, 1, 0, 3, host.len() as u8][..], host.as_bytes(), &[0x15, 0x38]].concat()
+}
+
+fn socks4(user: &str, host: &str) -> Vec<u8> {
+    [&[4, 1, 0x15, 0x38, 0, 0, 0, 1][..], user.as_bytes(), b"\0", host.as_bytes(), b"\0"].concat()
+}
+
+#[test]
+fn a_socks_client_is_told_and_what_it_asked_for_is_kept() {
+    let (granted, succeeded) = (r"\x00Z\x00\x00\x00\x00\x00\x00", r"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00");
+    let hello = hello("shop.example.com", 1000);
+    let (five, other) = (socks5("DB.Example.com"), socks5("nobody.example.com"));
+    let insisting: &[u8] = &[5, 1, 2];
+    let rules = Rules::default();
+    conversations(
+        &rules,
+        &[
+            (&[&socks4("", DATABASE)], &format!("db.example.com without 24 reply {granted}")),
+            (&[&socks4("alice", "nobody.example.com")], &format!("db.example.com without 33 reply {granted}")),
+            (&[&socks4("", "nobody.example.com")], "NoRoute"),
+            (&[&[4, 2, 0, 80, 1, 1, 1, 1, 0]], "Garbage"),
+            (&[GREETING, &five], &format!(r"answer \x05\x00 db.example.com without 24 reply {succeeded}")),
+            // Neither side has to wait.
+            (
+                &[GREETING, &[&five, &hello[..]].concat()],
+                &format!(r"answer \x05\x00 db.example.com without 24 reply {succeeded}"),
+            ),
+            (&[GREETING, &other], r"answer \x05\x00 NoRoute"),
+            (&[GREETING, &hello], r"answer \x05\x00 Garbage"),
+            (&[GREETING], r"answer \x05\x00 last More"),
+            (&[insisting], "Garbage"),
+        ],
+    );
+    // The default gets what comes behind, as every service does: it could make nothing of half a dialogue.
+    let fallback = Fallback::Target(Target::checked("default", "unix:/run/default").unwrap());
+    conversations_or(
+        Some(&fallback),
+        &rules,
+        &[
+            (&[GREETING, &other], &format!(r"answer \x05\x00 unix:/run/default without 28 reply {succeeded}")),
+            (&[&socks4("", "nobody.example.com")], &format!("unix:/run/default without 28 reply {granted}")),
+        ],
+    );
+    conversations_or(
+        Some(&fallback),
+        &Rules { leaves_socks: true, ..rules },
+        &[
+            (&[&[GREETING, &other].concat()], "unix:/run/default without 0"),
+            (&[insisting], "unix:/run/default without 0"),
+            (&[&socks4("", DATABASE)], "db.example.com without 0"),
+        ],
+    );
+}
+
 #[test]
 fn a_trusted_proxy_says_who_comes_and_nobody_else_does() {
     let proxied = |parts: &[u8]| [HEADER, parts].concat();
@@ -217,6 +276,9 @@ fn any_bytes_lead_to_an_end() {
         HEADER,
         &hello,
         b"DB.example.com\r\n",
+        GREETING,
+        b"\x05\x01\0\x03\x0edb.example.com\x15\x38",
+        b"\x04\x01\x15\x38\0\0\0\x01alice\0DB.example.com\0",
         b"SSH-2.0-x\r\n",
         b"\r\n\r\n\0\r\nQUIT\n",
         b"\x16\x03",
@@ -237,7 +299,8 @@ fn any_bytes_lead_to_an_end() {
         let postgres_tls = [PostgresTls::Offered, PostgresTls::Declined, PostgresTls::Left][round % 3];
         let trusts = round % 2 == 0;
         let proxies = if trusts { proxies.clone() } else { Vec::new() };
-        guide.looking[0].rules = Rules { proxies, may_be_direct: round % 4 == 0, postgres_tls };
+        guide.looking[0].rules =
+            Rules { proxies, may_be_direct: round % 4 == 0, postgres_tls, leaves_socks: round % 5 == 0 };
         let mut bytes: Vec<u8> = Vec::new();
         for _ in 0..random(5) {
             match random(4) {
@@ -262,7 +325,7 @@ fn any_bytes_lead_to_an_end() {
                     shown_bytes -= header as usize;
                 }
                 Guidance::Answer(answer) => {
-                    assert!(matches!(answer, b"S" | b"N"));
+                    assert!(matches!(answer, b"S" | b"N" | b"\x05\0"));
                     answers += 1;
                 }
                 Guidance::More if !last => shown_bytes = (shown_bytes + 1 + random(40)).min(bytes.len()),
@@ -273,13 +336,15 @@ fn any_bytes_lead_to_an_end() {
         match end {
             Guidance::Found => {
                 assert!(chosen.skip as usize <= shown_bytes, "{}", bytes.escape_ascii());
-                assert!(chosen.promise.is_none() || answers > 0);
+                assert!(chosen.script.is_empty() || answers > 0);
                 ends[0] += 1;
             }
             Guidance::Garbage => ends[1] += 1,
             Guidance::NoRoute | Guidance::More => ends[2] += 1,
             Guidance::Unproxied => ends[3] += 1,
-            Guidance::Answer(_) | Guidance::Speaks { .. } => unreachable!("those are not ends"),
+            Guidance::Answer(_) | Guidance::Tell | Guidance::Goodbye | Guidance::Speaks { .. } => {
+                unreachable!("those are not ends")
+            }
         }
         assert!(end != Guidance::Unproxied || trusts);
     }

@@ -7,12 +7,15 @@
 //! Before its line a talker may ask `?`, which the broker answers with `!` in the service's name and then has to ask the
 //! service, too, as with PostgreSQL's TLS; or name its service in a line of its own and wait for `+`, as with tcpmux. Where
 //! the broker trusts, all of it stands behind a line that says who it is.
+//!
+//! In some worlds nobody says anything before it is greeted: the broker greets in the service's name, and then has to hear
+//! the service's own greeting. In some, each talk sends the broker on errands to other services first.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Shown};
+use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Errand, Guidance, Guide, Heard, Shown, Turn};
 use fourtuple_engine::broker::ledger::{Ended, Ledger, Reason};
 use fourtuple_engine::report::{Counter, Phase, Report};
 use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Transport};
@@ -21,6 +24,12 @@ use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order,
 fn pattern(place: u64) -> u8 {
     (place.wrapping_mul(31) ^ (place >> 8)) as u8
 }
+
+/// What is said first in a world where somebody has to.
+const GREETING: &[u8] = b"**************************************************\n";
+/// The expectation of it.
+const GREETED: u8 = 1;
+const ERRAND: &[u8] = b"x\n";
 
 // ---- the guide and the ledger ---------------------------------------------------------------------------------------
 
@@ -33,6 +42,15 @@ pub(crate) struct Service {
     pub(crate) tcp: bool,
 }
 
+impl Service {
+    fn address(&self) -> Address {
+        match self.tcp {
+            true => Address::Tcp(self.at),
+            false => Address::Unix(self.at.to_string().into_bytes()),
+        }
+    }
+}
+
 /// Reads "s<number> ", up to the end of the line, and what may stand in front of it.
 pub(crate) struct FirstLine {
     pub(crate) services: Vec<Service>,
@@ -40,6 +58,10 @@ pub(crate) struct FirstLine {
     pub(crate) default: Option<usize>,
     /// The listener whose peers say for whom they speak, if there is one.
     pub(crate) trusting: Option<ListenerId>,
+    /// Everybody is greeted.
+    pub(crate) greets: bool,
+    /// Before each delivery there is something to be said to all services that are relayed to.
+    pub(crate) errands: bool,
 }
 
 /// What a guide has read of a talk.
@@ -48,6 +70,7 @@ pub(crate) struct Read {
     /// Where the line begins, or what is asked.
     start: usize,
     source: Option<SocketAddr>,
+    greeted: bool,
     asked: bool,
 }
 
@@ -63,6 +86,19 @@ impl Guide for FirstLine {
         self.trusting == Some(listener)
     }
 
+    fn speaks_first(&self, _: ListenerId) -> bool {
+        self.greets
+    }
+
+    fn hears(&self, expect: u8, said: &[u8]) -> Heard {
+        match expect {
+            GREETED if said == GREETING => Heard::Yes,
+            GREETED if GREETING.starts_with(said) => Heard::More,
+            GREETED => Heard::No,
+            _ => Heard::of_byte(expect, said),
+        }
+    }
+
     fn guide(&mut self, shown: &Shown<'_>, read: &mut Read, chosen: &mut Chosen) -> Guidance {
         if self.trusting == Some(shown.listener) && read.source.is_none() {
             return match shown.bytes {
@@ -75,6 +111,11 @@ impl Guide for FirstLine {
             };
         }
         assert!(read.source.is_none_or(|it| shown.names == Some((it, source(0)))), "{shown:?} is another's");
+        if self.greets && !read.greeted {
+            read.greeted = true;
+            chosen.told = GREETING.to_vec();
+            return Guidance::Tell;
+        }
         let mut skip = read.start;
         let name = match &shown.bytes[read.start..] {
             [] if shown.last && !read.asked => match self.default {
@@ -102,16 +143,21 @@ impl Guide for FirstLine {
         };
         let Some(service) = self.services.get(name) else { return Guidance::NoRoute };
         chosen.skip = skip as u32;
+        if self.greets && service.delivery == Delivery::Relay {
+            chosen.script.push(Turn { say: b"".into(), expect: Some(GREETED) });
+        }
+        if self.errands {
+            let relayed = self.services.iter().filter(|other| other.delivery == Delivery::Relay);
+            let errand = |other: &Service| Errand { address: other.address(), say: ERRAND.to_vec() };
+            chosen.errands = relayed.map(errand).collect();
+        }
         if read.asked && service.delivery == Delivery::Relay {
-            chosen.promise = Some((b"?", b'!'));
+            chosen.script.push(Turn { say: b"?".into(), expect: Some(b'!') });
         }
         chosen.service = format!("s{name}");
         chosen.matched = format!("line of s{name}");
         chosen.delivery = service.delivery;
-        chosen.address = match service.tcp {
-            true => Address::Tcp(service.at),
-            false => Address::Unix(service.at.to_string().into_bytes()),
-        };
+        chosen.address = service.address();
         Guidance::Found
     }
 }
@@ -185,8 +231,8 @@ struct Speaking {
     heard: u64,
     line: Vec<u8>,
     line_said: usize,
-    /// What is waited for when the line is said, and the line after that.
-    then: Option<(u8, Vec<u8>)>,
+    /// What is waited for when the line is said, and the line after that; the next last.
+    then: Vec<(Vec<u8>, Vec<u8>)>,
     sending: bool,
     shut: bool,
     closing: bool,
@@ -207,20 +253,26 @@ impl Talk {
         }
     }
 
-    fn begin(&self) -> Speaking {
+    fn begin(&self, greeted: bool) -> Speaking {
         let line = self.line().into_bytes();
-        let (first, then) = match self.opening {
-            Opening::None => (line, None),
-            Opening::Asks => (b"?".to_vec(), Some((b'!', line))),
-            Opening::Names => (format!("@{}\n", self.service).into_bytes(), Some((b'+', line))),
+        let (first, mut then) = match self.opening {
+            Opening::None => (line, Vec::new()),
+            Opening::Asks => (b"?".to_vec(), vec![(b"!".to_vec(), line)]),
+            Opening::Names => (format!("@{}\n", self.service).into_bytes(), vec![(b"+".to_vec(), line)]),
         };
         let header = self.proxied.map_or_else(Vec::new, |number| vec![b'p', number, b'\n']);
+        if greeted {
+            then.push((GREETING.to_vec(), first));
+            return Speaking { line: header, then, ..Speaking::default() };
+        }
         Speaking { line: [header, first].concat(), then, ..Speaking::default() }
     }
 }
 
 pub(crate) struct Talker {
     talks: Vec<Talk>,
+    /// Waits to be greeted.
+    greeted: bool,
     window: usize,
     until: Instant,
     next: usize,
@@ -237,9 +289,10 @@ pub(crate) struct Talker {
 }
 
 impl Talker {
-    pub(crate) fn new(talks: Vec<Talk>, window: usize, until: Instant) -> Talker {
+    pub(crate) fn new(talks: Vec<Talk>, greeted: bool, window: usize, until: Instant) -> Talker {
         Talker {
             talks,
+            greeted,
             window,
             until,
             next: 0,
@@ -281,7 +334,7 @@ impl Talker {
         let bytes: Vec<u8> = if it.line_said < it.line.len() {
             let most = if talk.manner == Manner::Slow { 1 } else { most };
             it.line[it.line_said..].iter().take(most).copied().collect()
-        } else if it.then.is_some() {
+        } else if !it.then.is_empty() {
             return;
         } else if !matches!(talk.manner, Manner::Whole | Manner::Slow) {
             Vec::new()
@@ -330,7 +383,7 @@ impl Core for Talker {
                 self.report.add(Counter::Connected, 1);
                 self.report.opened();
                 let talk = &self.talks[ticket as usize];
-                let it = Speaking { talk: ticket as usize, ..talk.begin() };
+                let it = Speaking { talk: ticket as usize, ..talk.begin(self.greeted) };
                 self.speaking.insert(conn.index, (conn, it));
                 match self.closed {
                     true => self.close(conn, Outcome::Broken, now, outbox),
@@ -352,11 +405,13 @@ impl Core for Talker {
             Event::Received { conn, buf } => {
                 if let Some((_, it)) = self.speaking.get_mut(&conn.index)
                     && it.line_said == it.line.len()
-                    && let Some((answer, line)) = it.then.take()
+                    && let Some((answer, mut line)) = it.then.pop()
                 {
-                    (it.line, it.line_said) = (line, 0);
-                    if outbox.buffers.bytes(&buf) != [answer] {
-                        self.wrong = Some(format!("talk {} heard no answer to what it asked", it.talk));
+                    let bytes = outbox.buffers.bytes(&buf);
+                    match answer.strip_prefix(bytes) {
+                        Some([]) => (it.line, it.line_said) = (std::mem::take(&mut line), 0),
+                        Some(rest) => it.then.push((rest.to_vec(), line)),
+                        None => self.wrong = Some(format!("talk {} heard no answer to what it asked", it.talk)),
                     }
                     outbox.buffers.release(buf);
                     self.speak(conn, outbox);
@@ -432,6 +487,8 @@ struct Hearing {
     /// Was asked, and what it answers then.
     question: bool,
     answer: Option<u8>,
+    /// So much of its greeting is said.
+    greeted: usize,
     line: Vec<u8>,
     asked: Option<(bool, u64, u64)>,
     heard: u64,
@@ -449,6 +506,8 @@ pub(crate) struct Replier {
     answer: u8,
     /// Connections that ask are to have asked it.
     relayed: bool,
+    /// It speaks first to whoever is relayed.
+    greets: bool,
     /// Also gets those that open too late to be understood by others.
     default: bool,
     /// Not before this.
@@ -472,6 +531,7 @@ impl Replier {
             accept,
             answer: b'!',
             relayed: service.delivery == Delivery::Relay,
+            greets: false,
             default: false,
             listen_from,
             asked_to_listen: false,
@@ -491,6 +551,11 @@ impl Replier {
         Replier { answer: b'N', ..self }
     }
 
+    /// One that speaks first.
+    pub(crate) fn greeting(self) -> Replier {
+        Replier { greets: self.relayed, ..self }
+    }
+
     /// The default.
     pub(crate) fn for_the_silent(self) -> Replier {
         Replier { default: true, ..self }
@@ -498,6 +563,15 @@ impl Replier {
 
     fn heard(&self, it: &mut Hearing, bytes: &[u8]) -> Result<(), String> {
         let Replier { answer, relayed, default, .. } = *self;
+        if it.line.starts_with(b"x") || (it.asked.is_none() && it.line.is_empty() && bytes.starts_with(b"x")) {
+            // Half of them leave it to the other side to close.
+            it.line.extend_from_slice(bytes);
+            it.finished |= self.at.port() % 2 == 0;
+            return if ERRAND.starts_with(&it.line) { Ok(()) } else { Err("said more than the errand".to_owned()) };
+        }
+        if self.greets && it.greeted < GREETING.len() {
+            return Err("spoke before it was greeted".to_owned());
+        }
         if it.answer.is_some() || it.question && answer != b'!' {
             return Err("said more than the question before its answer, or after a no".to_owned());
         }
@@ -537,6 +611,18 @@ impl Replier {
     fn answer(&mut self, conn: ConnId, outbox: &mut Outbox) {
         let Some((_, it)) = self.hearing.get_mut(&conn.index) else { return };
         if it.sending || it.closing {
+            return;
+        }
+        if self.greets && it.greeted < GREETING.len() {
+            let most = outbox.buffers.buffer_bytes();
+            let rest = &GREETING[it.greeted..];
+            match outbox.buffers.write(&rest[..rest.len().min(most).min(20)]) {
+                Some(buf) => {
+                    (it.greeted, it.sending) = (it.greeted + buf.len(), true);
+                    outbox.push(Command::Send { conn, buf });
+                }
+                None => self.retry.push(conn),
+            }
             return;
         }
         if let Some(answer) = it.answer {
@@ -603,8 +689,9 @@ impl Core for Replier {
                 self.report.add(Counter::Accepted, 1);
                 self.report.opened();
                 self.hearing.insert(conn.index, (conn, Hearing { closing: self.closed, ..Hearing::default() }));
-                if self.closed {
-                    outbox.push(Command::Close { conn, abort: true });
+                match self.closed {
+                    true => outbox.push(Command::Close { conn, abort: true }),
+                    false => self.answer(conn, outbox),
                 }
             }
             Event::Received { conn, buf } => {

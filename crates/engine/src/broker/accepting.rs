@@ -104,7 +104,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.waits.set_due(place, Some(due));
         match peer.zip(self.locals[listener.0 as usize]) {
             None => outbox.push(Command::Name { conn }),
-            names => self.named(conn, names, outbox),
+            names => self.named(conn, names, now, outbox),
         }
         if self.sessions[id as usize].state == State::Sniffing {
             outbox.push(Command::Peek { conn });
@@ -124,7 +124,13 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         id
     }
 
-    pub(super) fn named(&mut self, conn: ConnId, names: Option<(SocketAddr, SocketAddr)>, outbox: &mut Outbox) {
+    pub(super) fn named(
+        &mut self,
+        conn: ConnId,
+        names: Option<(SocketAddr, SocketAddr)>,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) {
         let Some((id, CLIENT)) = self.find(conn, State::Sniffing) else { return };
         let session = &mut self.sessions[id as usize];
         if let Some((peer, _)) = names {
@@ -140,6 +146,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         (wait.names, wait.named) = (names, true);
         if std::mem::take(&mut wait.missed) {
             outbox.push(Command::Peek { conn });
+        }
+        if self.guide.speaks_first(self.sessions[id as usize].listener) {
+            self.look(id, None, false, now, outbox);
         }
     }
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use super::guide::{Address, Chosen, Delivery, Guide};
 use super::ledger::{Ledger, Passing, Reason};
-use super::session::{CLIENT, CLOSING, Line, OPEN, SENDING, SERVICE, Session, State};
+use super::session::{CLIENT, CLOSING, Line, OPEN, OVERHEARD, SENDING, SERVICE, Session, State};
 use super::waits::Wait;
 use super::{BACKOFF_MS, BrokerCore, FULL_BACKOFF_MS, note};
-use crate::buffers::Buf;
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step, Target};
 use crate::report::Counter;
 
@@ -34,6 +33,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.less(Counter::Sniffing);
         self.report.add(Counter::Delivering, 1);
         wait.deadline = now.after(wait.chosen.patience.unwrap_or(self.config.delivery_timeout));
+        wait.deadline = wait.given_up.map_or(wait.deadline, |given_up| given_up.min(wait.deadline));
         wait.backoff_ms = BACKOFF_MS.0;
         // What comes meanwhile waits in the kernel and is not looked at.
         let (place, conn) = (session.extra, session.conns[CLIENT]);
@@ -41,13 +41,15 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let bytes = wait.chosen.skip.min(wait.shown);
         if bytes > 0 {
             wait.shown -= bytes;
+            wait.touched = true;
             outbox.push(Command::Discard { conn, bytes });
         }
         let deadline = wait.deadline;
         if !self.is_awake(row, place) {
             return self.park(id, now, outbox);
         }
-        if self.waits.has_line(row) && deadline > now {
+        // Errands come first: nobody is to wait in a line for them.
+        if self.waits.has_line(row) && deadline > now && self.waits.at(place).chosen.errands.is_empty() {
             self.waits.stand_in_line(row, place);
             return self.waits.set_due(place, Some(deadline));
         }
@@ -66,7 +68,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if self.sessions[id as usize].sides[CLIENT] & SENDING != 0 && deadline > now {
             return self.waits.set_due(place, Some(deadline));
         }
-        if !in_line && self.waits.has_line(row) && deadline > now {
+        let has_errands = !self.waits.at(place).chosen.errands.is_empty();
+        if !in_line && !has_errands && self.waits.has_line(row) && deadline > now {
             self.waits.stand_in_line(row, place);
             return self.waits.set_due(place, Some(deadline));
         }
@@ -78,6 +81,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let (place, conn) = (session.extra, session.conns[CLIENT]);
         if session.sides[CLIENT] & SENDING != 0 {
             return self.end(id, Reason::ClientLeft, true, outbox);
+        }
+        if self.runs_errand(id, now, outbox) {
+            return;
         }
         let wait = self.waits.at(place);
         let reply = wait.chosen.reply;
@@ -163,7 +169,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.waits.set_due(place, Some(again));
     }
 
-    pub(super) fn connected(&mut self, ticket: u32, conn: ConnId, outbox: &mut Outbox) {
+    pub(super) fn connected(&mut self, ticket: u32, conn: ConnId, now: Instant, outbox: &mut Outbox) {
         self.report.add(Counter::Connected, 1);
         let wait = self.waits.at(ticket);
         wait.reaching = false;
@@ -179,44 +185,28 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             outbox.push(Command::Close { conn, abort: true });
             return;
         }
+        if !wait.chosen.errands.is_empty() {
+            return self.begin_errand(id, now, outbox);
+        }
         let service = session.service - 1;
-        let mut first = std::mem::take(&mut wait.chosen.preface);
-        let (promise, deadline) = (wait.chosen.promise, wait.deadline);
+        let preface = wait.chosen.preface.clone();
         self.waits.leave_line(service, ticket);
-        first.extend_from_slice(promise.map_or(b"", |(request, _)| request));
-        if !self.begin_with(id, SERVICE, &first, outbox) {
-            // Without it the service would take the proxy for the client.
-            return self.end(id, Reason::ServiceUnreachable, true, outbox);
-        }
-        if promise.is_none() {
-            return self.relay(id, outbox);
-        }
-        // Nothing goes behind the request before its answer: the service would have to refuse it (CVE-2021-23214).
-        self.sessions[id as usize].state = State::Asking;
-        self.waits.set_due(ticket, Some(deadline));
+        self.begin_script(id, preface, now, outbox);
     }
 
-    /// Send a side the first bytes that it gets, if there are any; false if no buffer is free.
+    /// Send a side the first bytes that it gets, if there are any; false if no buffer has room for them.
     pub(super) fn begin_with(&mut self, id: u32, side: usize, bytes: &[u8], outbox: &mut Outbox) -> bool {
         if bytes.is_empty() {
             return true;
+        }
+        if bytes.len() > outbox.buffers.buffer_bytes() {
+            return false;
         }
         let Some(buf) = outbox.buffers.write(bytes) else { return false };
         let session = &mut self.sessions[id as usize];
         session.sides[side] |= SENDING;
         outbox.push(Command::Send { conn: session.conns[side], buf });
         true
-    }
-
-    /// The service has answered what it was asked.
-    pub(super) fn service_answered(&mut self, id: u32, buf: Buf, outbox: &mut Outbox) {
-        let promise = self.waits.at(self.sessions[id as usize].extra).chosen.promise;
-        let is_kept = promise.is_some_and(|(_, answer)| outbox.buffers.bytes(&buf) == [answer]);
-        outbox.buffers.release(buf);
-        match is_kept {
-            true => self.relay(id, outbox),
-            false => self.end(id, Reason::ServiceDeclined, true, outbox),
-        }
     }
 
     /// Bytes go both ways from here on.
@@ -228,6 +218,11 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let client = session.conns[CLIENT];
         let wait = self.waits.at(place);
         let reply = if wait.replied { b"" } else { wait.chosen.reply };
+        if wait.chosen.overheard {
+            session.sides[SERVICE] |= OVERHEARD;
+            session.sides[CLIENT] |= OVERHEARD;
+            self.guide.relays(id, &wait.chosen);
+        }
         self.waits.end(place);
         self.report.less(Counter::Delivering);
         self.report.add(Counter::Relaying, 1);
@@ -252,13 +247,14 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         session.sides[side] &= !SENDING;
         match session.state {
             State::Sniffing => {
-                if std::mem::take(&mut self.waits.at(session.extra).missed) {
-                    outbox.push(Command::Peek { conn: session.conns[CLIENT] });
-                }
+                // Also what came together with what is answered, from a client that does not wait.
+                self.waits.at(session.extra).missed = false;
+                outbox.push(Command::Peek { conn: session.conns[CLIENT] });
             }
             State::Delivering if self.waits.at(session.extra).is_on_its_way() => self.deliver(id, now, outbox),
+            State::Asking if side == SERVICE => self.say_turn(id, now, outbox),
             State::Leaving => self.told_farewell(id, outbox),
-            State::Delivering | State::Asking | State::Relaying | State::Ending | State::Free => {}
+            State::Delivering | State::Asking | State::Relaying | State::Moving | State::Ending | State::Free => {}
         }
     }
 
@@ -270,6 +266,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let error = if error == Errno::ECANCELED && is_late { Errno::ETIMEDOUT } else { error };
         self.report.failed(step, error);
         match self.sessions[id as usize].state {
+            State::Delivering if !self.waits.at(ticket).chosen.errands.is_empty() => {
+                self.errand_failed(id, now, outbox)
+            }
             State::Delivering => self.undelivered(id, error, now, outbox),
             _ => self.free(id, now),
         }

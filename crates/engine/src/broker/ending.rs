@@ -4,7 +4,7 @@
 
 use super::guide::Guide;
 use super::ledger::{Ended, Ledger, Passed, Passing, Reason};
-use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, SERVICE, SHUT, Session, State};
+use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, OVERHEARD, SERVICE, SHUT, Session, State};
 use super::{BURST, BrokerCore, relay};
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step};
 use crate::report::Counter;
@@ -13,19 +13,20 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     /// Nothing more is done for the connection than closing what is open of it.
     pub(super) fn end(&mut self, id: u32, reason: Reason, abort: bool, outbox: &mut Outbox) {
         let session = &mut self.sessions[id as usize];
-        let gauge = match session.state {
-            State::Sniffing => Counter::Sniffing,
-            State::Delivering | State::Asking | State::Leaving => Counter::Delivering,
-            State::Relaying => Counter::Relaying,
-            State::Ending | State::Free => return,
-        };
-        self.report.less(gauge);
-        match session.state {
-            State::Relaying => {
+        if matches!(session.state, State::Ending | State::Free) {
+            return;
+        }
+        self.report.less(session.state.gauge());
+        let carries = session.state == State::Relaying || session.state == State::Moving && !session.has_wait;
+        if session.state == State::Moving {
+            self.moves.remove(&id);
+        }
+        match carries {
+            true => {
                 self.queues.drop_all(session.extra, &mut outbox.buffers);
                 session.extra = 0;
             }
-            _ => {
+            false => {
                 self.waits.set_due(session.extra, None);
                 let (place, row) = (session.extra, session.service.checked_sub(1));
                 if let Some(row) = row {
@@ -40,7 +41,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             }
         }
         let session = &mut self.sessions[id as usize];
-        session.has_wait = session.state != State::Relaying;
+        session.has_wait = !carries;
         session.state = State::Ending;
         session.reason = reason;
         for side in [CLIENT, SERVICE] {
@@ -61,12 +62,15 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         session.sides[side] |= if gone { FINISHED | GONE } else { FINISHED };
         match session.state {
             // It said nothing and will say nothing: only a service that speaks first can want it.
-            State::Sniffing => self.look(id, 0, None, now, outbox),
+            State::Sniffing => self.look(id, None, true, now, outbox),
             State::Relaying => self.pass_on_end(id, side, outbox),
-            State::Asking if side == SERVICE => self.end(id, Reason::ServiceDeclined, true, outbox),
+            State::Asking if side == SERVICE => match self.on_errand(id) {
+                true => self.end_errand(id, now, outbox),
+                false => self.end(id, Reason::ServiceDeclined, true, outbox),
+            },
             // It has heard everything.
             State::Leaving if session.sides[side] & SHUT != 0 => self.leave(id, outbox),
-            State::Delivering | State::Asking | State::Leaving | State::Ending | State::Free => {}
+            State::Delivering | State::Asking | State::Leaving | State::Moving | State::Ending | State::Free => {}
         }
     }
 
@@ -86,15 +90,19 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.end(id, reason, sides[CLIENT] & SHUT == 0, outbox);
     }
 
-    pub(super) fn failed(&mut self, conn: ConnId, step: Step, error: Errno, outbox: &mut Outbox) {
+    pub(super) fn failed(&mut self, conn: ConnId, step: Step, error: Errno, now: Instant, outbox: &mut Outbox) {
         let Some((id, side)) = self.whose(conn) else { return };
         let session = &self.sessions[id as usize];
         if session.sides[side] & CLOSING != 0 {
             return;
         }
         self.report.failed(step, error);
+        if side == SERVICE && self.on_errand(id) {
+            return self.end_errand(id, now, outbox);
+        }
         let reason = match session.state {
             State::Relaying => relay::broke(side),
+            State::Moving if !session.has_wait => relay::broke(side),
             State::Asking if side == SERVICE => Reason::ServiceDeclined,
             State::Leaving => session.reason,
             _ => Reason::ClientLeft,
@@ -102,15 +110,21 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.end(id, reason, true, outbox);
     }
 
-    pub(super) fn closed(&mut self, conn: ConnId, now: Instant) {
-        let Some((id, side)) = self.whose(conn) else { return };
+    pub(super) fn closed(&mut self, conn: ConnId, now: Instant, outbox: &mut Outbox) {
+        let Some((id, side)) = self.whose(conn) else {
+            self.strangers -= 1;
+            return self.report.less(Counter::Open);
+        };
         self.lines.write(conn.index, Line::default());
         let session = &mut self.sessions[id as usize];
         if session.sides[side] & CLOSING != 0 {
             self.closes_under_way -= 1;
         }
-        session.sides[side] = 0;
+        session.sides[side] &= OVERHEARD;
         self.report.less(Counter::Open);
+        if side == SERVICE && self.on_errand(id) {
+            return self.errand_closed(id, now, outbox);
+        }
         self.free(id, now);
     }
 
@@ -155,6 +169,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         if session.has_wait {
             self.waits.end(session.extra);
+        }
+        if session.sides[CLIENT] & OVERHEARD != 0 {
+            self.guide.forgets(id);
         }
         self.sessions[id as usize] = Session::default();
         self.free_sessions.push(id);

@@ -3,6 +3,7 @@
 //! Decides the vocabulary between the broker, which knows when to ask, and a guide, which knows protocols and routes. Knows
 //! no protocol, no store of routes and no time.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -29,6 +30,10 @@ pub enum Guidance {
     More,
     /// Send the client these bytes, once, and show what it says then. What has come stays in front of it.
     Answer(&'static [u8]),
+    /// As `Answer`, with the bytes that stand in `Chosen::told`.
+    Tell,
+    /// The client has said that it leaves: send it what stands there, and end.
+    Goodbye,
     /// What a peer says whom `Guide::trusts` trusts. Said once; the guide is asked again at once.
     Speaks {
         /// The endpoints of whom it speaks for; None is itself.
@@ -149,17 +154,63 @@ pub struct Chosen {
     pub most_connections: Option<u32>,
     /// What a relayed connection begins with, before the client's own bytes.
     pub preface: Vec<u8>,
-    /// What a relayed connection's service is asked then, alone, and the byte that it has to answer, because the client has
-    /// been told so in its name. Neither reaches the client.
-    pub promise: Option<(&'static [u8], u8)>,
+    /// What a relayed connection's service is asked then, and has to answer, because the client has been told so in its
+    /// name. Nothing of it reaches the client.
+    pub script: Vec<Turn>,
+    /// What is said at other places before that, the last of these first.
+    pub errands: Vec<Errand>,
+    /// What the service says when bytes go both ways is for the guide to hear, too (`Guide::overhears`).
+    pub overheard: bool,
     /// So many of the client's first bytes are not for the service.
     pub skip: u32,
     /// What the client is told once its service is reached, or right before its socket is handed off.
     pub reply: &'static [u8],
+    /// With `Guidance::Tell` or `Goodbye`, what the client is told.
+    pub told: Vec<u8>,
     /// The template by which the service is started; none is a service that is there or not.
     pub start: Word,
     /// The protocol that was seen, in the words of a route.
     pub protocol: Word,
+}
+
+/// A connection that is told one thing and closed, after the other side has closed it or soon.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Errand {
+    /// Where to.
+    pub address: Address,
+    /// What it is told.
+    pub say: Vec<u8>,
+}
+
+/// One exchange with a service before it gets the client's bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Turn {
+    /// What it is told, alone; nothing if it is to speak first. Not more than one buffer of the carrier.
+    pub say: Cow<'static, [u8]>,
+    /// What it has to say then, by a number of the guide's (`Guide::hears`); with None nothing is waited for.
+    pub expect: Option<u8>,
+}
+
+/// What a service has said, held against what it was to say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// All of it, and nothing behind it.
+    Yes,
+    /// It has begun well.
+    More,
+    /// Something else.
+    No,
+}
+
+impl Heard {
+    /// As an answer of one byte.
+    pub fn of_byte(expected: u8, said: &[u8]) -> Heard {
+        match said {
+            [] => Heard::More,
+            &[byte] if byte == expected => Heard::Yes,
+            _ => Heard::No,
+        }
+    }
 }
 
 impl Chosen {
@@ -180,9 +231,12 @@ impl Default for Chosen {
             patience: None,
             most_connections: None,
             preface: Vec::new(),
-            promise: None,
+            script: Vec::new(),
+            errands: Vec::new(),
+            overheard: false,
             skip: 0,
             reply: b"",
+            told: Vec::new(),
             start: Word::default(),
             protocol: Word::default(),
         }
@@ -199,6 +253,28 @@ pub trait Guide: Send {
     fn trusts(&self, _listener: ListenerId, _peer: SocketAddr) -> bool {
         false
     }
+
+    /// Whether clients of this listener wait to be spoken to. If so, the guide is asked once before they have said anything.
+    fn speaks_first(&self, _listener: ListenerId) -> bool {
+        false
+    }
+
+    /// Whether what a service has said in a turn is what was expected. Unless a guide knows better, that is one byte.
+    fn hears(&self, expect: u8, said: &[u8]) -> Heard {
+        Heard::of_byte(expect, said)
+    }
+
+    /// Bytes go both ways between this client and the service that was chosen, which is `overheard` as long as `overhears`
+    /// says yes. `forgets` is called once when it has ended. Sessions are numbers that are used again.
+    fn relays(&mut self, _session: u32, _chosen: &Chosen) {}
+
+    /// The service has said this; whether more is wanted.
+    fn overhears(&mut self, _session: u32, _said: &[u8]) -> bool {
+        false
+    }
+
+    /// A session is over of which `relays` was told.
+    fn forgets(&mut self, _session: u32) {}
 
     /// Look at it; on `Found`, `chosen` is what the guide made of an empty one.
     fn guide(&mut self, shown: &Shown<'_>, memory: &mut Self::Memory, chosen: &mut Chosen) -> Guidance;

@@ -28,7 +28,7 @@ macro_rules! reasons {
 
 reasons! {
     HandedOff, Relayed, ClientBroke, ServiceBroke, ClientLeft, NoRoute, SniffDeadline, SniffTooLong, Garbage, Unproxied,
-    ServiceAbsent, ServiceFull, ServiceUnreachable, ServiceDeclined, OverTotal, OverSource, OverService, Stopped,
+    ServiceAbsent, ServiceFull, ServiceUnreachable, ServiceDeclined, OverTotal, OverSource, OverService, Moved, Stopped,
     StartFailed, WakeRefused, OverParked, AnsweredAsleep,
 }
 

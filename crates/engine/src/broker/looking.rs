@@ -21,21 +21,22 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 wait.missed = true;
                 return outbox.peeks.release(buf);
             }
-            self.look(id, outbox.peeks.bytes(&buf).len() as u32, Some(&buf), now, outbox);
+            self.look(id, Some(&buf), false, now, outbox);
         }
         outbox.peeks.release(buf);
     }
 
-    /// Ask the guide about the bytes; without any, it is the last time.
-    pub(super) fn look(&mut self, id: u32, shown: u32, buf: Option<&Buf>, now: Instant, outbox: &mut Outbox) {
+    /// Ask the guide about the bytes, or about none; `last` says that no more are waited for.
+    pub(super) fn look(&mut self, id: u32, buf: Option<&Buf>, last: bool, now: Instant, outbox: &mut Outbox) {
         let session = self.sessions[id as usize];
         let wait = self.waits.at(session.extra);
+        let shown = buf.map_or(0, Buf::len) as u32;
         wait.looked_at = wait.looked_at.saturating_add(shown.max(1));
         wait.shown = shown;
         let is_long = shown >= self.config.sniff_bytes.min(PEEK_BYTES as u32) || wait.looked_at >= LOOKED_AT_MOST;
         let bytes = buf.map_or(&[][..], |buf| outbox.peeks.bytes(buf));
-        let last = is_long || wait.last_look || buf.is_none();
-        if wait.is_talking {
+        let last = is_long || wait.last_look || last;
+        if wait.is_asleep {
             let shown = Shown { listener: session.listener, names: wait.names, bytes, last };
             self.said.clear();
             let manner = self.guide.asleep(&shown, &mut wait.memory, &wait.chosen, &mut self.said);
@@ -56,6 +57,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             shown = Shown { names: wait.names, bytes: &bytes[header as usize..], ..shown };
             if header > 0 {
                 wait.shown -= header;
+                wait.touched = true;
                 let conn = session.conns[CLIENT];
                 outbox.commands.push(Command::Discard { conn, bytes: header });
                 if shown.bytes.is_empty() && !last {
@@ -81,12 +83,27 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             }
             Guidance::More if !last => {}
             Guidance::Answer(answer) if !last => self.answer(id, answer, before, now, outbox),
+            Guidance::Tell if !last => {
+                let wait = self.waits.at(session.extra);
+                // There may be more than what is answered now.
+                wait.missed |= wait.shown > 0;
+                let told = std::mem::take(&mut wait.chosen.told);
+                self.answer(id, &told, before, now, outbox);
+            }
+            Guidance::Goodbye => {
+                self.said = std::mem::take(&mut self.waits.at(session.extra).chosen.told);
+                self.take_leave(id, Reason::ClientLeft, now, outbox);
+            }
             // Who is to be answered at last cannot go on in time.
-            Guidance::More | Guidance::Answer(_) if is_long => self.end(id, Reason::SniffTooLong, true, outbox),
+            Guidance::More | Guidance::Answer(_) | Guidance::Tell if is_long => {
+                self.end(id, Reason::SniffTooLong, true, outbox);
+            }
             Guidance::More | Guidance::NoRoute | Guidance::Unproxied if session.sides[CLIENT] & FINISHED != 0 => {
                 self.end(id, Reason::ClientLeft, false, outbox);
             }
-            Guidance::More | Guidance::Answer(_) => self.end(id, Reason::SniffDeadline, true, outbox),
+            Guidance::More | Guidance::Answer(_) | Guidance::Tell => {
+                self.end(id, Reason::SniffDeadline, true, outbox);
+            }
             Guidance::NoRoute if last && !is_long && shown.bytes.is_empty() => {
                 self.end(id, Reason::SniffDeadline, true, outbox);
             }
@@ -99,8 +116,12 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     /// Tell the client what it waits for. What it says is looked at only when that is with the kernel.
     pub(super) fn answer(&mut self, id: u32, answer: &[u8], before: G::Memory, now: Instant, outbox: &mut Outbox) {
         let session = &mut self.sessions[id as usize];
+        if answer.len() > outbox.buffers.buffer_bytes() {
+            return self.end(id, Reason::SniffTooLong, true, outbox);
+        }
         if let Some(buf) = outbox.buffers.write(answer) {
             session.sides[CLIENT] |= SENDING;
+            self.waits.at(session.extra).touched = true;
             return outbox.push(Command::Send { conn: session.conns[CLIENT], buf });
         }
         // The guide is to say it once more.
@@ -122,7 +143,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         } else if session.sides[CLIENT] & SENDING != 0 {
             self.end(id, Reason::SniffDeadline, true, outbox);
         } else if wait.shown == 0 {
-            self.look(id, 0, None, now, outbox);
+            self.look(id, None, true, now, outbox);
         } else {
             // The bytes were not kept: they are asked for once more.
             wait.last_look = true;

@@ -9,25 +9,33 @@ mod asleep;
 mod counts;
 mod delivering;
 mod ending;
+mod errand;
 pub mod guide;
 mod invariants;
+mod land;
 pub mod ledger;
 mod looking;
 pub mod note;
+pub mod record;
 mod relay;
+mod script;
 mod session;
+mod ship;
 pub mod survey;
 mod waits;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use self::asleep::Sleepers;
 use self::counts::{Counts, Prefix};
 use self::guide::Guide;
+use self::land::Landing;
 use self::ledger::{Ledger, Reason};
 use self::relay::Queues;
 use self::session::{Line, Session, State};
+use self::ship::{Ferrying, Move};
 use self::survey::{Names, Past};
 use self::waits::Waits;
 use crate::contract::{Command, ConnId, Core, Event, Given, Instant, Order, Outbox, PEEK_BYTES, Step};
@@ -146,6 +154,14 @@ pub struct BrokerCore<G: Guide, L> {
     /// When closing: the next session to look at.
     closing: Option<u32>,
     closes_under_way: u32,
+    /// Where connections are moved to.
+    ferrying: Option<Ferrying>,
+    /// Sessions that are on their way there.
+    moves: HashMap<u32, Move>,
+    /// Where connections come from.
+    landings: Vec<Landing>,
+    /// Open connections that came from there and are no session's, or not yet.
+    strangers: u32,
 }
 
 impl<G: Guide, L: Ledger> BrokerCore<G, L> {
@@ -178,6 +194,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             resuming: false,
             closing: None,
             closes_under_way: 0,
+            ferrying: None,
+            moves: HashMap::new(),
+            landings: Vec::new(),
+            strangers: 0,
         }
     }
 
@@ -207,7 +227,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     fn settle(&mut self) {
         let listens_pending = self.listens_under_way > 0 || (self.next_listener as usize) < self.config.listen.len();
-        let is_empty = self.sessions.len() == self.free_sessions.len();
+        let is_empty = self.sessions.len() == self.free_sessions.len()
+            && self.strangers == 0
+            && self.ferrying.is_none()
+            && self.landings.is_empty();
         self.report.phase = match (self.draining, is_empty) {
             (true, true) if self.listens_under_way == 0 => Phase::Done,
             (true, _) => Phase::Closing,
@@ -236,22 +259,35 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                 self.report.add(Counter::AcceptFailed, 1);
                 self.report.failed(Step::Accept, error);
             }
-            Event::Named { conn, names } => self.named(conn, names, outbox),
+            Event::Named { conn, names } => self.named(conn, names, now, outbox),
             Event::Peeked { conn, buf } => self.peeked(conn, buf, now, outbox),
-            Event::Connected { ticket, conn } => self.connected(ticket, conn, outbox),
+            Event::Connected { ticket, conn } => self.connected(ticket, conn, now, outbox),
             Event::ConnectFailed { ticket, step, error } => self.connect_failed(ticket, step, error, now, outbox),
             Event::HandedOff { conn } => self.handed_off(conn, outbox),
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
             Event::Roomy { conn } => self.roomy(conn),
-            Event::Received { conn, buf } => self.received(conn, buf, outbox),
+            Event::HungUp { conn } => self.hung_up(conn),
+            Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
             Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),
-            Event::Failed { conn, step, error } => self.failed(conn, step, error, outbox),
-            Event::Closed { conn } => self.closed(conn, now),
+            Event::Failed { conn, step, error } => self.failed(conn, step, error, now, outbox),
+            Event::Closed { conn } => self.closed(conn, now, outbox),
+            Event::Halted { conn, rest } => self.halted(conn, rest, now, outbox),
+            Event::Shipped { ferry } if self.is_ferrying(ferry) => self.shipped(now, outbox),
+            Event::Shipped { ferry } => self.answer_shipped(ferry, now, outbox),
+            Event::Landed { ferry, conns, message } => self.landed(ferry, conns, message, now, outbox),
+            Event::FerryLost { ferry, .. } if self.is_ferrying(ferry) => self.ferry_lost(now, outbox),
+            Event::FerryLost { ferry, .. } => self.landing_lost(ferry, outbox),
+            Event::Ordered(Order::Ferry(ferry)) => self.ferry(ferry, outbox),
+            Event::Ordered(Order::Land(ferry)) => self.land(ferry, outbox),
             Event::Ordered(Order::Drain) => self.stop_listening(outbox),
-            Event::Ordered(Order::Resume) => self.resume(outbox),
+            Event::Ordered(Order::Resume) => {
+                self.stop_ferrying();
+                self.resume(outbox);
+            }
             Event::Ordered(Order::Close) => {
                 self.stop_listening(outbox);
+                self.stop_landing(outbox);
                 self.closing.get_or_insert(0);
                 self.close_some(outbox);
             }
@@ -269,6 +305,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             // The other orders are not for a broker, and datagrams are not either.
             Event::Ordered(_) | Event::Disturbed { .. } => {}
         }
+        self.ferry_some(now, outbox);
         self.settle();
     }
 
@@ -289,22 +326,24 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                     self.end(id, Reason::ServiceFull, true, outbox);
                 }
                 State::Delivering => self.try_again(id, now, outbox),
-                State::Asking => self.end(id, Reason::ServiceDeclined, true, outbox),
-                State::Relaying | State::Ending | State::Free => {}
+                State::Asking => self.turn_is_due(id, now, outbox),
+                State::Relaying | State::Moving | State::Ending | State::Free => {}
             }
         }
         self.ask_again(now, outbox);
         self.close_some(outbox);
+        self.land_some(now, outbox);
+        self.ferry_some(now, outbox);
         self.settle();
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let more_to_close = self.has_more_to_close() && self.closes_under_way < BURST;
         if more_to_close {
-            Some(Instant(0))
-        } else {
-            self.waits.next_due().into_iter().chain(self.sleepers.next_due()).min()
+            return Some(Instant(0));
         }
+        let due = [self.waits.next_due(), self.sleepers.next_due(), self.ferry_due(), self.landing_due()];
+        due.into_iter().flatten().min()
     }
 
     fn is_done(&self) -> bool {

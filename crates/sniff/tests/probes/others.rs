@@ -1,19 +1,7 @@
-//! SSH, PostgreSQL, MQTT, Redis, tcpmux and patterns: whole, in pieces, truncated, too long and contradictory.
+//! SSH, PostgreSQL, MQTT, Redis, AMQP, tcpmux and patterns: whole, in pieces, truncated, too long and contradictory.
 
-use crate::support::{converse, counted, hello, look, records, server_name, settled, truncated};
+use crate::support::{cases, converse, counted, hello, look, records, server_name, settled};
 use fourtuple_sniff::{Pattern, Prelude, Protocol, Scratch, Sniffer, State};
-
-fn cases(protocol: Protocol, cases: &[(&[u8], &str)]) {
-    let sniffer = Sniffer::new([protocol]);
-    for (bytes, expected) in cases {
-        assert_eq!(settled(&sniffer, bytes), *expected, "{}", bytes.escape_ascii());
-        truncated(&sniffer, bytes);
-        if !matches!(*expected, "more" | "no") {
-            let more = [*bytes, b"\r\nmore of it \0\xff\r\n"].concat();
-            assert_eq!(settled(&sniffer, &more), *expected, "{}", more.escape_ascii());
-        }
-    }
-}
 
 #[test]
 fn ssh() {
@@ -232,13 +220,13 @@ fn tcpmux() {
     cases(
         Protocol::Tcpmux,
         &[
-            (b"Shop.Example\r\n", "tcpmux name=shop.example"),
-            (b"help\n", "tcpmux name=help"),
-            (b"4294967295\r\n", "tcpmux name=4294967295 number=4294967295"),
-            (b"65537\r\n", "tcpmux name=65537 number=65537"),
-            (b"4294967296\r\n", "tcpmux name=4294967296"),
-            (b"007\r\n", "tcpmux name=007"),
-            (format!("{long}.\r\n").as_bytes(), &format!("tcpmux name={long}")),
+            (b"Shop.Example\r\n", "tcpmux name=shop.example reply=+\\r\\n"),
+            (b"help\n", "tcpmux name=help reply=+\\r\\n"),
+            (b"4294967295\r\n", "tcpmux name=4294967295 number=4294967295 reply=+\\r\\n"),
+            (b"65537\r\n", "tcpmux name=65537 number=65537 reply=+\\r\\n"),
+            (b"4294967296\r\n", "tcpmux name=4294967296 reply=+\\r\\n"),
+            (b"007\r\n", "tcpmux name=007 reply=+\\r\\n"),
+            (format!("{long}.\r\n").as_bytes(), &format!("tcpmux name={long} reply=+\\r\\n")),
             (format!("{long}cc\r\n").as_bytes(), "no"),
             (b"a b\r\n", "no"),
             (b"a/../b\r\n", "no"),
@@ -248,6 +236,37 @@ fn tcpmux() {
             (b"a\rb\r\n", "no"),
             ("\u{fc}\r\n".as_bytes(), "no"),
             (b"shop", "more"),
+        ],
+    );
+}
+
+#[test]
+fn amqp() {
+    cases(
+        Protocol::Amqp,
+        &[
+            (b"AMQP\0\0\x09\x01", "amqp"),
+            (b"AMQP\x01\x01\x08\0", "amqp"),
+            (b"AMQP\x01\x01\0\x09", "amqp"),
+            (b"AMQP\x01\x01\0\x0a", "amqp"),
+            (b"AMQP\x01\x01\x09\x01", "amqp"),
+            (b"AMQP\0\x01\0\0", "no"),
+            (b"AMQP\x01\x01\x09\x09", "no"),
+            (b"amqp\0\0\x09\x01", "no"),
+            (b"AMQP", "more"),
+            (b"A", "more"),
+        ],
+    );
+    cases(
+        Protocol::Amqp1,
+        &[
+            (b"AMQP\0\x01\0\0", "amqp1"),
+            (b"AMQP\x02\x01\0\0", "amqp1 starttls"),
+            (b"AMQP\x03\x01\0\0", "amqp1"),
+            (b"AMQP\0\0\x09\x01", "no"),
+            (b"AMQP\x01\x01\0\0", "no"),
+            (b"AMQP\0\x02\0\0", "no"),
+            (b"AMQP\x03", "more"),
         ],
     );
 }

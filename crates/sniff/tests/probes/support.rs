@@ -3,12 +3,11 @@
 //! `settled` is the invariant: the verdict does not depend on how the bytes were cut, stays once it is final, never asks
 //! for what is there already nor for more than the bound.
 
-use fourtuple_sniff::{Intent, Scratch, Shown, Sniffer, State, Verdict};
+use fourtuple_sniff::{Intent, Protocol, Scratch, Shown, Sniffer, State, Verdict};
 
-/// The verdict on bytes that come at once, in one line.
+/// The verdict on bytes that come at once, in one line, behind what was answered on the way.
 pub(crate) fn look(sniffer: &Sniffer<'_>, bytes: &[u8]) -> String {
-    let mut scratch = Box::new(Scratch::new());
-    line(&sniffer.sniff(&mut State::default(), bytes, &mut scratch))
+    feed(sniffer, bytes, [])
 }
 
 /// The verdict on bytes however they come; fails where it depends on that.
@@ -24,23 +23,28 @@ pub(crate) fn settled(sniffer: &Sniffer<'_>, bytes: &[u8]) -> String {
     whole
 }
 
-/// The last verdict, with looks after so many bytes and at the end. Requests that are answered have to be cut off.
+/// The last verdict, with looks after so many bytes and at the end, behind what was answered on the way.
 #[track_caller]
 pub(crate) fn feed(sniffer: &Sniffer<'_>, bytes: &[u8], cuts: impl IntoIterator<Item = usize>) -> String {
     let mut scratch = Box::new(Scratch::new());
     let mut state = State::default();
-    let mut last = String::from("more");
+    let (mut told, mut last) = (String::new(), String::from("more"));
     for end in cuts.into_iter().chain([bytes.len()]) {
-        let verdict = sniffer.sniff(&mut state, &bytes[..end], &mut scratch);
-        if let Verdict::More(needed) = verdict {
-            assert!(needed > end, "{needed} bytes are there already, of {end}");
-            assert!(needed <= sniffer.bound(), "asks for {needed}, past the bound");
-        }
-        let now = line(&verdict);
-        assert!(last == "more" || last == now || last.starts_with("answer"), "{last}, then {now}, at {end}");
+        let now = loop {
+            let verdict = sniffer.sniff(&mut state, &bytes[..end], &mut scratch);
+            if let Verdict::More(needed) = verdict {
+                assert!(needed > end, "{needed} bytes are there already, of {end}");
+                assert!(needed <= sniffer.bound(), "asks for {needed}, past the bound");
+            }
+            match verdict {
+                Verdict::Answer(answer) => told += &format!("answer {} ", answer.escape_ascii()),
+                verdict => break line(&verdict),
+            }
+        };
+        assert!(last == "more" || last == now, "{last}, then {now}, at {end}");
         last = now;
     }
-    last
+    told + &last
 }
 
 /// Every beginning of the bytes looked at afresh wants more, or knows already what the whole is.
@@ -49,7 +53,22 @@ pub(crate) fn truncated(sniffer: &Sniffer<'_>, bytes: &[u8]) {
     let whole = look(sniffer, bytes);
     for end in 0..bytes.len() {
         let verdict = look(sniffer, &bytes[..end]);
-        assert!(verdict == "more" || verdict == whole, "{verdict} at {end}, not {whole}");
+        let so_far = verdict.strip_suffix("more").is_some_and(|told| whole.starts_with(told));
+        assert!(so_far || verdict == whole, "{verdict} at {end}, not {whole}");
+    }
+}
+
+/// Each of these openings of one protocol: in every cut, truncated, and with more behind it.
+#[track_caller]
+pub(crate) fn cases(protocol: Protocol, cases: &[(&[u8], &str)]) {
+    let sniffer = Sniffer::new([protocol]);
+    for (bytes, expected) in cases {
+        assert_eq!(settled(&sniffer, bytes), *expected, "{}", bytes.escape_ascii());
+        truncated(&sniffer, bytes);
+        if !matches!(*expected, "more" | "no") {
+            let more = [*bytes, b"\r\nmore of it \0\xff\r\n"].concat();
+            assert_eq!(settled(&sniffer, &more), *expected, "{}", more.escape_ascii());
+        }
     }
 }
 
@@ -101,8 +120,14 @@ fn shows(shown: &Shown<'_>) -> String {
     if shown.intent == Intent::Probe {
         parts.push("probe".into());
     }
+    if shown.starttls {
+        parts.push("starttls".into());
+    }
     if shown.ech {
         parts.push("ech".into());
+    }
+    if !shown.reply.is_empty() {
+        parts.push(format!("reply={}", shown.reply.escape_ascii()));
     }
     if let Some(header) = shown.proxied {
         parts.push(match header.endpoints {

@@ -1,0 +1,40 @@
+"""Least privilege: what a broker's process gives up once everything is open, and before it moves the first byte.
+
+`plan` says what it will need, `confine` gives the rest up for ever, and `explain` does the same in a child, to tell
+what would come of it here. Defines nothing itself.
+"""
+
+from fourtuple.confinement.apply import confine, explain
+from fourtuple.confinement.model import (
+    Confinement,
+    Folder,
+    Identity,
+    Reach,
+    Report,
+    Step,
+    StepName,
+    outside,
+    plan,
+    reach_of,
+    reach_of_registry,
+)
+from fourtuple.confinement.paths import identity, libraries, moved
+
+__all__ = [
+    "Confinement",
+    "Folder",
+    "Identity",
+    "Reach",
+    "Report",
+    "Step",
+    "StepName",
+    "confine",
+    "explain",
+    "identity",
+    "libraries",
+    "moved",
+    "outside",
+    "plan",
+    "reach_of",
+    "reach_of_registry",
+]

@@ -1,0 +1,219 @@
+"""A broker process as the supervisor sees it: made by fork() or by executing another program, spoken to, watched, ended.
+
+Decides how a process is made so that it holds nothing of the supervisor's but its channel, and what counts as ready.
+Knows no service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import count
+
+from fourtuple.errors import EngineStopped
+from fourtuple.supervisor import brokerprocess
+from fourtuple.supervisor.channel import MOST_DESCRIPTORS, VERSION, Channel, ChannelBroken, Fields, Message
+from fourtuple.supervisor.listeners import Listeners
+from fourtuple.supervisor.spec import Spec
+
+ANSWERS_WITHIN_S = 5.0
+MODULE = "fourtuple.supervisor.brokerprocess"
+
+
+class BrokerChild:
+    """One of them. Made within a running event loop."""
+
+    def __init__(self, pid: int, channel: Channel, hear: Callable[[BrokerChild, Message], None]) -> None:
+        """For `forked`, `executed` and a supervisor that has been replaced; not called otherwise."""
+        self.pid = pid
+        self.channel = channel
+        self._hear = hear
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[Fields] = self._loop.create_future()
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        """Its status, as of waitstatus_to_exitcode()."""
+        self.last: Fields = {}
+        """The newest numbers that it has told."""
+        self._asked: dict[int, asyncio.Future[Fields]] = {}
+        self._numbers = count(1)
+        self._is_watched_for_room = False
+        self._pidfd = os.pidfd_open(pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+        self._loop.add_reader(channel.fileno(), self._readable)
+
+    @classmethod
+    def forked(cls, hear: Callable[[BrokerChild, Message], None]) -> BrokerChild:
+        """A process of this program's own memory."""
+        ours, theirs = Channel.pair()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                status = _child(theirs)
+            finally:
+                os._exit(status)
+        theirs.close()
+        return cls(pid, ours, hear)
+
+    @classmethod
+    def executed(cls, executable: str, hear: Callable[[BrokerChild, Message], None]) -> BrokerChild:
+        """A process of another interpreter, and so of another version of the program."""
+        ours, theirs = Channel.pair()
+        try:
+            pid = os.posix_spawn(
+                executable,
+                [executable, "-P", "-m", MODULE],
+                os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), brokerprocess.CHANNEL)],
+                setsigdef=[signal.SIGPIPE],
+            )
+        except OSError as error:
+            ours.close()
+            raise EngineStopped(f"{executable} cannot be executed: {error.strerror}") from None
+        finally:
+            theirs.close()
+        return cls(pid, ours, hear)
+
+    def begin(self, spec: Spec, listeners: Listeners) -> None:
+        """Tell it what it is; it answers by `ready`."""
+        descriptors: list[int] = []
+        names = []
+        for endpoint in listeners.endpoints:
+            names.append(str(endpoint))
+            descriptors.extend(listeners.descriptors(endpoint, spec.workers))
+        if len(descriptors) > MOST_DESCRIPTORS:
+            raise EngineStopped(f"{len(descriptors)} listening sockets; {MOST_DESCRIPTORS} can be passed on")
+        self.send("begin", {"version": VERSION, "spec": spec.fields(), "listeners": names}, descriptors)
+
+    async def is_ready(self, timeout_s: float) -> Fields:
+        """What it said; raises EngineStopped with the reason if it never will."""
+        waited, _ = await asyncio.wait(
+            (self.ready, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if self.ready in waited:
+            return self.ready.result()
+        if self.ended in waited:
+            raise EngineStopped(f"the broker process ended with status {self.ended.result()} before it was ready")
+        raise EngineStopped(f"the broker process is not ready after {timeout_s:g} s")
+
+    def send(self, kind: str, fields: Fields | None = None, descriptors: Iterable[int] = ()) -> None:
+        """Say something; to one that is gone it is said in vain."""
+        with suppress(ChannelBroken):
+            self.channel.send(kind, fields, descriptors)
+            self._watch_for_room()
+
+    async def ask(self, kind: str, fields: Fields | None = None, descriptors: Sequence[int] = ()) -> Fields:
+        """Say something that is answered; raises EngineStopped if it is not."""
+        number = next(self._numbers)
+        answer = self._asked[number] = self._loop.create_future()
+        try:
+            self.send(kind, {**(fields or {}), "re": number}, descriptors)
+            return await asyncio.wait_for(answer, ANSWERS_WITHIN_S)
+        except TimeoutError:
+            raise EngineStopped(f"the broker process {self.pid} does not answer") from None
+        finally:
+            del self._asked[number]
+
+    def kill(self) -> None:
+        """End it at once."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def release(self) -> None:
+        """Watch it no more, before another program takes the supervisor's place."""
+        self._loop.remove_reader(self.channel.fileno())
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+
+    # ---- what happens ------------------------------------------------------------------------------------------------
+
+    def _watch_for_room(self) -> None:
+        wanted = self.channel.has_more_to_send
+        if wanted and not self._is_watched_for_room:
+            self._loop.add_writer(self.channel.fileno(), self._writable)
+        elif not wanted and self._is_watched_for_room:
+            self._loop.remove_writer(self.channel.fileno())
+        self._is_watched_for_room = wanted
+
+    def _writable(self) -> None:
+        with suppress(ChannelBroken):
+            self.channel.flush()
+        self._watch_for_room()
+
+    def _readable(self) -> None:
+        try:
+            messages = self.channel.receive()
+        except ChannelBroken:
+            # Its end will be seen by its pidfd; one that says nonsense is ended.
+            self._loop.remove_reader(self.channel.fileno())
+            self.kill()
+            return
+        for message in messages:
+            self._heard(message)
+
+    def _heard(self, message: Message) -> None:
+        match message.kind:
+            case "ready" if not self.ready.done():
+                self.ready.set_result(message.fields)
+            case "refused" if not self.ready.done():
+                self.ready.set_exception(EngineStopped(str(message.fields.get("why"))))
+            case "told":
+                answer = self._asked.get(message.fields.pop("re", 0))
+                if answer is not None and not answer.done():
+                    if (error := message.fields.get("error")) is not None:
+                        answer.set_exception(EngineStopped(str(error)))
+                    else:
+                        answer.set_result(message.fields)
+            case _:
+                self._hear(self, message)
+                return
+        message.close()
+
+    def _reap(self) -> None:
+        try:
+            _, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            status = 0
+        # What it has said at last is still there.
+        with suppress(ChannelBroken, OSError):
+            while messages := self.channel.receive():
+                for message in messages:
+                    self._heard(message)
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        with suppress(ValueError):
+            self._loop.remove_reader(self.channel.fileno())
+            self._loop.remove_writer(self.channel.fileno())
+        self.channel.close()
+        if not self.ended.done():
+            self.ended.set_result(os.waitstatus_to_exitcode(status))
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(EngineStopped(f"the broker process {self.pid} is gone"))
+
+
+def _child(channel: Channel) -> int:
+    gc.freeze()
+    # Nothing of the supervisor's is to live on in here: its listeners, its children's descriptors, its event loop's.
+    asyncio.set_event_loop(None)
+    asyncio._set_running_loop(None)
+    signal.set_wakeup_fd(-1)
+    kept = channel.fileno()
+    os.closerange(3, kept)
+    os.closerange(kept + 1, _highest_descriptor())
+    try:
+        return brokerprocess.main(channel)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+
+
+def _highest_descriptor() -> int:
+    return max((int(name) for name in os.listdir("/proc/self/fd")), default=2) + 1
+
+

@@ -1,0 +1,285 @@
+"""Services that sleep: started when a client asks for them, stopped when nobody has used them for a while.
+
+Decides when a service may be started and when it may be stopped, so that no client meets one that is just leaving: the
+broker is told to hold its clients back first, and says how many connections there still are. Knows neither how a process
+is made (the launcher does) nor what a connection is.
+
+A service is in one of these states; one that sleeps is not in the table at all, and costs nothing.
+
+    STARTING -> UP -> HOLDING -> STOPPING -> (asleep)
+                 ^-------'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import ip_address
+from typing import Protocol
+
+from fourtuple.errors import MissingPrivilege
+from fourtuple.launcher import Exit, Launcher, StartFailed
+from fourtuple.supervisor.channel import Fields
+from fourtuple.supervisor.wakes import Wakes
+from fourtuple.services import Delivery
+from fourtuple.templates import Call, Template
+
+_GLANCE_S = 0.5
+_ANSWERED_WITHIN_S = 5.0
+_USAGE_PER_MESSAGE = 64
+_TARGETS = ("unix:", "tcp:")
+_LOOKS_AGAIN_S = 5.0
+"""When a service is still in use that the broker knows no connection of: sockets that were handed over."""
+
+
+class State(Enum):
+    """Of a service that does not sleep."""
+
+    STARTING = "starting"
+    UP = "up"
+    HOLDING = "holding"
+    STOPPING = "stopping"
+
+
+class Brokers(Protocol):
+    """What it needs of the broker processes: there are two of them for the moment of an upgrade."""
+
+    def answer(self, answers: Iterable[Fields]) -> None:
+        """Tell all workers of all of them."""
+
+    @property
+    def workers(self) -> int:
+        """How many will answer what is asked of all of them."""
+
+
+@dataclass(slots=True)
+class _Service:
+    template: Template
+    state: State = State.STARTING
+    since_s: float = field(default_factory=time.monotonic)
+    """In this state."""
+    looked_at_s: float = 0.0
+    next_look_s: float = 0.0
+    ticket: int = 0
+    """Of the question that is open."""
+    heard: int = 0
+    """Workers that have answered what was asked last."""
+    live: int = 0
+    idle_s: float = 0.0
+
+
+class Dormancy:
+    """All of them."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        templates: dict[str, Template],
+        wakes: Wakes,
+        brokers: Brokers,
+        log: Callable[..., None],
+    ) -> None:
+        self._launcher = launcher
+        self._templates = templates
+        self._wakes = wakes
+        self._brokers = brokers
+        self._log = log
+        self._services: dict[str, _Service] = {}
+        self._tickets = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.woken = self.failed = self.refused = self.stopped = self.ended = 0
+        """Totals: starts that succeeded, that did not, wakes that were not allowed, idle stops, unexpected ends."""
+
+    # ---- questions ---------------------------------------------------------------------------------------------------
+
+    def wake(self, asked: Fields) -> None:
+        """A client is there for a service that sleeps, as far as the broker knows."""
+        service, name = str(asked["service"]), str(asked["start"])
+        one = self._services.get(service)
+        if one is not None:
+            # One that starts or stops is answered for when it has; the broker then asks again if it has to.
+            if one.state is State.UP:
+                self._brokers.answer([{"kind": "up", "service": service}])
+            return
+        template = self._templates.get(name)
+        if template is None:
+            return self._fail(service, name, f"there is no template {name}")
+        peer = ip_address(asked["peer"]) if asked.get("peer") else None
+        if why := self._wakes.refusal(peer, time.monotonic()):
+            self.refused += 1
+            self._log("wake_refused", service=service, peer=asked.get("peer"), why=why)
+            self._brokers.answer([{"kind": "refused", "service": service, "why": why, "peer": asked.get("peer")}])
+            return
+        self._services[service] = _Service(template)
+        self._spawn(self._start(service, template, asked))
+
+    def usage(self, told: Fields) -> None:
+        """A worker says how much some services are used."""
+        for service, live, unused_s in told["rows"]:
+            one = self._services.get(str(service))
+            if one is not None and one.state is State.UP and one.ticket == told["ticket"]:
+                if unused_s is not None:
+                    one.idle_s = min(one.idle_s, float(unused_s))
+                self._heard(str(service), one, int(live))
+
+    def held(self, told: Fields) -> None:
+        """A worker lets no new connections through to a service, and says how many there are."""
+        one = self._services.get(str(told["service"]))
+        if one is not None and one.state is State.HOLDING:
+            self._heard(str(told["service"]), one, int(told["live"]))
+
+    def exited(self, exit: Exit) -> None:
+        """A service has ended that nobody has told to."""
+        service = exit.service
+        one = self._services.get(service)
+        if one is None or one.state in (State.STARTING, State.STOPPING):
+            return
+        self.ended += 1
+        del self._services[service]
+        self._log("service_ended", service=service, status=exit.status)
+        self._brokers.answer([{"kind": "slept", "service": service}])
+
+    # ---- from outside ------------------------------------------------------------------------------------------------
+
+    def states(self) -> dict[str, str]:
+        """Of those that do not sleep."""
+        return {service: one.state.value for service, one in self._services.items()}
+
+    def up(self) -> list[str]:
+        """Services that are running."""
+        return [service for service, one in self._services.items() if one.state is State.UP]
+
+    def resume(self, templates: dict[str, str]) -> None:
+        """These are running, says a supervisor whose place this one has taken: service and template."""
+        for service, name in templates.items():
+            if (template := self._templates.get(name)) is not None:
+                self._services[service] = _Service(template, State.UP)
+
+    def running_templates(self) -> dict[str, str]:
+        """As `resume` takes it."""
+        return {name: one.template.name for name, one in self._services.items() if one.state is not State.STARTING}
+
+    async def stop(self, service: str) -> bool:
+        """Stop it now, whoever uses it; says whether it was there."""
+        one = self._services.get(service)
+        if one is None or one.state not in (State.UP, State.HOLDING):
+            return False
+        await self._stop(service, one)
+        return True
+
+    async def look_after(self) -> None:
+        """Stop what nobody uses, until cancelled."""
+        while True:
+            await asyncio.sleep(_GLANCE_S)
+            now_s = time.monotonic()
+            asked = []
+            self._tickets += 1
+            for service, one in self._services.items():
+                if one.state is State.UP and one.template.idle_s is not None and now_s >= one.next_look_s:
+                    # The first look is due when it could first be over, and every look is answered or repeated.
+                    if one.looked_at_s == 0.0 and now_s - one.since_s < one.template.idle_s:
+                        one.next_look_s = one.since_s + one.template.idle_s
+                        continue
+                    one.looked_at_s, one.next_look_s = now_s, now_s + _ANSWERED_WITHIN_S
+                    one.ticket, one.heard, one.live = self._tickets, 0, 0
+                    one.idle_s = now_s - one.since_s
+                    asked.append(service)
+                elif one.state is State.HOLDING and now_s - one.since_s > _ANSWERED_WITHIN_S:
+                    self._let_go(service, one)
+            for at in range(0, len(asked), _USAGE_PER_MESSAGE):
+                some = asked[at : at + _USAGE_PER_MESSAGE]
+                self._brokers.answer([{"kind": "usage", "ticket": self._tickets, "services": some}])
+
+    async def aclose(self) -> None:
+        """Begin nothing more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start(self, service: str, template: Template, asked: Fields) -> None:
+        begun_s = time.monotonic()
+        call = Call(
+            service=service,
+            template=template.name,
+            target=str(asked["target"]),
+            delivery=Delivery(asked.get("delivery", "relay")),
+            # A route's pattern has no name of its own: its service is known by its target.
+            name=str(asked["name"]) if service.startswith(_TARGETS) and asked["name"] else None,
+        )
+        try:
+            await self._launcher.start(call)
+        except StartFailed as error:
+            self._services.pop(service, None)
+            return self._fail(service, template.name, error.why)
+        except asyncio.CancelledError:
+            self._services.pop(service, None)
+            raise
+        one = self._services.get(service)
+        if one is None:
+            return
+        one.state, one.since_s = State.UP, time.monotonic()
+        self.woken += 1
+        took_ms = round((one.since_s - begun_s) * 1e3, 3)
+        self._log("service_started", service=service, template=template.name, took_ms=took_ms)
+        self._brokers.answer([{"kind": "up", "service": service}])
+
+    def _fail(self, service: str, template: str, why: str) -> None:
+        self.failed += 1
+        self._log("start_failed", service=service, template=template, why=why)
+        self._brokers.answer([{"kind": "failed", "service": service, "why": why}])
+
+    def _heard(self, service: str, one: _Service, live: int) -> None:
+        one.heard += 1
+        one.live += live
+        if one.heard < self._brokers.workers:
+            return
+        if one.state is State.HOLDING:
+            # Sockets that were handed over are no connections of the broker's any more.
+            if one.live or self._is_busy(service):
+                return self._let_go(service, one)
+            self._spawn(self._stop(service, one))
+            return
+        now_s, idle_s = time.monotonic(), one.template.idle_s or 0.0
+        if one.live:
+            one.next_look_s = now_s + idle_s
+        elif one.idle_s < idle_s:
+            one.next_look_s = now_s + idle_s - one.idle_s
+        elif self._is_busy(service):
+            one.next_look_s = now_s + min(idle_s, _LOOKS_AGAIN_S)
+        else:
+            one.state, one.since_s, one.heard, one.live = State.HOLDING, now_s, 0, 0
+            self._brokers.answer([{"kind": "hold", "service": service}])
+
+    def _is_busy(self, service: str) -> bool:
+        try:
+            return self._launcher.busy(service)
+        except MissingPrivilege as error:
+            # Who cannot look does not stop it.
+            self._log("cannot_look", service=service, why=str(error))
+            return True
+
+    def _let_go(self, service: str, one: _Service) -> None:
+        """Somebody uses it after all, or a worker does not answer."""
+        one.state, one.since_s = State.UP, time.monotonic()
+        one.next_look_s = one.since_s + one.template.idle_s
+        self._brokers.answer([{"kind": "up", "service": service}])
+
+    async def _stop(self, service: str, one: _Service) -> None:
+        one.state, one.since_s = State.STOPPING, time.monotonic()
+        try:
+            await self._launcher.stop(service)
+        finally:
+            self._services.pop(service, None)
+            self.stopped += 1
+            self._log("service_stopped", service=service)
+            self._brokers.answer([{"kind": "slept", "service": service}])

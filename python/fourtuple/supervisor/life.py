@@ -1,0 +1,88 @@
+"""A supervisor's life as a command: signals, what is printed while it runs, and its last line.
+
+Decides what a person and a script see. Knows no option: `fourtuple serve` has those, and a program that takes a
+supervisor's place has them from the one before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fourtuple.errors import EngineStopped
+from fourtuple.supervisor.channel import Fields
+from fourtuple.supervisor.supervisor import Supervisor
+
+_GLANCE_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What is printed."""
+
+    as_json: bool = False
+    every_s: float = 0.0
+    """Between two lines; 0 is the last line alone."""
+
+
+def obey_signals(supervisor: Supervisor) -> None:
+    """SIGTERM and SIGINT end it gracefully from now on, a second one at once."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.end, supervisor.spec.grace_s)
+
+
+async def live(
+    supervisor: Supervisor,
+    shown: Shown,
+    *,
+    beside: Callable[[], Awaitable[None]] | None = None,
+    is_needed: Callable[[], str] = lambda: "",
+    begun_s: float | None = None,
+) -> None:
+    """Until somebody says that it is over, `beside` has ended, or `is_needed` says why not.
+
+    Raises EngineStopped with that reason.
+    """
+    begun_s = time.monotonic() if begun_s is None else begun_s
+    grace_s = supervisor.spec.grace_s
+    running = asyncio.create_task(supervisor.run())
+    side = asyncio.ensure_future(beside()) if beside is not None else None
+    why, next_s = "", begun_s + shown.every_s
+    try:
+        while not running.done():
+            waited = [running] if side is None or side.done() else [running, side]
+            await asyncio.wait(waited, timeout=_GLANCE_S, return_when=asyncio.FIRST_COMPLETED)
+            if side is not None and side.done():
+                supervisor.end(grace_s)
+                side.result()
+            if not why and (why := is_needed()):
+                supervisor.end(0.0)
+            if shown.every_s and time.monotonic() >= next_s and not running.done():
+                next_s = time.monotonic() + shown.every_s
+                show(await supervisor.summary(), begun_s, shown)
+        await running
+    finally:
+        if not running.done():
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        if side is not None and not side.done():
+            side.cancel()
+    show(await supervisor.summary(), begun_s, shown)
+    if why:
+        raise EngineStopped(why)
+
+
+def show(now: Fields, begun_s: float, shown: Shown) -> None:
+    """Print the numbers."""
+    gauges = {name: now[name] for name in ("accepted", "sniffing", "delivering", "relaying")}
+    if shown.as_json:
+        rest = {name: now[name] for name in ("ended", "retries", "failures", "supervisor")}
+        print(json.dumps({"seconds": round(time.monotonic() - begun_s, 3), **gauges, **rest}), flush=True)
+        return
+    text = ", ".join(f"{count:,} {name}" for name, count in gauges.items())
+    print(text + "; ended: " + (", ".join(f"{name} {n:,}" for name, n in now["ended"].items()) or "none"), flush=True)

@@ -1,0 +1,46 @@
+"""Questions and answers of an engine as fields of messages, and back.
+
+Decides their form between two processes that may be of two versions. Knows no channel.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from fourtuple.engine import Engine
+from fourtuple.questions import Failed, Held, Question, Refused, Slept, Up, Usage, Wake
+from fourtuple.supervisor.channel import Fields
+
+_PLAIN = {"up": Up, "slept": Slept, "failed": Failed}
+
+
+def fields_of(question: Question) -> Fields:
+    """A question, or a worker's answer to one of ours."""
+    match question:
+        case Wake(service=service, start=start, target=target, name=name, protocol=protocol, peer=peer):
+            known = {"service": service, "start": start, "target": target, "name": name, "protocol": protocol}
+            return {
+                "kind": "wake",
+                **known,
+                "delivery": question.delivery,
+                "peer": None if peer is None else str(peer.address),
+            }
+        case Usage(ticket=ticket, rows=rows):
+            told = [[row.service, row.live + row.parked, row.unused_s] for row in rows]
+            return {"kind": "usage", "ticket": ticket, "rows": told}
+        case Held(service=service, live=live):
+            return {"kind": "held", "service": service, "live": live}
+
+
+def tell(engine: Engine, fields: Fields) -> None:
+    """Say it to the engine; what this version does not know is nothing to it."""
+    match fields.get("kind"):
+        case "up" | "slept" | "failed":
+            engine.answer(_PLAIN[fields["kind"]](fields["service"]))
+        case "refused":
+            peer = fields.get("peer")
+            engine.answer(Refused(fields["service"], None if peer is None else ip_address(peer)))
+        case "hold":
+            engine.hold(fields["service"])
+        case "usage":
+            engine.ask_usage(fields["ticket"], fields["services"])

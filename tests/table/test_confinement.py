@@ -1,0 +1,274 @@
+"""The tables of a confinement: system calls and their program, rights of Landlock; and what a file comes to."""
+
+from __future__ import annotations
+
+import errno
+import re
+import struct
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fourtuple.brokerfile import BrokerFile
+from fourtuple.confinement import Confinement, Identity, StepName, landlock, outside, plan, reach_of
+from fourtuple.confinement.model import MOST_FOLDERS, _together
+from fourtuple.confinement.seccomp import CALLS, Call, left, program
+from fourtuple.errors import BadConfig
+from fourtuple.registry import Registry
+from fourtuple.services import Match, Route, Service
+
+ALLOW, KILL, REFUSED, ABSENT = 0x7FFF_0000, 0x8000_0000, 0x0005_0000 | errno.EPERM, 0x0005_0000 | errno.ENOSYS
+AUDIT = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
+HEADERS = {
+    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    "aarch64": Path("/usr/include/asm-generic/unistd.h"),
+}
+PROCESS = 4_711
+EVERYTHING = Confinement(bind_ports=frozenset({1}))
+LEAST = Confinement(uring=False)
+
+
+def answer(code: bytes, machine: int, number: int, arguments: Sequence[int]) -> int:
+    """What the kernel's interpreter of such programs would come to (Documentation/networking/filter.rst)."""
+    data = struct.pack("=IIQ6Q", number, machine, 0, *arguments, *[0] * (6 - len(arguments)))
+    at, accumulator = 0, 0
+    while True:
+        operation, true, false, value = struct.unpack_from("=HBBI", code, at * 8)
+        at += 1
+        match operation:
+            case 0x20:
+                (accumulator,) = struct.unpack_from("=I", data, value)
+            case 0x54:
+                accumulator &= value
+            case 0x15:
+                at += true if accumulator == value else false
+            case 0x35:
+                at += true if accumulator >= value else false
+            case 0x25:
+                at += true if accumulator > value else false
+            case 0x06:
+                return int(value)
+            case _:
+                raise AssertionError(f"operation {operation:#x}")
+
+
+def fitting(row: Call) -> list[tuple[int, ...]]:
+    """Arguments that a row allows, with nothing and with everything in the bits that it does not look at."""
+    found = []
+    for noise in (0, 2**64 - 1):
+        choices: list[list[int]] = [[noise]] * 6
+        for one in row.conditions:
+            values = [PROCESS if value == -1 else value for value in one.values]
+            choices[one.place] = [value | (noise & ~one.mask) for value in values]
+        found += list(product(*choices))
+    return found
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize("confinement", [EVERYTHING, LEAST], ids=["everything", "least"])
+def test_the_program_does_what_the_table_says(machine: str, confinement: Confinement) -> None:
+    code = program(confinement, machine, PROCESS)
+    assert len(code) % 8 == 0
+    assert len(code) // 8 < 4_096, "BPF_MAXINSNS"
+    allowed: dict[int, list[Call]] = {}
+    for row in left(confinement):
+        if (number := row.number(machine)) is not None:
+            allowed.setdefault(number, []).append(row)
+    for number in range(520):
+        rows = allowed.get(number, [])
+        for row in rows:
+            assert all(answer(code, AUDIT[machine], number, some) == ALLOW for some in fitting(row)), row
+        if all(row.conditions for row in rows):
+            wanted = ABSENT if number == 435 or number > 462 else REFUSED
+            assert answer(code, AUDIT[machine], number, [0xFEAD_BEEF] * 6) == wanted, number
+    assert answer(code, AUDIT[machine] ^ 1, 0, []) == KILL
+    assert answer(code, 0x4000_0003, 1, []) == KILL, "int 0x80 of a 32-bit program"
+    if machine == "x86_64":
+        assert answer(code, AUDIT[machine], 0x4000_0000, []) == KILL, "x32"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "wanted"),
+    [
+        ("socket", (1, 1, 0), ALLOW),
+        ("socket", (1, 2 | 0o2000000, 0), ALLOW),
+        ("socket", (2, 1 | 0o4000, 6), ALLOW),
+        ("socket", (2, 1, 262), REFUSED),
+        ("socket", (2, 2, 0), REFUSED),
+        ("socket", (16, 3, 0), REFUSED),
+        ("socket", (17, 1, 0), REFUSED),
+        ("clone", (0x3D0F00,), ALLOW),
+        ("clone", (17,), REFUSED),
+        ("clone", (0x3D0F00 | 0x1000_0000,), REFUSED),
+        ("clone", (0x3D0F00 | 0x0002_0000,), REFUSED),
+        ("kill", (PROCESS, 6), ALLOW),
+        ("kill", (1, 0), REFUSED),
+        ("kill", (2**64 - 1, 9), REFUSED),
+        ("fcntl", (3, 4), ALLOW),
+        ("fcntl", (3, 8), REFUSED),
+        ("prctl", (15,), ALLOW),
+        ("prctl", (4,), REFUSED),
+        ("sendmsg", (3, 0, 0x4000), ALLOW),
+        ("sendmsg", (3, 0, 0x2000_0000), REFUSED),
+        ("ioctl", (0, 0x5412), REFUSED),
+    ],
+)
+def test_some_of_it_in_plain_numbers(name: str, arguments: tuple[int, ...], wanted: int) -> None:
+    numbers = {row.x86_64 for row in CALLS if row.name == name}
+    (number,) = numbers
+    assert number is not None
+    assert answer(program(EVERYTHING, "x86_64", PROCESS), AUDIT["x86_64"], number, arguments) == wanted
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_the_numbers_are_the_headers(machine: str) -> None:
+    if not HEADERS[machine].exists():
+        pytest.skip(f"{HEADERS[machine]} is not installed (linux-libc-dev)")
+    found = re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)", HEADERS[machine].read_text())
+    numbers = {name: int(number) for name, number in found}
+    # Of the generic table, whose names differ there (__SC_3264).
+    numbers.setdefault("newfstatat", numbers.get("fstatat", -1))
+    for row in CALLS:
+        number = row.number(machine)
+        assert numbers.get(row.name) == number or (number is None and machine == "aarch64"), row.name
+
+
+def test_rows_are_told_once() -> None:
+    names = [row.name for row in CALLS]
+    assert {name for name in names if names.count(name) > 1} == {"socket"}
+    never = {"execve", "execveat", "fork", "ptrace", "mount", "unshare", "bpf", "setuid", "memfd_create", "pidfd_open"}
+    assert not never & set(names)
+
+
+def test_what_landlock_takes_away_grows_with_its_abi() -> None:
+    before = (0, 0, 0)
+    for version in range(1, landlock.NEWEST + 1):
+        now = landlock.handled(version, Confinement())
+        assert all(old & new == old for old, new in zip(before, now, strict=True))
+        before = now
+    assert landlock.handled(1, Confinement()) == (0x1FFF, 0, 0)
+    assert landlock.handled(7, Confinement()) == (0xFFFF, 3, 3)
+    assert landlock.handled(9, Confinement()) == (0x1FFFF, 3, 3)
+    assert landlock.handled(99, Confinement()) == (0x1FFFF, 15, 3)
+    assert landlock.handled(99, Confinement(abstract=True))[2] == 2
+    rights = [
+        right for _, right in landlock.rules(Confinement(read=frozenset("a"), append="b", sockets=frozenset("c")))
+    ]
+    assert not any(right & landlock.EXECUTE for right in rights)
+
+
+def test_a_gap_is_told_unless_another_step_closes_it() -> None:
+    both = frozenset({StepName.MOUNTS, StepName.NETWORK})
+    assert landlock.gaps(7, Confinement(), both) == ()
+    assert len(landlock.gaps(7, Confinement(), frozenset())) == 4
+    assert any("UDP" in gap for gap in landlock.gaps(7, Confinement(), frozenset()))
+    assert not any("UDP" in gap for gap in landlock.gaps(7, Confinement(uring=False), frozenset()))
+    assert any("hosts" in gap for gap in landlock.gaps(10, Confinement(connect_ports=frozenset({80})), frozenset()))
+    assert len(landlock.gaps(1, Confinement(), frozenset())) > len(landlock.gaps(9, Confinement(), frozenset()))
+
+
+FILE = b"""
+[confine]
+user = "www-data"
+allow_folders = ["/srv/sockets"]
+allow_ports = [5432]
+without = ["mounts"]
+[[listen]]
+address = "[::]:443"
+default = "unix:/run/default/socket"
+[[service]]
+name = "shop.example.com"
+target = "unix:/run/shop/app/socket"
+[[service]]
+name = "db.example.com"
+target = "tcp:db.internal:3306"
+[[route]]
+name = "*.pg.example.com"
+to = "unix:/run/pg/{label}"
+[[route]]
+protocol = "ssh"
+to = "service:shop.example.com"
+"""
+
+
+def test_a_file_becomes_what_is_left_to_its_broker() -> None:
+    who = Identity(name="www-data", uid=33, gid=33)
+    found = plan(BrokerFile.parse(FILE, "broker.toml"), log=Path("/var/log/broker"), identity=who, read=["/lib"])
+    assert found == Confinement(
+        read=frozenset({"/lib"}),
+        append="/var/log/broker",
+        sockets=frozenset({"/run/default", "/run/shop/app", "/run/pg", "/srv/sockets"}),
+        connect_ports=frozenset({3306, 5432}),
+        identity=who,
+        without=frozenset({StepName.MOUNTS}),
+    )
+    assert Confinement.from_json(found.as_json) == found
+    assert plan(BrokerFile.parse(FILE, ""), inherited=False).bind_ports == {443}
+
+
+def test_a_registry_becomes_what_is_left_to_its_broker(tmp_path: Path) -> None:
+    with Registry(tmp_path / "store") as registry:
+        registry.add(
+            [
+                Service(name="one.example.com", target="unix:/run/one/a b,c"),
+                Service(name="two.example.com", target='unix:/run/two"/x'),
+                Service(name="three.example.com", target="unix:@three"),
+                Service(name="four.example.com", target="tcp:[::1]:80"),
+            ]
+        )
+        registry.add_route(Route(match=Match(name="*.example.com"), to="unix:/run/users/{label}/socket"))
+        found = plan(BrokerFile(), registry=registry)
+        assert found.sockets == {"/run/one", '/run/two"', "/run/users"}
+        assert found.write == {str(tmp_path / "store")}
+        assert found.abstract
+        assert found.connect_ports == {80}
+        assert not outside(found, "unix:/run/one/other")
+        assert not outside(found, "unix:/run/users/a/socket")
+        assert outside(found, "unix:/run/onex/socket")
+        assert outside(found, "tcp:127.0.0.1:81")
+        assert not outside(found, "tcp:127.0.0.1:80")
+        assert outside(Confinement(), "unix:@name")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('sandbox = "on"', "'auto', 'required' or 'off'"),
+        ('group = "www-data"', "needs a user"),
+        ('sandbox = "required"\nwithout = ["seccomp"]', "requires them all"),
+        ('allow_folders = ["run"]', "no absolute path"),
+        ('allow_folders = ["/run/../etc"]', "no absolute path"),
+        ("allow_ports = [0]", "greater than or equal to 1"),
+        ('without = ["identity"]', "Input should be"),
+    ],
+)
+def test_what_a_file_may_not_say(text: str, why: str) -> None:
+    with pytest.raises(BadConfig, match=re.escape(why)):
+        BrokerFile.parse(f"[confine]\n{text}\n".encode(), "broker.toml")
+
+
+def test_off_leaves_the_user_to_be_changed() -> None:
+    file = BrokerFile.parse(b'[confine]\nsandbox = "off"\n', "broker.toml")
+    assert plan(file).without == set(StepName) - {StepName.IDENTITY}
+
+
+@given(st.lists(st.lists(st.sampled_from("ab-"), min_size=1, max_size=4), min_size=1, max_size=40))
+def test_folders_taken_together_still_hold_all(parts: list[list[str]]) -> None:
+    folders = frozenset("/" + "/".join(one) for one in parts)
+    found = _together(folders)
+    assert not any(one != other and one.startswith(other + "/") for one in found for other in found)
+    assert all(not outside(Confinement(sockets=found), f"unix:{folder}/socket") for folder in folders)
+
+
+def test_very_many_folders_become_few() -> None:
+    folders = frozenset(f"/run/tenants/{number}/run" for number in range(100_000)) | {"/run/other"}
+    assert _together(folders) == {"/run/other", "/run/tenants"}
+    assert len(_together(frozenset(f"/{number}/a" for number in range(10_000)))) > MOST_FOLDERS
+
+
+def test_targets_that_are_no_place() -> None:
+    assert reach_of(["service:shop", "unix:/socket", "unix:/{label}"]).folders == {"/"}
