@@ -117,6 +117,8 @@ $(VENV)/.maturin: pyproject.toml
 
 $(VENV)/.built: $(VENV)/.maturin $(RUST_SOURCES)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --extras $(EXTRAS)
+	@# As pip does for what it copies; else, with PYTHONDONTWRITEBYTECODE, each start compiles the sources anew.
+	@$(PYTHON) -m compileall -q python
 	@touch $@
 
 $(abspath .tools)/bin/cargo-deny:

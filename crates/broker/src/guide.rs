@@ -266,7 +266,7 @@ impl Guide for BrokerGuide {
         memory.manner = Manner::default();
         let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
         let turn = promise.map(|(request, answer)| Turn { say: request.into(), expect: Some(answer) });
-        let (mut reply, mut line, mut is_tcpmux) = (&b""[..], 0, false);
+        let (mut reply, mut line, mut is_tcpmux, mut name) = (&b""[..], 0, false, None);
         let alpn;
         let mut in_the_clear = false;
         match verdict {
@@ -297,7 +297,8 @@ impl Guide for BrokerGuide {
                     seen.path = found.path;
                 }
                 alpn = self::alpn(found.alpn);
-                seen.name = found.name.map(str::as_bytes);
+                name = found.name;
+                seen.name = name.map(str::as_bytes);
                 seen.wide_port = found.number;
                 seen.protocol = Some(match found.protocol {
                     Protocol::Http => "http1",
@@ -314,8 +315,8 @@ impl Guide for BrokerGuide {
         let is_postgres = seen.protocol == Some("postgres");
         let guidance = match self.store.reader().and_then(|reader| reader.resolve(&seen)) {
             Ok(Outcome::Found(resolved)) => {
-                if let Some(name) = seen.name {
-                    chosen.matched = String::from_utf8_lossy(name).into_owned();
+                if let Some(name) = name {
+                    name.clone_into(&mut chosen.matched);
                 }
                 choose(resolved, shown, chosen);
                 (chosen.skip, chosen.reply) = (skip.max(line) as u32, reply);

@@ -26,6 +26,7 @@ mod waits;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::asleep::Sleepers;
@@ -135,7 +136,7 @@ pub struct BrokerCore<G: Guide, L> {
     waits: Waits<G::Memory>,
     queues: Queues,
     sources: Counts<Prefix>,
-    services: Counts<String>,
+    services: Counts<Arc<str>>,
     /// Sockets to listen with, by listener; where there is none, one is made.
     given: Vec<Option<Given>>,
     sleepers: Sleepers,
