@@ -287,6 +287,7 @@ def test_an_api_that_cannot_start_is_said_to_who_asks() -> None:
         with pytest.raises(Declined, match="ended with an error") as declined:
             broker.ask("GET", "/v1/status")
         assert declined.value.status == 503
+        broker.wait_for_event("control_failed")
         assert broker.events("control_failed")[0]["pause_s"] == 1
 
 
