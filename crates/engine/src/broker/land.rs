@@ -257,8 +257,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             wait.given_up = (boarding.patience_ns > 0).then(|| now.after(Duration::from_nanos(boarding.patience_ns)));
             self.waits.set_due(place, Some(due));
             outbox.push(Command::Name { conn: client });
-            outbox.push(Command::Resume { conn: client });
-            return outbox.push(Command::Peek { conn: client });
+            // Once it is resumed, what has come is taken unless somebody only looks at it.
+            outbox.push(Command::Peek { conn: client });
+            return outbox.push(Command::Resume { conn: client });
         }
         let Some(service) = boarding.conns[SERVICE] else { return };
         let id = self.free_sessions.pop().unwrap_or_else(|| {
