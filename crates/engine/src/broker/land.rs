@@ -333,7 +333,8 @@ impl Boarding {
             conns,
             listener: ListenerId(record.listener),
             peer: record.peer,
-            accepted: Instant(now.0.saturating_sub(record.age_ns)),
+            // Another time namespace has another clock (time_namespaces(7)).
+            accepted: Instant(record.accepted_ns.min(now.0)),
             patience_ns: record.patience_ns,
             sides: record.sides,
             bytes: record.bytes,
