@@ -663,10 +663,10 @@ class Engine:
     def ferry(self, fds: Sequence[int]) -> None:
         """As `drain`, and move the connections that there are to another process, which takes them with `land`.
 
-        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is
-        seen. A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for
-        its service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine
-        ends when it has nothing more, or accepts again after `resume`.
+        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end
+        is seen. A relay moves at any time, with every byte that is on its way in it; a client that is looked at or
+        waits for its service, as soon as nothing is under way for it; what the other process does not take lives on
+        here. The engine ends when it has nothing more, or accepts again after `resume`.
         """
         if len(fds) != self.workers:
             raise BadConfig("fds", f"are {len(fds)}, and there are {self.workers} workers")

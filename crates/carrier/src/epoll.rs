@@ -641,8 +641,8 @@ impl Epoll {
         }
         let place = data as u32;
         let entry = self.conns[place as usize];
-        if entry.generation != (data >> 32) as u16 || entry.flags & CLOSING != 0 {
-            return; // closed earlier in this turn
+        if entry.generation != (data >> 32) as u16 || entry.flags & CLOSING != 0 || entry.flags & WATCHED == 0 {
+            return; // closed or halted earlier in this turn
         }
         if entry.flags & CONNECTING != 0 {
             match sys::pending_error(entry.fd) {

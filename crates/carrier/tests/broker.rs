@@ -210,6 +210,9 @@ impl World {
         let most_ms = [2, 20, 400][random.between(0, 2) as usize];
         world.moves_at_ms = (0..random.between(1, 3)).map(|_| random.between(1, most_ms)).collect();
         world.moves_at_ms.sort_unstable();
+        if random.between(0, 2) == 0 {
+            world.faults = world.faults.with(Fault::FerryLost, 500);
+        }
         world
     }
 

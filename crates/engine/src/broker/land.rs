@@ -336,7 +336,7 @@ impl Boarding {
             conns,
             listener: ListenerId(record.listener),
             peer: record.peer,
-            // One clock, that of the host.
+            // The clock is the host's; only another time namespace has another one (time_namespaces(7)).
             accepted: Instant(record.accepted_ns),
             patience_ns: record.patience_ns,
             sides: record.sides,
