@@ -368,10 +368,6 @@ struct Outcomes {
     bytes: u64,
 }
 
-fn run_seed(seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
-    run_world(World::of(seed), seed, wrap)
-}
-
 fn run_world(world: World, seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
     match catch_unwind(AssertUnwindSafe(|| world.run(seed, wrap))) {
         Ok(Ok(ran)) => world.judge(&ran).map_err(|why| format!("seed {seed}: {why}")).map(|()| ran),
@@ -400,7 +396,7 @@ fn sweep() {
 
 #[test]
 fn moved_sweep() {
-    let (seeds, ran) = swept(World::moving, 2);
+    let (seeds, ran) = swept(World::moving, 4);
     let [moved, landed, returned, lost] = ran.moves;
     println!("{moved} moved, {landed} landed, {returned} returned, {lost} ferries lost");
     if seeds >= 500 {
@@ -569,6 +565,12 @@ enum Flaw {
     RefusesAll,
     /// Brings clients to a service that is being stopped.
     HoldsNothing,
+    /// Loses what comes back of a send when a connection moves.
+    LostRest,
+    /// Ships what still goes on.
+    NotHalted,
+    /// Goes on with what it has shipped.
+    Restless,
 }
 
 struct Flawed {
@@ -577,6 +579,8 @@ struct Flawed {
     kept: Vec<fourtuple_engine::Buf>,
     /// Connections whose question was not asked.
     unasked: Vec<ConnId>,
+    /// Connections that were not halted.
+    unhalted: Vec<ConnId>,
 }
 
 impl Flawed {
@@ -604,6 +608,11 @@ impl Flawed {
                     outbox.push(Command::Send { conn, buf });
                 }
                 (Flaw::NoDiscard, Command::Discard { .. }) => {}
+                (Flaw::NotHalted, Command::Halt { conn }) => self.unhalted.push(conn),
+                (Flaw::Restless, Command::Ship { ferry, conns, message }) => {
+                    outbox.push(Command::Ship { ferry, conns, message });
+                    conns.into_iter().flatten().for_each(|conn| outbox.push(Command::Resume { conn }));
+                }
                 (Flaw::ShortDiscard, Command::Discard { conn, bytes }) if bytes > 1 => {
                     outbox.push(Command::Discard { conn, bytes: bytes - 1 });
                 }
@@ -634,6 +643,10 @@ impl Core for Flawed {
     fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
         match event {
             Event::Peeked { buf, .. } if self.flaw == Flaw::LostPeek => self.kept.push(buf),
+            Event::Halted { conn, rest: Some(buf) } if self.flaw == Flaw::LostRest => {
+                outbox.buffers.release(buf);
+                self.core.handle(Event::Halted { conn, rest: None }, now, outbox);
+            }
             Event::Received { conn, mut buf } if self.flaw == Flaw::DeafToNo && outbox.buffers.bytes(&buf) == b"N" => {
                 outbox.buffers.memory(&buf)[0] = b'!';
                 outbox.buffers.set_len(&mut buf, 1);
@@ -663,6 +676,10 @@ impl Core for Flawed {
             }
         }
         self.spoil(outbox);
+        while let Some(conn) = self.unhalted.pop() {
+            self.core.handle(Event::Halted { conn, rest: None }, now, outbox);
+            self.spoil(outbox);
+        }
         while let Some(conn) = self.unasked.pop() {
             self.core.handle(Event::Sent { conn }, now, outbox);
             if let Some(buf) = outbox.buffers.write(b"!") {
@@ -699,7 +716,7 @@ fn wrong_brokers_are_caught() {
     type Wrap = fn(Broker) -> Box<dyn Core>;
     macro_rules! flawed {
         ($($flaw:ident),+) => { [$((Flaw::$flaw, (|core| {
-            Box::new(Flawed { core, flaw: Flaw::$flaw, kept: Vec::new(), unasked: Vec::new() })
+            Box::new(Flawed { core, flaw: Flaw::$flaw, kept: Vec::new(), unasked: Vec::new(), unhalted: Vec::new() })
         }) as Wrap)),+] };
     }
     let wraps = flawed![
@@ -720,10 +737,17 @@ fn wrong_brokers_are_caught() {
         DeafToUp,
         WakesItself,
         RefusesAll,
-        HoldsNothing
+        HoldsNothing,
+        LostRest,
+        NotHalted,
+        Restless
     ];
     for (flaw, wrap) in wraps {
-        let caught = (0..400).find_map(|seed| run_seed(seed, wrap).err());
+        let world = match flaw {
+            Flaw::LostRest | Flaw::NotHalted | Flaw::Restless => World::moving,
+            _ => World::of,
+        };
+        let caught = (0..400).find_map(|seed| run_world(world(seed), seed, wrap).err());
         println!("{flaw:?}: {caught:?}");
         assert!(caught.is_some(), "{flaw:?} was not noticed in 400 worlds");
     }

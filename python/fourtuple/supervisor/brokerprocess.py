@@ -2,7 +2,7 @@
 passes questions and answers.
 
 Decides nothing about a service: what the engine asks goes to the supervisor, what that says goes to the engine. Knows
-one channel, which is descriptor 3 when the process was made by executing this module. If the supervisor is gone, nobody
+one channel, which is descriptor 3 when the process was made by executing a program. If the supervisor is gone, nobody
 could wake, stop or end anything: the process accepts no more and ends when its connections have, or its grace is over.
 
 Messages to it: `begin`, `answers`, `summary`, `verb`, `ferry`, `land`, `resume`, `drain`, `close`. From it: `ready` or
@@ -15,8 +15,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,8 +23,8 @@ from fourtuple import confinement
 from fourtuple.broker import running, summary
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.control import verbs
-from fourtuple.engine import CarrierName, Engine, Phase
-from fourtuple.errors import EngineStopped, FourtupleError
+from fourtuple.engine import CarrierName, Engine, Phase, uring_abilities
+from fourtuple.errors import EngineStopped, FourtupleError, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.questions import Question
 from fourtuple.registry import Registry, Sealed, sealed
 from fourtuple.sight import Sight
@@ -35,7 +33,7 @@ from fourtuple.supervisor.spec import Spec
 from fourtuple.supervisor.words import fields_of, tell
 
 CHANNEL = 3
-"""The descriptor of the channel in a process that executes this module."""
+"""The descriptor of the channel in a process that was made by executing a program."""
 _BEGINS_WITHIN_S = 30.0
 _GLANCE_S = 0.2
 _LAST_WORDS_S = 1.0
@@ -67,7 +65,12 @@ def _begun(channel: Channel, first: Message) -> int:
     spec = Spec.from_fields(first.fields["spec"])
     listeners, workers, file = list(first.descriptors), spec.workers, spec.file()
     with ExitStack() as stack:
+        # Before the engine, which reckons with the descriptors that there are.
+        runner = stack.enter_context(asyncio.Runner())
+        runner.get_loop()
         store, seen = _store(stack, spec, file)
+        # What io_uring can do is found by trying it, which takes sockets that there are none of afterwards.
+        carrier, fallback = _carrier(CarrierName(spec.carrier))
         report = confinement.confine(_allowed(spec, file, seen)) if spec.is_confined else None
         engine = stack.enter_context(
             running(
@@ -77,7 +80,7 @@ def _begun(channel: Channel, first: Message) -> int:
                 ledger=Path(spec.ledger) if spec.ledger else None,
                 ledger_every=spec.ledger_every,
                 ledger_steps=spec.ledger_steps,
-                carrier=CarrierName(spec.carrier),
+                carrier=carrier,
                 workers=workers,
                 descriptors=[listeners[at : at + workers] for at in range(0, len(listeners), workers)],
                 inetd=Path(spec.inetd) if spec.inetd else None,
@@ -86,8 +89,21 @@ def _begun(channel: Channel, first: Message) -> int:
         engine.wait_for(lambda now: now.phase is not Phase.RAMPING or not now.running, _BEGINS_WITHIN_S)
         if (stopped_by := engine.snapshot().stopped_by) is not None:
             raise EngineStopped(f"it cannot listen: {stopped_by}")
-        asyncio.run(_Process(channel, spec, engine, seen, listeners, report).live())
+        runner.run(_Process(channel, spec, engine, seen, listeners, report, fallback).live())
     return 0
+
+
+def _carrier(wanted: CarrierName) -> tuple[CarrierName, str]:
+    """Which one, and why not io_uring if it is wanted where it can be had."""
+    if wanted is not CarrierName.AUTO:
+        return wanted, ""
+    try:
+        if uring_abilities()["lent_descriptors"]:
+            return CarrierName.URING, ""
+        reason = "io_uring here cannot lend a descriptor (IORING_OP_FIXED_FD_INSTALL, Linux 6.8)"
+    except (MissingFeature, MissingPrivilege, LimitReached) as refusal:
+        reason = str(refusal)
+    return CarrierName.EPOLL, reason
 
 
 def _store(stack: ExitStack, spec: Spec, file: BrokerFile) -> tuple[Path | Sealed, Registry | Sealed]:
@@ -120,6 +136,7 @@ class _Process:
         seen: Registry | Sealed,
         listeners: list[int],
         report: confinement.Report | None,
+        fallback: str,
     ) -> None:
         self._channel, self._spec, self._engine, self._listeners = channel, spec, engine, listeners
         limits = spec.limits
@@ -129,7 +146,7 @@ class _Process:
             most_per_service=limits.most_per_service,
         )
         self._sight = Sight(engine, seen, [table.address for table in spec.file().listen], bounds)
-        self._report = report
+        self._report, self._fallback = report, fallback
         self._is_orphan = self._is_watched_for_room = False
         self._told = asyncio.Event()
         self._batch: list[Question] = []
@@ -145,7 +162,7 @@ class _Process:
             {
                 "version": VERSION,
                 "carrier": self._engine.carrier.value,
-                "fallback": self._engine.fallback_reason,
+                "fallback": self._fallback,
                 "workers": self._engine.workers,
                 "pid": os.getpid(),
                 "confined": None if self._report is None else self._report.as_json,
@@ -280,7 +297,3 @@ class _Process:
             self._loop.remove_reader(self._channel.fileno())
             self._loop.remove_writer(self._channel.fileno())
             self._drain(self._spec.grace_s)
-
-
-if __name__ == "__main__":
-    sys.exit(main(Channel(socket.socket(fileno=CHANNEL))))

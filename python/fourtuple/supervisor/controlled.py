@@ -25,7 +25,7 @@ from fourtuple.control.verbs import (
     plain,
 )
 from fourtuple.errors import BadConfig, EngineStopped
-from fourtuple.launcher.launcher import Phase
+from fourtuple.launcher import Phase
 from fourtuple.services import Service
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _STANDINGS = {
 
 
 class Control:
-    """A `Controlled` (fourtuple.control.verbs) of a supervisor. Rows of the broker process are passed on as they come."""
+    """A `Controlled` (fourtuple.control.verbs) of a supervisor. The broker's rows are passed on as they come."""
 
     def __init__(self, supervisor: Supervisor, found: Callable[[str], Service | None]) -> None:
         """`found` is a service by its name."""
@@ -67,7 +67,8 @@ class Control:
         row = await self._broker("numbers")
         gone = self._supervisor.total.get("counters", {})
         counters = {
-            name: value if name.endswith("_now") else value + gone.get(name, 0) for name, value in row["counters"].items()
+            name: value if name.endswith("_now") else value + gone.get(name, 0)
+            for name, value in row["counters"].items()
         }
         more = {"counters": counters, "restarts": self._supervisor.restarts, "wakes": self._supervisor.wakes()}
         return cast("Numbers", {**row, **more, **self._both(row)})
@@ -169,7 +170,7 @@ class Control:
         )
         processes = [view("supervisor", self._supervisor.pid)]
         processes += [view("broker", broker.pid) for broker in self._supervisor.brokers]
-        if (pid := self._supervisor.control_pid) is not None:
+        if (pid := self._supervisor.control_of()) is not None:
             processes.append(view("control", pid))
         return {"services": plain(services), "processes": [plain(one) for one in processes if one is not None]}
 

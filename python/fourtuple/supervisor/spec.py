@@ -1,6 +1,7 @@
 """What a broker process is to be: everything that it needs to know, as one message can carry it.
 
-Decides its form, so that a process of another version of the program can read it or say that it cannot. Knows no process.
+Decides its form, so that a process of another version of the program can read it or say that it cannot. Knows no
+process.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ class Spec:
     extra_sockets: tuple[str, ...] = ()
     """Folders of sockets that have become known since, besides those of the file and the registry."""
     is_confined: bool = True
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return Path(self.named)
 
     def file(self) -> BrokerFile:
         """What the text says; raises BadConfig."""

@@ -14,9 +14,9 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any, TypeAlias
 
@@ -60,7 +60,7 @@ class Settings:
     """What the supervisor itself goes by."""
 
     templates: tuple[Template, ...] = ()
-    rules: WakeRules = WakeRules()
+    rules: WakeRules = field(default_factory=WakeRules)
     most_starting: int = 32
     most_running: int = MOST_RUNNING
     socket_owner: tuple[int, int] | None = None
@@ -101,9 +101,11 @@ class Supervisor:
         self.restarts = self.lost = 0
         """Broker processes that ended by themselves; connections that they had, of which nothing more is known."""
         self.upgraded = Upgrade(state="none")
-        self.control_pid: int | None = None
+        self.control_of: Callable[[], int | None] = lambda: None
+        """The process of the control API, while there is one."""
         self.leave: Callable[[], Fields] | None = None
         """What else a successor has to know, from whoever runs this; None if there can be none."""
+        self.before_leaving: Callable[[], Awaitable[None]] | None = None
         self._minding: list[asyncio.Task[None]] = []
         self._pause_s, self._fresh_s = _BACKOFF_S[0], 0.0
         self._ending: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -125,8 +127,8 @@ class Supervisor:
         self.dormancy = Dormancy(self.launcher, templates, Wakes(settings.rules), self, log)
         if estate is not None:
             self.total, self.restarts, self.lost = estate.ended, estate.counts["restarts"], estate.counts["lost"]
-            self.dormancy.resume(estate.running, estate.counts)
             self._adopt(BrokerChild.inherited(estate.broker, self._hear))
+            self.dormancy.resume(estate.running, estate.unsettled, estate.counts)
             state, why = ("done", None) if not estate.why_back else ("failed", estate.why_back)
             self.upgraded = Upgrade(state=state, why=why, began=estate.upgrade_began)
 
@@ -196,7 +198,10 @@ class Supervisor:
             with suppress(EngineStopped):
                 broker.last = await broker.ask("summary")
             rows.append(broker.last)
-        return {**_added(rows), "supervisor": self.wakes()}
+        total = _added(rows)
+        # From one broker process to another: accepted once, and ended once.
+        moved = total["ended"].pop("moved", 0)
+        return {**total, "supervisor": {**self.wakes(), "connections_moved": moved}}
 
     def wakes(self) -> dict[str, int]:
         """What the supervisor counts itself."""
@@ -209,7 +214,7 @@ class Supervisor:
     # ---- broker processes --------------------------------------------------------------------------------------------
 
     async def _replace(self, broker: BrokerChild) -> Fields:
-        """Let it begin; once it is ready it is the one that accepts. Raises EngineStopped, and it is gone, if it is not."""
+        """Let it begin; once it is ready it is the one that accepts. If it is not, it is ended: EngineStopped."""
         broker.begin(self.spec, self.listeners)
         try:
             ready = await broker.is_ready(READY_WITHIN_S)
@@ -300,7 +305,7 @@ class Supervisor:
             known = int(last.get("accepted", 0)) + int(last.get("counters", {}).get("landed", 0))
             known -= sum(last.get("ended", {}).values())
             self.lost += known
-            gauges = {name: 0 for name in ("sniffing", "delivering", "relaying")}
+            gauges = dict.fromkeys(("sniffing", "delivering", "relaying"), 0)
             last = {**last, **gauges, "ended": {**last.get("ended", {}), "broker_died": known}}
             why = why or f"{known} connections are lost with it"
             print(f"fourtuple serve: broker process {broker.pid} died (status {status})", file=sys.stderr, flush=True)
@@ -362,8 +367,8 @@ class Supervisor:
         moved = self.total.get("ended", {}).get("moved", 0)
         self._log("upgrade_done", pid=self.pid, took_ms=round((time.monotonic() - begun_s) * 1e3), moved=moved)
         await asyncio.sleep(_LATER_S)
-        # Nothing may be under way that only this image knows.
-        await self.dormancy.settled()
+        if self.before_leaving is not None:
+            await self.before_leaving()
         try:
             hand_over(executable, self.estate())
         except EngineStopped as error:
@@ -388,6 +393,7 @@ class Supervisor:
             launcher=saved.row(),
             words=words,
             running=self.dormancy.running_templates(),
+            unsettled=self.dormancy.unsettled(),
             previous=sys.executable,
             upgrade_began=self.upgraded.began,
             kept=[*kept, *rest.pop("kept")],

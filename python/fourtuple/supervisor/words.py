@@ -5,13 +5,14 @@ Decides their form between two processes that may be of two versions. Knows no c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_address
 
 from fourtuple.engine import Engine
-from fourtuple.questions import Failed, Held, Question, Refused, Slept, Up, Usage, Wake
+from fourtuple.questions import Answer, Failed, Held, Question, Refused, Slept, Up, Usage, Wake
 from fourtuple.supervisor.channel import Fields
 
-_PLAIN = {"up": Up, "slept": Slept, "failed": Failed}
+_PLAIN: dict[str, Callable[[str], Answer]] = {"up": Up, "slept": Slept, "failed": Failed}
 
 
 def fields_of(question: Question) -> Fields:
@@ -30,6 +31,9 @@ def fields_of(question: Question) -> Fields:
             return {"kind": "usage", "ticket": ticket, "rows": told}
         case Held(service=service, live=live):
             return {"kind": "held", "service": service, "live": live}
+        case _:
+            # The survey's, which never leaves the process.
+            return {"kind": "none"}
 
 
 def tell(engine: Engine, fields: Fields) -> None:

@@ -1,13 +1,15 @@
 """A broker with the real engine, confined as `fourtuple serve` is, and code in it that somebody got in.
 
 Reads lines from its input: `attack` has that code try everything that it should not be able to, and prints by name what
-came of it; `report` prints counters. Knows what the test tells it in its arguments.
+came of it; `import` imports what nobody has yet, `crash` aborts, `report` prints counters. Knows what the test tells it
+in its arguments.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import json
 import os
 import resource
@@ -21,7 +23,7 @@ from pathlib import Path
 from fourtuple import confinement
 from fourtuple.broker import reasons
 from fourtuple.brokerfile import BrokerFile
-from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, Engine
+from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, CarrierSettings, Engine
 from fourtuple.errors import MissingPrivilege
 from fourtuple.registry import Registry
 from fourtuple.tuples import Endpoint
@@ -157,8 +159,8 @@ def harmless(name: str) -> bool:
     """Whether it changes nothing where it succeeds."""
     return (
         name in ("kill", "pidfd_open", "fast open")
-        or name != "open relative"
-        and name.startswith(("open ", "connect ", "send ", "socket: ", "io_uring: open", "io_uring: connect", "gap: "))
+        or name.startswith(("connect ", "send ", "socket: ", "io_uring: open", "io_uring: connect", "gap: "))
+        or (name.startswith("open ") and name != "open relative")
     )
 
 
@@ -225,13 +227,17 @@ def main() -> None:
         ledger=Path(settings["log"]),
         delivery_timeout_s=0.3,
     )
-    with Engine.start(config, CarrierName(carrier), workers=2) as engine:
+    faulthandler.enable()
+    # Small rings, so that more of them are made while it serves.
+    with Engine.start(config, CarrierName(carrier), 2, CarrierSettings(slots_per_ring=32)) as engine:
         engine.wait_for(lambda now: now.phase.value != "ramping", 10)
         print(json.dumps("ready"), flush=True)
         for line in sys.stdin:
             if line == "attack\n":
                 tried = attempts(settings["given"], settings["ports"])
                 print(json.dumps({name: outcome(attempt) for name, attempt in tried}), flush=True)
+            elif line == "crash\n":
+                os.abort()
             elif line == "attack harmless\n":
                 tried = attempts(settings["given"], settings["ports"])
                 print(json.dumps({name: outcome(one) for name, one in tried if harmless(name)}), flush=True)
@@ -242,7 +248,8 @@ def main() -> None:
                 print(json.dumps(sqlite3.sqlite_version), flush=True)
             else:
                 now = engine.snapshot()
-                print(json.dumps({"ended": reasons(now), "errors": now.errors}), flush=True)
+                numbers = {"rings": now.carrier.rings, "sniffing": now.sniffing_now, "errors": now.errors}
+                print(json.dumps({"ended": reasons(now), **numbers}), flush=True)
 
 
 if __name__ == "__main__":
