@@ -747,8 +747,8 @@ fn wrong_brokers_are_caught() {
             Flaw::LostRest | Flaw::NotHalted | Flaw::Restless => World::moving,
             _ => World::of,
         };
-        let caught = (0..400).find_map(|seed| run_world(world(seed), seed, wrap).err());
+        let caught = (0..2_000).find_map(|seed| run_world(world(seed), seed, wrap).err());
         println!("{flaw:?}: {caught:?}");
-        assert!(caught.is_some(), "{flaw:?} was not noticed in 400 worlds");
+        assert!(caught.is_some(), "{flaw:?} was not noticed in 2,000 worlds");
     }
 }
