@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import signal
 import socket
 import subprocess
@@ -37,11 +36,12 @@ WAIT_S = 120.0
 VISITS = 1_000
 """Connections of a slice of those that come and go."""
 SLOW_S = 20.0
+"""What the service takes to start that clients wait for."""
 _SLEEPER = Path(__file__).parent / "peers" / "sleeper.c"
 _NO_PROTOCOL = 0x80
 
 
-def file_of(folder: Path) -> Path:
+def file_of(folder: Path, slow_s: float) -> Path:
     """A broker with a service of each kind."""
     path = folder / "broker.toml"
     path.write_text(
@@ -59,7 +59,7 @@ ready = "started"
 idle_s = 3600
 [[template]]
 name = "slow"
-argv = ["/bin/sh", "-c", "sleep {SLOW_S}; exec {folder}/own {{socket}} {{name}}"]
+argv = ["/bin/sh", "-c", "sleep {slow_s}; exec {folder}/own {{socket}} {{name}}"]
 socket = "own"
 ready = "listening"
 start_timeout_s = 100
@@ -83,10 +83,10 @@ target = "unix:{folder}/run/visited"
 class Fleet:
     """`fourtuple serve`, told over its control socket."""
 
-    def __init__(self, folder: Path, carrier: str) -> None:
+    def __init__(self, folder: Path, carrier: str, slow_s: float) -> None:
         self.folder = folder
         self.said = folder / "said"
-        command = [sys.executable, "-m", "fourtuple", "serve", "-c", str(file_of(folder)), "--carrier", carrier]
+        command = [sys.executable, "-m", "fourtuple", "serve", "-c", str(file_of(folder, slow_s)), "--carrier", carrier]
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
                 [*command, "--json", "--events", str(folder / "events"), "--grace", "5"], stdout=said, stderr=said
@@ -125,7 +125,7 @@ class Fleet:
         return last
 
 
-def run(relays: int, parked: int, services: int, upgrades: int, carrier: str) -> dict[str, Any]:
+def run(relays: int, parked: int, services: int, upgrades: int, carrier: str, slow_s: float = SLOW_S) -> dict[str, Any]:
     """All of it; RuntimeError says what somebody has noticed."""
     with tempfile.TemporaryDirectory(prefix="fourtuple-bench-") as name, ExitStack() as stack:
         folder = Path(name)
@@ -136,7 +136,7 @@ def run(relays: int, parked: int, services: int, upgrades: int, carrier: str) ->
         stack.enter_context(program.service(f"unix:{folder}/run/visited", "one=x"))
         echo = stack.enter_context(Engine.start(EchoConfig(listen=(Endpoint(ip_address("127.0.0.1"), ECHO_PORT),))))
         echo.wait_for(lambda now: now.listening_now > 0, WAIT_S)
-        fleet = Fleet(folder, carrier)
+        fleet = Fleet(folder, carrier, slow_s)
         try:
             numbers = _played(fleet, program, echo, relays, parked, services, upgrades)
             ended = fleet.end()
@@ -326,13 +326,14 @@ def main() -> int:
     options.add_argument("--services", type=int, default=200, help="that are awake")
     options.add_argument("--upgrades", type=int, default=10)
     options.add_argument("--carrier", default="auto")
+    options.add_argument("--slow", type=float, default=SLOW_S, help="seconds that the slow service takes to start")
     given = options.parse_args()
     raise_soft_descriptors()
-    resource.setrlimit(resource.RLIMIT_NPROC, resource.getrlimit(resource.RLIMIT_NPROC))
     namespaces.enter(namespaces.Membership())
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     Path("/proc/sys/net/core/somaxconn").write_text("65535")
-    print(json.dumps(run(given.relays, given.parked, given.services, given.upgrades, given.carrier), indent=1))
+    seen = run(given.relays, given.parked, given.services, given.upgrades, given.carrier, given.slow)
+    print(json.dumps(seen, indent=1))
     return 0
 
 
