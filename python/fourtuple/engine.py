@@ -333,7 +333,8 @@ class Manners:
         _whole("retry_after_s", self.retry_after_s, 0, HIGHEST_COUNT)
         _instance("health_paths", self.health_paths, tuple)
         for path in self.health_paths:
-            if not isinstance(path, str) or not path.startswith("/"):
+            _instance("health_paths", path, str)
+            if not path.startswith("/"):
                 raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
 
 
