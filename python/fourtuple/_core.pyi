@@ -91,9 +91,19 @@ class _Held(TypedDict):
     service: str
     live: int
 
+class _Sniff(TypedDict):
+    ticket: int
+    listener: int
+    opening: bytes
+    is_all: bool
+
 _Question: TypeAlias = (
-    tuple[Literal["wake"], int, _Wake] | tuple[Literal["usage"], int, _Usage] | tuple[Literal["held"], int, _Held]
+    tuple[Literal["wake"], int, _Wake]
+    | tuple[Literal["usage"], int, _Usage]
+    | tuple[Literal["held"], int, _Held]
+    | tuple[Literal["sniff"], int, _Sniff]
 )
+_Known: TypeAlias = tuple[str, str | None, str | None, str | None, str | None]
 
 class _Seen(TypedDict):
     verdict: str
@@ -143,6 +153,10 @@ class Workers:
 
     def answer(self, kind: str, service: str, peer: IPv4Address | IPv6Address | None = None) -> None:
         """Tell every running worker what became of a service."""
+
+    def opine(self, worker: int, ticket: int, more_than: int | None = None, known: _Known | None = None) -> None:
+        """Tell one worker what a connection is that it asked about: known, or of which more than so many bytes are
+        needed."""
 
     def hold(self, service: str) -> None:
         """Have new connections of the service wait, in every running worker."""

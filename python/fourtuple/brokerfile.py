@@ -206,6 +206,7 @@ class ListenTable(_Table):
     def sniff_s(self) -> float:
         """`sniff_ms` or its default, in seconds."""
         return (self.sniff_ms or (3_000 if self.door is None else 30_000)) / 1000
+
     socks: Literal["answered", "left"] = "answered"
     """What a SOCKS client asks for is answered here, or left to the service, which then gets all that is said."""
 
@@ -260,6 +261,19 @@ class ListenTable(_Table):
         if self.door is not None and (self.proxy_optional or self.protocols is not None):
             raise ValueError("door: goes neither with protocols nor with proxy_optional")
         return self
+
+
+class PluginTable(_Table):
+    """`[[plugin]]`: a Python module with sniffers (docs/doors.md)."""
+
+    module: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
+    """As it is imported; found as `python -m` finds it."""
+    limit_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
+    """For one question; then its process is killed, and made anew."""
+    memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 512
+    """Address space of its process."""
+    user: str | None = None
+    """Who its process becomes."""
 
 
 class WakeTable(_Table):
@@ -327,6 +341,7 @@ class BrokerFile(_Table):
     wake: WakeTable = WakeTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
+    plugin: tuple[PluginTable, ...] = Field(default=(), strict=False)
     template: tuple[TemplateTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)

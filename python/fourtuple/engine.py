@@ -22,7 +22,7 @@ from fourtuple import _core
 from fourtuple.dialogue import Dialogue
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.metrics import COUNTERS
-from fourtuple.questions import Answer, Held, Question, Refused, ServiceUsage, Usage, Wake
+from fourtuple.questions import Answer, Held, Known, Question, Refused, ServiceUsage, Sniff, Usage, Wake
 from fourtuple.tuples import Endpoint, Protocol, TupleSpace
 
 HIGHEST_COUNT = 2**32 - 1
@@ -279,6 +279,8 @@ class BrokerListener:
     """Asked after all probes, in their order."""
     door: Door | None = None
     """With one, neither probes nor patterns are asked."""
+    consults: bool = False
+    """What none of these know is asked about (`questions.Sniff`); it waits for the answer until its deadline."""
     fds: tuple[int, ...] = ()
     """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
 
@@ -628,6 +630,13 @@ class Engine:
         peer = answer.peer if isinstance(answer, Refused) else None
         self._workers.answer(type(answer).__name__.lower(), answer.service, peer)
 
+    def opine(self, worker: int, ticket: int, known: Known | None, more_than: int | None = None) -> None:
+        """Answer a `Sniff`: what it is; or that more than so many bytes are needed; or that nobody knows."""
+        row = None
+        if known is not None:
+            row = (known.protocol, known.name, known.user, known.database, known.client)
+        self._workers.opine(worker, ticket, more_than, row)
+
     def hold(self, service: str) -> None:
         """New connections of the service wait, until `Up` or `Slept` is answered; each worker says `Held`."""
         self._workers.hold(service)
@@ -772,6 +781,8 @@ def _question(row: _core._Question) -> Question:
                 for service, live, parked, unused_s in usage["rows"]
             )
             return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
+        case ("sniff", worker, sniff):
+            return Sniff(worker=worker, **sniff)
         case (_, worker, held):
             return Held(worker=worker, service=held["service"], live=held["live"])
 

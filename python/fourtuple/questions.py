@@ -66,7 +66,34 @@ class Held:
     """As in `ServiceUsage`."""
 
 
-Question: TypeAlias = Wake | Usage | Held
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sniff:
+    """A connection speaks what no probe knows: `Engine.opine` says what a plug-in makes of it."""
+
+    worker: int
+    ticket: int
+    """Names the connection in its worker."""
+    listener: int
+    """The place of its listener."""
+    opening: bytes
+    """Its first bytes, 4,096 at most."""
+    is_all: bool
+    """No more will be shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a connection is."""
+
+    protocol: str
+    """As a route has it."""
+    name: str | None = None
+    user: str | None = None
+    database: str | None = None
+    client: str | None = None
+
+
+Question: TypeAlias = Wake | Usage | Held | Sniff
 
 
 @dataclass(frozen=True, slots=True)

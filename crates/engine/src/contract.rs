@@ -36,6 +36,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::buffers::{Buf, Buffers};
+use crate::broker::guide::Opinion;
 use crate::questions::{Answer, Names, Questions};
 use crate::report::Report;
 
@@ -323,6 +324,13 @@ pub enum Order {
     Resume,
     /// What became of a service.
     Answer(Answer),
+    /// What the outside says of a connection that `Question::Sniff` asked about.
+    Opinion {
+        /// The question's.
+        ticket: u64,
+        /// What it is.
+        opinion: Opinion,
+    },
     /// New connections of this service wait; answered by `Question::Held`, and over with an answer of the outside.
     Hold(String),
     /// How much are these used? Answered by `Question::Usage`.

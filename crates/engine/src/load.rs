@@ -337,7 +337,7 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close | Order::Drain | Order::Resume | Order::Answer(_) | Order::Hold(_) | Order::Usage { .. } => {}
+            Order::Close | Order::Drain | Order::Resume | Order::Answer(_) | Order::Opinion { .. } | Order::Hold(_) | Order::Usage { .. } => {}
         }
     }
 

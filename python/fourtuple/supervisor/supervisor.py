@@ -24,6 +24,7 @@ from fourtuple.supervisor.channel import Fields, Message
 from fourtuple.supervisor.child import BrokerChild
 from fourtuple.supervisor.dormancy import Dormancy
 from fourtuple.supervisor.listeners import Listeners
+from fourtuple.supervisor.plugins import Plugin, Plugins
 from fourtuple.supervisor.spec import Spec
 from fourtuple.supervisor.wakes import WakeRules, Wakes
 from fourtuple.templates import Template
@@ -46,6 +47,7 @@ class Settings:
     """What the supervisor itself goes by."""
 
     templates: tuple[Template, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
     rules: WakeRules = WakeRules()
     most_starting: int = 32
     most_running: int = MOST_RUNNING
@@ -61,7 +63,11 @@ class Settings:
             per_source_per_minute=wake.per_source_per_minute,
         )
         return cls(
-            templates=file.templates, rules=rules, most_starting=wake.most_starting, most_running=wake.most_running or MOST_RUNNING
+            templates=file.templates,
+            plugins=tuple(Plugin(**dict(table)) for table in file.plugin),
+            rules=rules,
+            most_starting=wake.most_starting,
+            most_running=wake.most_running or MOST_RUNNING,
         )
 
 
@@ -89,6 +95,7 @@ class Supervisor:
         )
         templates = {template.name: template for template in settings.templates}
         self._dormancy = Dormancy(self._launcher, templates, Wakes(settings.rules), self, log)
+        self._plugins = Plugins(settings.plugins, log)
         self._minding: list[asyncio.Task[None]] = []
         self._pause_s = _BACKOFF_S[0]
         self.restarts = 0
@@ -125,6 +132,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(looking_after, *self._minding, return_exceptions=True)
             await self._dormancy.aclose()
+            await self._plugins.aclose()
             await self._launcher.aclose()
             for broker in self._brokers:
                 broker.kill()
@@ -162,6 +170,8 @@ class Supervisor:
             "services_stopped": self._dormancy.stopped,
             "services_ended": self._dormancy.ended,
         }
+        if self._settings.plugins:
+            total["plugins"] = self._plugins.counts()
         return total
 
     # ---- broker processes --------------------------------------------------------------------------------------------
@@ -271,6 +281,8 @@ class Supervisor:
                 self._dormancy.usage(question)
             case "held":
                 self._dormancy.held(question)
+            case "sniff":
+                self._plugins.sniff(question, lambda opinion: self.answer([opinion]))
 
 
 def _added(rows: Iterable[Fields]) -> Fields:
