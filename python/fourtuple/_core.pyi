@@ -97,11 +97,40 @@ class _Sniff(TypedDict):
     opening: bytes
     is_all: bool
 
+class _SeenConnection(TypedDict):
+    id: int
+    peer: tuple[IPv4Address | IPv6Address, int] | None
+    service: str
+    state: str
+    age_s: float
+    bytes_up: int
+    bytes_down: int
+    listener: int
+
+class _Surveyed(TypedDict):
+    ticket: int
+    rows: list[_SeenConnection]
+    next: int | None
+
+class _Busiest(TypedDict):
+    ticket: int
+    rows: list[tuple[str, int, int]]
+    next: int | None
+    least: int
+
+class _Closed(TypedDict):
+    ticket: int
+    found: bool
+    next: int | None
+
 _Question: TypeAlias = (
     tuple[Literal["wake"], int, _Wake]
     | tuple[Literal["usage"], int, _Usage]
     | tuple[Literal["held"], int, _Held]
     | tuple[Literal["sniff"], int, _Sniff]
+    | tuple[Literal["surveyed"], int, _Surveyed]
+    | tuple[Literal["busiest"], int, _Busiest]
+    | tuple[Literal["closed"], int, _Closed]
 )
 _Known: TypeAlias = tuple[str, str | None, str | None, str | None, str | None]
 
@@ -144,6 +173,10 @@ class Workers:
     def order(self, kind: str, value: int = 0) -> None:
         """Ask every running worker for something; `value` is the whole engine's and is shared out."""
 
+    def give(self, kind: str, fds: Sequence[int]) -> None:
+        """Give copies of sockets to running workers, dealt out from the first on: "ferry" moves their connections to whoever
+        is at the other end, "land" takes what comes."""
+
     @property
     def questions_fd(self) -> int:
         """Readable while there are questions; it is closed with this object."""
@@ -157,6 +190,26 @@ class Workers:
     def opine(self, worker: int, ticket: int, more_than: int | None = None, known: _Known | None = None) -> None:
         """Tell one worker what a connection is that it asked about: known, or of which more than so many bytes are
         needed."""
+
+    def ask_survey(
+        self,
+        worker: int,
+        ticket: int,
+        start: int,
+        most: int,
+        service: str | None = None,
+        source: tuple[IPv4Address | IPv6Address, int] | None = None,
+    ) -> bool:
+        """Ask one worker for connections, those from place `start` on; false if it works no more."""
+
+    def ask_busiest(self, worker: int, ticket: int, by: str, start: int, most: int) -> bool:
+        """Ask one worker for its busiest services, those from place `start` on; false if it works no more."""
+
+    def ask_close(self, worker: int, ticket: int, id: int, start: int) -> bool:
+        """Have one worker close a connection, looking for it from place `start` on; false if it works no more."""
+
+    def set_limits(self, connections: int, per_source: int, per_service: int) -> None:
+        """Bounds from now on; each is the whole engine's and is shared out, and 0 is no bound."""
 
     def hold(self, service: str) -> None:
         """Have new connections of the service wait, in every running worker."""

@@ -55,16 +55,19 @@ def running(
     limits: Limits | None = None,
     ledger: Path | None = None,
     ledger_every: int = 1,
+    ledger_steps: bool = False,
     carrier: CarrierName = CarrierName.AUTO,
     workers: int | None = None,
     descriptors: Sequence[Sequence[int]] = (),
+    inetd: Path | None = None,
 ) -> Iterator[Engine]:
     """A broker for the listeners of `file`, with the services of `store`, or else those of the file itself.
 
-    `descriptors` are sockets for the listeners, for each one per worker: bound, perhaps listening already.
+    `descriptors` are sockets for the listeners, for each one per worker: bound, perhaps listening already. `inetd` is
+    where sockets go of services with a process for each connection.
     """
     chosen = limits or Limits()
-    if store is not None and (file.services or file.routes):
+    if isinstance(store, Path) and (file.services or file.routes):
         raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
     config = BrokerConfig(
         listeners=tuple(
@@ -75,8 +78,15 @@ def running(
         most_per_source=chosen.most_per_source,
         most_per_service=chosen.most_per_service,
         delivery_timeout_s=chosen.delivery_timeout_s,
+        most_parked=file.asleep.most_parked,
+        most_parked_per_service=file.asleep.most_parked_per_service,
+        parked_bytes=file.asleep.parked_bytes,
+        settle_s=file.asleep.settle_ms / 1000,
+        manners=file.asleep.manners(),
         ledger=ledger,
         ledger_every=ledger_every,
+        ledger_steps=ledger_steps,
+        inetd_path=inetd,
     )
     settings = CarrierSettings(buffer_bytes=BUFFER_BYTES, buffer_chunks=BUFFER_CHUNKS)
     raise_soft_descriptors()

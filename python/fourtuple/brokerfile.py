@@ -17,7 +17,9 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from fourtuple.engine import DOORS, PATTERN_ENDS, PROBES, BytePattern, Door
+from fourtuple.control import default_socket
+from fourtuple.control.peers import Access, group_id
+from fourtuple.engine import DOORS, MOTD_BYTES, PATTERN_ENDS, PROBES, BytePattern, Door, Manners
 from fourtuple.errors import BadConfig
 from fourtuple.registry import check
 from fourtuple.services import HIGHEST, Delivery, Match, Route, Service
@@ -298,6 +300,36 @@ class WakeTable(_Table):
         return texts
 
 
+class AsleepTable(_Table):
+    """`[asleep]`: what the clients of services that sleep are told, and how many of them may wait; 0 is no bound."""
+
+    motd: Annotated[str, Field(max_length=MOTD_BYTES)] = Manners().motd
+    """What a probe gets to read, in protocols that have a place for it."""
+    retry_after_s: Annotated[int, Field(ge=0, le=HIGHEST)] = Manners().retry_after_s
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = Field(default=Manners().health_paths, strict=False)
+    """Paths of HTTP for which no service is woken."""
+    most_parked: _Patience = 20_000
+    """Connections that wait."""
+    most_parked_per_service: _Patience = 2_000
+    parked_bytes: Annotated[int, Field(ge=0, le=2**62)] = 2 << 30
+    """What they may have the kernel hold: what each has sent, and a window of 64 kB."""
+    settle_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
+    """How long a client has to wait before its service is woken."""
+
+    @pydantic.model_validator(mode="after")
+    def _sayable(self) -> Self:
+        try:
+            self.manners()
+        except BadConfig as error:
+            raise ValueError(f"{error.path}: {error.why}") from None
+        return self
+
+    def manners(self) -> Manners:
+        """As the engine has it."""
+        return Manners(motd=self.motd, retry_after_s=self.retry_after_s, health_paths=self.health_paths)
+
+
 class ConfineTable(_Table):
     """`[confine]`: what the broker's process gives up before it moves the first byte (docs/confinement.md)."""
 
@@ -335,10 +367,49 @@ class ConfineTable(_Table):
         return self
 
 
+class ControlTable(_Table):
+    """`[control]`: that there is a control socket, where, and for whom. Without the table there is none."""
+
+    socket: Annotated[str, Field(pattern=r"^/[^\x00]{1,100}$")] | None = None
+    """Its path; if not given, that of `fourtuple.control.default_socket`."""
+    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] | None = None
+    """Permissions of the file, octal: who may connect at all. If not given: its owner; with a group, that, too; with
+    readers or admins, everybody, for each is asked for by its credentials."""
+    group: str | None = None
+    """Whose the file is."""
+    readers: tuple[str, ...] = Field(default=(), strict=False)
+    """Users, and groups (`group:NAME`), that may look."""
+    admins: tuple[str, ...] = Field(default=(), strict=False)
+    """Users and groups that may change things, too."""
+
+    @property
+    def path(self) -> Path:
+        """Of the socket."""
+        return default_socket() if self.socket is None else Path(self.socket)
+
+    @property
+    def permissions(self) -> int:
+        """As of chmod()."""
+        if self.mode is not None:
+            return int(self.mode, 8)
+        return 0o666 if self.readers or self.admins else 0o660 if self.group is not None else 0o600
+
+    @property
+    def group_id(self) -> int | None:
+        """Of `group`; BadConfig if there is none of that name here."""
+        return None if self.group is None else group_id(self.group, "control.group")
+
+    @property
+    def access(self) -> Access:
+        """Who may do what; BadConfig if a name is nobody's here."""
+        return Access.named(self.readers, self.admins)
+
+
 class BrokerFile(_Table):
     """The whole file."""
 
     wake: WakeTable = WakeTable()
+    asleep: AsleepTable = AsleepTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
     plugin: tuple[PluginTable, ...] = Field(default=(), strict=False)
@@ -346,6 +417,7 @@ class BrokerFile(_Table):
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)
     confine: ConfineTable = ConfineTable()
+    control: ControlTable | None = None
 
     @property
     def services(self) -> tuple[Service, ...]:

@@ -12,8 +12,9 @@ import os
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,21 @@ from fourtuple import _core
 from fourtuple.dialogue import Dialogue
 from fourtuple.errors import BadConfig, EngineStopped, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.metrics import COUNTERS
-from fourtuple.questions import Answer, Held, Known, Question, Refused, ServiceUsage, Sniff, Usage, Wake
+from fourtuple.questions import (
+    Answer,
+    Busiest,
+    Closed,
+    Held,
+    Known,
+    Question,
+    Refused,
+    SeenConnection,
+    ServiceUsage,
+    Sniff,
+    Surveyed,
+    Usage,
+    Wake,
+)
 from fourtuple.tuples import Endpoint, Protocol, TupleSpace
 
 HIGHEST_COUNT = 2**32 - 1
@@ -215,6 +230,7 @@ class PostgresTls(Enum):
     """The service answers; only the protocol is known."""
 
 
+MOTD_BYTES = 256
 PATTERN_BYTES = 64
 PATTERN_ENDS = 4_096
 
@@ -304,6 +320,28 @@ class BrokerListener:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """What clients of services that sleep are told, each in its protocol."""
+
+    motd: str = "This service is asleep; it wakes when it is used."
+    """What a probe gets to read: the text of an HTTP answer, a line in Minecraft's list of servers."""
+    retry_after_s: int = 5
+    """When an HTTP client may come again."""
+    health_paths: tuple[str, ...] = ("/healthz", "/livez", "/readyz")
+    """Paths of HTTP that are asked for to see whether a service is well: no reason to wake it."""
+
+    def __post_init__(self) -> None:
+        _instance("motd", self.motd, str)
+        if len(self.motd.encode()) > MOTD_BYTES or not self.motd.isprintable():
+            raise BadConfig("motd", f"is {self.motd[:60]!r}; a line of at most {MOTD_BYTES} bytes is needed")
+        _whole("retry_after_s", self.retry_after_s, 0, HIGHEST_COUNT)
+        _instance("health_paths", self.health_paths, tuple)
+        for path in self.health_paths:
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """What a broker is to do: accept, look at the first bytes, ask the registry, hand off or relay.
 
@@ -333,10 +371,13 @@ class BrokerConfig:
     inetd_path: Path | None = None
     """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
     handoff."""
+    manners: Manners = field(default_factory=lambda: Manners())
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
     """One line for so many."""
+    ledger_steps: bool = False
+    """A line also when a connection is accepted, has found its service, and is delivered."""
 
     def __post_init__(self) -> None:
         _instance("listeners", self.listeners, tuple)
@@ -354,8 +395,12 @@ class BrokerConfig:
         _whole("most_parked_per_service", self.most_parked_per_service, 0, HIGHEST_COUNT)
         _whole("parked_bytes", self.parked_bytes, 0, 2**63)
         _seconds("settle_s", self.settle_s, 0)
+        _instance("manners", self.manners, Manners)
         _instance("inetd_path", self.inetd_path, (Path, type(None)))
         _whole("ledger_every", self.ledger_every, 1, HIGHEST_COUNT)
+        _instance("ledger_steps", self.ledger_steps, bool)
+        if self.ledger_steps and self.ledger_every != 1:
+            raise BadConfig("ledger_steps", "is for every connection, and ledger_every leaves some out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -460,6 +505,12 @@ class Snapshot:
     sniffing_now: int
     delivering_now: int
     relaying_now: int
+    moving_now: int
+    landed: int
+    landings_refused: int
+    moves_returned: int
+    ferries_now: int
+    ferries_lost: int
     delivery_retries: int
     handoffs_relayed: int
     ended_handed_off: int
@@ -479,6 +530,7 @@ class Snapshot:
     ended_over_total: int
     ended_over_source: int
     ended_over_service: int
+    ended_moved: int
     ended_stopped: int
     ended_start_failed: int
     ended_wake_refused: int
@@ -612,8 +664,27 @@ class Engine:
         """Accept no more; the engine ends when the connections that there are have ended by themselves."""
         self._workers.order("drain")
 
+    def ferry(self, fds: Sequence[int]) -> None:
+        """As `drain`, and move the connections that there are to another process, which takes them with `land`.
+
+        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is seen.
+        A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for its
+        service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine ends
+        when it has nothing more, or accepts again after `resume`.
+        """
+        if len(fds) != self.workers:
+            raise BadConfig("fds", f"are {len(fds)}, and there are {self.workers} workers")
+        self._workers.give("ferry", list(fds))
+
+    def land(self, fds: Sequence[int]) -> None:
+        """Take over the connections that come through these sockets, dealt out to the workers; copied as by `ferry`.
+
+        `Snapshot.ferries_now` is 0 when all have said that nothing more comes, or are lost.
+        """
+        self._workers.give("land", list(fds))
+
     def resume(self) -> None:
-        """Accept again after `drain`, unless the engine has ended by then."""
+        """Accept again after `drain` or `ferry`, unless the engine has ended by then, and move nothing more."""
         self._workers.order("resume")
 
     @property
@@ -644,6 +715,34 @@ class Engine:
     def ask_usage(self, ticket: int, services: Sequence[str]) -> None:
         """How much are these used? Each worker says `Usage` with this ticket."""
         self._workers.ask_usage(ticket, services)
+
+    def ask_survey(
+        self,
+        worker: int,
+        ticket: int,
+        start: int,
+        most: int,
+        service: str | None = None,
+        source: tuple[IPv4Address | IPv6Address, int] | None = None,
+    ) -> bool:
+        """Which connections are there, of one service, from one prefix (address and bits), or at all? The worker says
+        `Surveyed`, having looked at some thousand places from `start` on. False if it works no more."""
+        return self._workers.ask_survey(worker, ticket, start, most, service, source)
+
+    def ask_busiest(self, worker: int, ticket: int, by: str, start: int, most: int) -> bool:
+        """Which services are the busiest, by `live`, `total` or `bytes`? The worker says `Busiest`."""
+        return self._workers.ask_busiest(worker, ticket, by, start, most)
+
+    def ask_close(self, worker: int, ticket: int, connection: int, start: int) -> bool:
+        """Close a connection, by its id. The worker says `Closed`, as of `ask_survey`."""
+        return self._workers.ask_close(worker, ticket, connection, start)
+
+    def set_limits(self, most_connections: int, most_per_source: int, most_per_service: int) -> None:
+        """Bounds of a broker from now on, as in `BrokerConfig`; what there is may stay."""
+        _whole("most_connections", most_connections, 0, HIGHEST_COUNT // 4)
+        _whole("most_per_source", most_per_source, 0, HIGHEST_COUNT)
+        _whole("most_per_service", most_per_service, 0, HIGHEST_COUNT)
+        self._workers.set_limits(most_connections, most_per_source, most_per_service)
 
     def stop(self) -> None:
         """End now, whatever is open."""
@@ -783,6 +882,31 @@ def _question(row: _core._Question) -> Question:
             return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
         case ("sniff", worker, sniff):
             return Sniff(worker=worker, **sniff)
+        case ("surveyed", worker, surveyed):
+            found = tuple(
+                SeenConnection(
+                    id=seen["id"],
+                    peer=None if seen["peer"] is None else Endpoint(*seen["peer"]),
+                    service=seen["service"],
+                    state=seen["state"],
+                    age_s=seen["age_s"],
+                    bytes_up=seen["bytes_up"],
+                    bytes_down=seen["bytes_down"],
+                    listener=seen["listener"],
+                )
+                for seen in surveyed["rows"]
+            )
+            return Surveyed(worker=worker, ticket=surveyed["ticket"], connections=found, next=surveyed["next"])
+        case ("busiest", worker, busiest):
+            return Busiest(
+                worker=worker,
+                ticket=busiest["ticket"],
+                services=tuple(busiest["rows"]),
+                next=busiest["next"],
+                least=busiest["least"],
+            )
+        case ("closed", worker, closed):
+            return Closed(worker=worker, **closed)
         case (_, worker, held):
             return Held(worker=worker, service=held["service"], live=held["live"])
 

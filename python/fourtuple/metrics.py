@@ -59,6 +59,20 @@ COUNTERS = (
     Counter("sniffing_now", "connections", "connections whose first bytes a broker waits for or looks at"),
     Counter("delivering_now", "connections", "connections that a broker is bringing to their service"),
     Counter("relaying_now", "connections", "connections between whose two ends a broker carries bytes"),
+    Counter("moving_now", "connections", "connections on their way to another process"),
+    Counter("landed", "connections", "connections taken over from another process"),
+    Counter(
+        "landings_refused",
+        "messages",
+        "messages of another process that were not understood or could not be followed; what came with them stays there",
+    ),
+    Counter(
+        "moves_returned",
+        "connections",
+        "moves that the other process refused or did not live to take; the connections live on here",
+    ),
+    Counter("ferries_now", "ferries", "sockets to other processes over which connections move"),
+    Counter("ferries_lost", "ferries", "ferries that ended before either side had said that it was done"),
     Counter(
         "delivery_retries", "deliveries", "deliveries tried again because the service was absent or its queue full"
     ),
@@ -100,6 +114,7 @@ COUNTERS = (
     Counter("ended_over_total", "connections", "ended: more connections than may be open at once"),
     Counter("ended_over_source", "connections", "ended: more connections than one source prefix may have"),
     Counter("ended_over_service", "connections", "ended: more connections than the service may have"),
+    Counter("ended_moved", "connections", "ended: another process has taken it over"),
     Counter("ended_stopped", "connections", "ended: the broker was told to close"),
     Counter("ended_start_failed", "connections", "ended: the service slept and could not be started"),
     Counter("ended_wake_refused", "connections", "ended: the service slept, and is not started for this client"),

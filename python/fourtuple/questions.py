@@ -93,7 +93,60 @@ class Known:
     client: str | None = None
 
 
-Question: TypeAlias = Wake | Usage | Held | Sniff
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenConnection:
+    """A connection that a broker holds."""
+
+    id: int
+    """The same from accept to close, in the log as well."""
+    peer: Endpoint | None
+    service: str
+    """Its name, or the target of a route; empty if it is not known yet."""
+    state: str
+    age_s: float
+    bytes_up: int
+    bytes_down: int
+    listener: int
+    """Place of the listener in the configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surveyed:
+    """One worker's answer to `Engine.ask_survey`: some of its connections."""
+
+    worker: int
+    ticket: int
+    connections: tuple[SeenConnection, ...]
+    next: int | None
+    """Where to go on; None is the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busiest:
+    """One worker's answer to `Engine.ask_busiest`: some of its services."""
+
+    worker: int
+    ticket: int
+    services: tuple[tuple[str, int, int], ...]
+    """Which; at most how much; of which so much may be others'."""
+    next: int | None
+    """Where to go on; None is the end."""
+    least: int
+    """What a service that was passed and is not among them may have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """One worker's answer to `Engine.ask_close`."""
+
+    worker: int
+    ticket: int
+    found: bool
+    next: int | None
+    """Where to go on looking; None is the end."""
+
+
+Question: TypeAlias = Wake | Usage | Held | Surveyed | Busiest | Closed | Sniff
 
 
 @dataclass(frozen=True, slots=True)

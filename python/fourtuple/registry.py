@@ -248,6 +248,19 @@ def sealed(services: Iterable[Service], routes: Iterable[Route]) -> Sealed:
         os.close(memory)
 
 
+def service_in(store: Registry | Sealed, name: str) -> Service | None:
+    """The service of that name, in either kind of registry; BadConfig if it is no name."""
+    if isinstance(store, Registry):
+        return store.service(name)
+    row = store.service(canonical_name(name))
+    return None if row is None else Service.from_row(row)
+
+
+def services_in(store: Registry | Sealed) -> int:
+    """How many services there are, in either kind of registry."""
+    return store.sizes().services if isinstance(store, Registry) else store.sizes()["services"]
+
+
 def check(services: Iterable[Service], routes: Iterable[Route]) -> None:
     """Raise for the first service or route that no registry would take."""
     _core.check_rows([one.row for one in services], [one.row for one in routes])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,14 +34,14 @@ LANDLOCK_CREATE_RULESET, SECCOMP, UNSHARE, MOUNT_SETATTR = 444, 317, 272, 442
 class Confined:
     """The program, and what it says."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, log: Path) -> None:
-        self._process, self.port, self.log = process, port, log
+    def __init__(self, process: subprocess.Popen[str], port: int, log: Path, complaints: Path) -> None:
+        self._process, self.port, self.log, self._complaints = process, port, log, complaints
         self.said: Any = self._line()
 
     def _line(self) -> Any:  # noqa: ANN401 - whatever it prints
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, f"it has ended: {self._process.wait(PATIENCE_S)}"
+        assert line, f"it has ended: {self._process.wait(PATIENCE_S)}: {self._complaints.read_text()}"
         return json.loads(line)
 
     def wait(self) -> None:
@@ -50,6 +51,13 @@ class Confined:
         assert self._process.stdin is not None
         print(word, file=self._process.stdin, flush=True)
         return self._line()
+
+    def crashed(self) -> str:
+        """What it says when it has to end itself."""
+        assert self._process.stdin is not None
+        print("crash", file=self._process.stdin, flush=True)
+        assert self._process.wait(PATIENCE_S) == -signal.SIGABRT
+        return self._complaints.read_text()
 
     @property
     def report(self) -> Report:
@@ -142,12 +150,13 @@ def confined(folder: Path, carrier: str, *, inherited: bool = True, **settings: 
                 [*PROGRAM, json.dumps(everything)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=stack.enter_context((folder / "complaints").open("w")),
                 text=True,
                 pass_fds=doors,
             )
         )
         stack.callback(process.terminate)
-        yield Confined(process, port, log)
+        yield Confined(process, port, log, folder / "complaints")
 
 
 @contextmanager
@@ -233,7 +242,14 @@ def test_code_that_got_in_reaches_nothing_and_the_broker_serves_on(folder: Path,
         wait_for(lambda: broker.log.read_text().count("\n") == 6)
         reasons = Counter(json.loads(line)["reason"] for line in broker.log.read_text().splitlines())
         assert reasons == {"relayed": 4, "handed_off": 1, "service_absent": 1}
+        if carrier == "uring":
+            before = broker.ask("report")["rings"]
+            with ExitStack() as many:
+                for _ in range(100):
+                    many.enter_context(socket.create_connection(("127.0.0.1", broker.port), PATIENCE_S))
+                wait_for(lambda: broker.ask("report")["rings"] > before)
         assert not broker.ask("report")["errors"]
+        assert "Fatal Python error: Aborted" in broker.crashed()
         assert moved(broker.report) == ()
         inside.rename(folder / "before")
         assert moved(broker.report) == (str(inside),)
@@ -287,3 +303,18 @@ def test_what_is_required_and_cannot_be_had_is_no_start(folder: Path) -> None:
     refused = {str(LANDLOCK_CREATE_RULESET): errno.EOPNOTSUPP}
     with registry(folder), confined(folder, "epoll", refuse=refused, confine='sandbox = "required"') as broker:
         assert "landlock: Operation not supported" in broker.said
+
+
+def test_the_attacks_succeed_where_nothing_is_confined(folder: Path) -> None:
+    """Those that leave nothing behind; else their failing would say nothing."""
+    off = 'sandbox = "off"'
+    with registry(folder), confined(folder, "uring", confine=off, user=None) as broker:
+        broker.wait()
+        assert not broker.applied & {StepName.MOUNTS, StepName.NETWORK, StepName.LANDLOCK, StepName.SECCOMP}
+        assert not broker.report.missing or {step.name for step in broker.report.missing} == {StepName.IDENTITY}
+        outcomes = broker.ask("attack harmless")
+        # Of a kernel without such a module, of a user who may not, of a first process with a root of its own.
+        may_fail = {"socket: raw", "socket: packet", "socket: vsock", "gap: Multipath TCP", "open by /proc/1/root"}
+        failed = {name for name, what in outcomes.items() if what != "done"} - may_fail
+        assert not failed, outcomes
+        assert len(outcomes) > 20

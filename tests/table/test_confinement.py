@@ -144,6 +144,14 @@ def test_rows_are_told_once() -> None:
     assert not never & set(names)
 
 
+def test_the_page_counts_them_right() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "confinement.md").read_text()
+    rows = left(Confinement())
+    names, limited = {row.name for row in rows}, {row.name for row in rows if row.conditions}
+    assert f"{len(names)} system calls of some 460, {len(limited)} of them with certain arguments only" in page
+    assert all(f"\n| {step.value} |" in page for step in StepName)
+
+
 def test_what_landlock_takes_away_grows_with_its_abi() -> None:
     before = (0, 0, 0)
     for version in range(1, landlock.NEWEST + 1):

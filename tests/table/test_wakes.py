@@ -64,7 +64,12 @@ def test_who_is_refused_for_all_has_not_used_what_is_its_own() -> None:
 def test_a_clock_that_goes_back_gives_and_takes_nothing() -> None:
     wakes = Wakes(WakeRules(per_minute=2))
     peer = ip_address("192.0.2.1")
-    assert [wakes.refusal(peer, at) for at in (100.0, 50.0, 0.0, 100.0)] == ["", "", "too many in all", "too many in all"]
+    assert [wakes.refusal(peer, at) for at in (100.0, 50.0, 0.0, 100.0)] == [
+        "",
+        "",
+        "too many in all",
+        "too many in all",
+    ]
 
 
 def test_a_flood_of_sources_is_not_remembered_without_bound() -> None:

@@ -36,12 +36,14 @@ def serve(listener: socket.socket) -> None:
 
 def report(file: str, *arguments: str) -> None:
     """What it was born with; then serve at the socket that it was passed."""
-    folder = os.open("/proc/self/fd", os.O_RDONLY)
-    descriptors = {int(name) for name in os.listdir(folder)} - {folder}  # noqa: PTH208 - its descriptor is known
+    descriptors = []
+    for number in range(1_000):
+        with suppress(OSError):
+            os.fstat(number)
+            descriptors.append(number)
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
     umask = os.umask(0)
     os.umask(umask)
-    network = sum(1 for _ in Path("/sys/class/net").iterdir())
     writable = {}
     for place in ("/etc", "/tmp", "/dev/shm"):
         try:
@@ -52,7 +54,7 @@ def report(file: str, *arguments: str) -> None:
         except OSError:
             writable[place] = False
     found = {
-        "descriptors": sorted(descriptors),
+        "descriptors": descriptors,
         "environment": dict(os.environ),
         "arguments": arguments,
         "pid": os.getpid(),
@@ -66,7 +68,7 @@ def report(file: str, *arguments: str) -> None:
         "blocked": int(status["SigBlk"], 16),
         "no_new_privileges": status["NoNewPrivs"],
         "cgroup": Path("/proc/self/cgroup").read_text(),
-        "network": network,
+        "network": len(socket.if_nameindex()),
         "writable": writable,
         "in_tmp": len(list(Path("/tmp").iterdir())),
     }

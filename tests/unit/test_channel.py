@@ -73,7 +73,15 @@ def test_a_message_may_not_be_too_long() -> None:
 
 @pytest.mark.parametrize(
     "packet",
-    [b"{", b"[]", b"1", b'{"no":"kind"}', b"\xff\xfe", b"[" * 50_000, json.dumps({"kind": "x"}).encode() + b"x" * MOST_BYTES],
+    [
+        b"{",
+        b"[]",
+        b"1",
+        b'{"no":"kind"}',
+        b"\xff\xfe",
+        b"[" * 50_000,
+        json.dumps({"kind": "x"}).encode() + b"x" * MOST_BYTES,
+    ],
 )
 def test_what_is_no_message_breaks_the_channel_and_leaves_nothing_open(packet: bytes) -> None:
     before = descriptors_open()

@@ -13,12 +13,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fourtuple_engine::ListenerId;
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Guidance, Guide, Heard, Known, Opinion, Shown, Turn, Word};
+use fourtuple_engine::broker::guide::{
+    Address, Asleep, Chosen, Delivery, Guidance, Guide, Heard, Known, Opinion, Shown, Turn, Why, Word,
+};
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
 use fourtuple_sniff::{Alpn, Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
 
 use crate::cancel::{Cancels, Overheard, Place};
 use crate::door::{self, Door, Standing, TALK_BYTES};
+
+mod manners;
+
+use self::manners::Manner;
+pub use self::manners::Manners;
 
 /// Of a connection that is asked about, so many bytes are shown.
 const CONSULTED_BYTES: usize = 4_096;
@@ -63,6 +70,8 @@ pub struct Reading {
     state: State,
     /// It is told for whom the peer speaks.
     spoke: bool,
+    /// How the client is spoken to if its service sleeps.
+    manner: Manner,
     /// At a door.
     standing: Standing,
 }
@@ -87,6 +96,7 @@ pub struct BrokerGuide {
     scratch: Box<Scratch>,
     /// By listener.
     looking: Vec<Looking>,
+    manners: Manners,
     cancels: Arc<Cancels>,
     /// Connections to PostgreSQL that are relayed in the clear, by session.
     overheard: HashMap<u32, Overheard>,
@@ -143,8 +153,14 @@ impl Looking {
 impl BrokerGuide {
     /// A guide with what each listener looks for.
     pub fn new(store: Arc<Store>, looking: Vec<Looking>) -> BrokerGuide {
-        let (cancels, overheard) = (Arc::default(), HashMap::new());
-        BrokerGuide { store, scratch: Box::new(Scratch::new()), looking, cancels, overheard }
+        let (cancels, overheard, manners) = (Arc::default(), HashMap::new(), Manners::default());
+        BrokerGuide { store, scratch: Box::new(Scratch::new()), looking, manners, cancels, overheard }
+    }
+
+    /// With other words for the clients of services that sleep.
+    #[must_use]
+    pub fn saying(self, manners: Manners) -> BrokerGuide {
+        BrokerGuide { manners, ..self }
     }
 
     /// With a table of PostgreSQL's keys that other workers have, too.
@@ -260,6 +276,7 @@ impl Guide for BrokerGuide {
             return if is_over { Guidance::Unproxied } else { Guidance::More };
         }
         let mut skip = memory.state.start();
+        memory.manner = Manner::default();
         let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
         let turn = promise.map(|(request, answer)| Turn { say: request.into(), expect: Some(answer) });
         let (mut reply, mut line, mut is_tcpmux) = (&b""[..], 0, false);
@@ -282,7 +299,8 @@ impl Guide for BrokerGuide {
                 };
                 seen.protocol = Some(&known.protocol);
                 seen.name = known.name.as_deref().map(str::as_bytes);
-                (seen.user, seen.database) = (known.user.as_deref().map(str::as_bytes), known.database.as_deref().map(str::as_bytes));
+                (seen.user, seen.database) =
+                    (known.user.as_deref().map(str::as_bytes), known.database.as_deref().map(str::as_bytes));
                 seen.client = known.client.as_deref().map(str::as_bytes);
             }
             Verdict::No => seen.protocol = Some("unknown"),
@@ -317,6 +335,9 @@ impl Guide for BrokerGuide {
                     Protocol::Pattern => &looking.names[usize::from(found.pattern.unwrap_or_default())],
                     other => other.probe().name,
                 });
+                let opening = shown.bytes.get(skip..).unwrap_or_default();
+                let protocol = seen.protocol.unwrap_or_default();
+                memory.manner = Manner::of(protocol, found.intent, found.path, opening, &self.manners);
                 (seen.user, seen.database, seen.client) = (found.user, found.database, found.client);
                 seen.alpn = (!alpn.is_empty()).then_some(alpn.as_slice());
             }
@@ -350,6 +371,15 @@ impl Guide for BrokerGuide {
             chosen.overheard = in_the_clear && chosen.delivery == Delivery::Relay;
         }
         guidance
+    }
+
+    fn asleep(&mut self, shown: &Shown<'_>, memory: &mut Reading, _: &Chosen, say: &mut Vec<u8>) -> Asleep {
+        let opening = shown.bytes.get(memory.state.start()..).unwrap_or_default();
+        memory.manner.asleep(opening, shown.last, &self.manners, say)
+    }
+
+    fn farewell(&mut self, memory: &Reading, _: &Chosen, why: Why, say: &mut Vec<u8>) {
+        memory.manner.farewell(why, &self.manners, say);
     }
 }
 

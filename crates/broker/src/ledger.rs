@@ -7,12 +7,13 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fourtuple_engine::broker::ledger::{Ended, Ledger};
+use fourtuple_engine::broker::ledger::{Ended, Ledger, Passed};
 
 /// How old an entry may be before it is in the file.
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
@@ -27,6 +28,8 @@ pub struct LedgerFile {
     /// Keep one entry in so many.
     every: u32,
     passed: u32,
+    /// Entries of what happens before the end, too.
+    steps: bool,
 }
 
 #[derive(Debug)]
@@ -47,7 +50,8 @@ struct Output {
 
 impl LedgerFile {
     /// Append to the file at `path`, one entry in `every`; one ledger for each of so many workers.
-    pub fn append(path: &Path, every: u32, workers: usize) -> io::Result<Vec<LedgerFile>> {
+    /// With `steps`, entries also of how far connections have come, and every entry says which it is.
+    pub fn append(path: &Path, every: u32, steps: bool, workers: usize) -> io::Result<Vec<LedgerFile>> {
         let file = OpenOptions::new().append(true).create(true).open(path)?;
         let waiting = (0..workers).map(|_| Mutex::default()).collect();
         let shared = Arc::new(Shared {
@@ -64,7 +68,22 @@ impl LedgerFile {
             }
         })?;
         let every = every.max(1);
-        Ok((0..workers).map(|worker| LedgerFile { shared: Arc::clone(&shared), worker, every, passed: 0 }).collect())
+        let ledger = |worker| LedgerFile { shared: Arc::clone(&shared), worker, every, passed: 0, steps };
+        Ok((0..workers).map(ledger).collect())
+    }
+}
+
+impl LedgerFile {
+    fn write(&self, entry: impl FnOnce(&mut String, Duration) -> std::fmt::Result) {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let Shared { waiting, lost, .. } = self.shared.as_ref();
+        let mut waiting = locked(&waiting[self.worker]);
+        if waiting.len() >= MOST_WAITING_BYTES {
+            lost.fetch_add(1, Relaxed);
+            return;
+        }
+        // Writing to a string cannot fail.
+        let _ = entry(&mut waiting, time);
     }
 }
 
@@ -75,15 +94,13 @@ impl Ledger for LedgerFile {
             return;
         }
         self.passed = 0;
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let Shared { waiting, lost, .. } = self.shared.as_ref();
-        let mut waiting = locked(&waiting[self.worker]);
-        if waiting.len() >= MOST_WAITING_BYTES {
-            lost.fetch_add(1, Relaxed);
-            return;
+        self.write(|text, time| write_entry(text, entry, self.steps, time));
+    }
+
+    fn passed(&mut self, entry: &Passed<'_>) {
+        if self.steps {
+            self.write(|text, time| write_step(text, entry, time));
         }
-        // Writing to a string cannot fail.
-        let _ = write_entry(&mut waiting, entry, time);
     }
 }
 
@@ -143,15 +160,36 @@ fn line_end(text: &[u8]) -> usize {
     text.iter().position(|&byte| byte == b'\n').map_or(text.len(), |end| end + 1)
 }
 
-fn write_entry(text: &mut String, entry: &Ended<'_>, time: Duration) -> std::fmt::Result {
-    let quoted = serde_json::Value::from(entry.service);
-    let took = entry.ended.since(entry.accepted);
-    write!(text, r#"{{"time":{}.{:06}"#, time.as_secs(), time.subsec_micros())?;
-    match entry.peer {
+fn write_step(text: &mut String, entry: &Passed<'_>, time: Duration) -> std::fmt::Result {
+    write_beginning(text, time, entry.id, Some(entry.how_far.name()), entry.peer, entry.service)?;
+    text.push_str("}\n");
+    Ok(())
+}
+
+fn write_beginning(
+    text: &mut String,
+    time: Duration,
+    id: u64,
+    event: Option<&str>,
+    peer: Option<SocketAddr>,
+    service: &str,
+) -> std::fmt::Result {
+    let quoted = serde_json::Value::from(service);
+    write!(text, r#"{{"time":{}.{:06},"id":"{id:016x}""#, time.as_secs(), time.subsec_micros())?;
+    if let Some(event) = event {
+        write!(text, r#","event":"{event}""#)?;
+    }
+    match peer {
         Some(peer) => write!(text, r#","peer":"{peer}""#)?,
         None => text.push_str(r#","peer":null"#),
     }
-    write!(text, r#","service":{quoted},"reason":"{}""#, entry.reason.name())?;
+    write!(text, r#","service":{quoted}"#)
+}
+
+fn write_entry(text: &mut String, entry: &Ended<'_>, steps: bool, time: Duration) -> std::fmt::Result {
+    let took = entry.ended.since(entry.accepted);
+    write_beginning(text, time, entry.id, steps.then_some("ended"), entry.peer, entry.service)?;
+    write!(text, r#","reason":"{}""#, entry.reason.name())?;
     write!(text, r#","took_ms":{}.{:03}"#, took.as_millis(), took.subsec_micros() % 1000)?;
     write!(text, r#","bytes_up":{},"bytes_down":{}"#, entry.bytes_up, entry.bytes_down)?;
     text.push_str("}\n");
@@ -168,8 +206,9 @@ mod tests {
     fn entries_are_lines_of_json_and_sampled() {
         let folder = crate::Folder::new();
         let path = folder.path().join("log");
-        let [mut ledger] = <[_; 1]>::try_from(LedgerFile::append(&path, 2, 1).unwrap()).unwrap();
+        let [mut ledger] = <[_; 1]>::try_from(LedgerFile::append(&path, 2, false, 1).unwrap()).unwrap();
         let entry = Ended {
+            id: 0x18a9,
             peer: Some("[2001:db8::1]:7".parse().unwrap()),
             service: "a\"b",
             reason: Reason::HandedOff,
@@ -184,6 +223,7 @@ mod tests {
         assert_eq!(text.lines().count(), 2);
         for line in text.lines() {
             let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(value["id"], "00000000000018a9");
             assert_eq!((&value["peer"], &value["service"]), (&"[2001:db8::1]:7".into(), &"a\"b".into()));
             assert_eq!((&value["reason"], &value["took_ms"]), (&"handed_off".into(), &2.25.into()));
         }

@@ -12,7 +12,7 @@ pub mod door;
 mod guide;
 mod ledger;
 
-pub use guide::{BrokerGuide, Fallback, Looking, PostgresTls, Rules};
+pub use guide::{BrokerGuide, Fallback, Looking, Manners, PostgresTls, Rules};
 pub use ledger::LedgerFile;
 
 /// A folder of a test, gone with it.

@@ -23,6 +23,7 @@ use fourtuple_engine::{
     SourceChoice, Step, Target, Transport, Until,
 };
 
+use crate::ferries::Ferries;
 use crate::messenger::Messenger;
 use crate::shelf::Shelf;
 use crate::sys::{self, Clock, Poller, Wake};
@@ -62,6 +63,7 @@ pub struct Epoll {
     wake: Wake,
     shelf: Shelf,
     messenger: Messenger,
+    ferries: Ferries,
     counts: CarrierReport,
     report: Rc<Cell<CarrierReport>>,
     conns: Vec<Conn>,
@@ -134,6 +136,7 @@ const KIND_CONN: u64 = 0;
 const KIND_LISTENER: u64 = 1 << 48;
 const KIND_WAKE: u64 = 2 << 48;
 const KIND_SENDER: u64 = 4 << 48;
+const KIND_FERRY: u64 = 8 << 48;
 
 impl Epoll {
     /// A carrier with nothing in it; `report` is where it counts.
@@ -160,6 +163,7 @@ impl Epoll {
             wake: wake.clone(),
             shelf: shelf.clone(),
             messenger: Messenger::new(),
+            ferries: Ferries::default(),
             counts: CarrierReport { rings: 1, ..CarrierReport::default() },
             report: Rc::clone(report),
             conns: Vec::new(),
@@ -189,12 +193,13 @@ impl Epoll {
             }
             self.accept(core, outbox);
             for _ in 0..ROUNDS {
+                let crossed = self.cross(outbox);
                 if core.poll_timeout().is_some_and(|at| at <= self.now) {
                     core.handle_timeout(self.now, outbox);
                 }
                 self.go_on(core, outbox);
                 self.read(core, outbox);
-                if self.happened.is_empty() && (self.readable.is_empty() || self.dry) {
+                if self.happened.is_empty() && !crossed && (self.readable.is_empty() || self.dry) {
                     break;
                 }
             }
@@ -228,7 +233,7 @@ impl Epoll {
             return Duration::ZERO;
         }
         let now = self.clock.now();
-        let mut nap = if self.dry { BUFFER_PAUSE } else { PUBLISH_EVERY };
+        let mut nap = if self.dry || self.ferries.is_waiting() { BUFFER_PAUSE } else { PUBLISH_EVERY };
         if let Some(at) = core.poll_timeout() {
             nap = nap.min(at.since(now));
         }
@@ -330,6 +335,14 @@ impl Epoll {
                         self.queue_read(conn.index);
                     }
                 }
+                Command::Watch { conn } => {
+                    if self.is_open(conn) {
+                        match self.conns[conn.index as usize].flags & HUNG_UP {
+                            0 => self.rest(conn),
+                            _ => self.hung_up(conn),
+                        }
+                    }
+                }
                 Command::Discard { conn, bytes } => {
                     if self.is_open(conn) {
                         match sys::discard(self.conns[conn.index as usize].fd, bytes as usize) {
@@ -351,6 +364,24 @@ impl Epoll {
                         sys::shutdown(self.conns[conn.index as usize].fd);
                     }
                 }
+                Command::Halt { conn } => {
+                    if self.is_open(conn) {
+                        let rest = self.halt(conn, &mut outbox.buffers);
+                        self.happened.push_back(Event::Halted { conn, rest });
+                    }
+                }
+                Command::OpenFerry { ferry } => {
+                    let lost = self.ferries.open(ferry, &self.shelf, &self.poller, KIND_FERRY);
+                    self.happened.extend(lost);
+                }
+                Command::CloseFerry { ferry } => {
+                    self.ferries.close(ferry, &self.shelf, &self.poller, &mut outbox.peeks);
+                }
+                Command::Ship { ferry, conns, message } => {
+                    self.ferries.ship(ferry, conns, message, &mut outbox.peeks);
+                    self.send_cargo(&mut outbox.peeks);
+                }
+                Command::Fetch { ferry } => self.ferries.fetch(ferry),
                 Command::HandOff { conn, path, note } => {
                     if self.is_open(conn) {
                         let fd = self.conns[conn.index as usize].fd;
@@ -501,6 +532,14 @@ impl Epoll {
     }
 
     /// As `watch`, when there is nothing to be read.
+    /// The end of a connection that is not read from.
+    fn hung_up(&mut self, conn: ConnId) {
+        match sys::pending_error(self.conns[conn.index as usize].fd) {
+            Errno(0) => self.happened.push_back(Event::HungUp { conn }),
+            error => self.fail(conn, Step::Receive, error),
+        }
+    }
+
     fn rest(&mut self, conn: ConnId) {
         if let Err(error) = self.watch(conn.index, false) {
             self.fail(conn, Step::Receive, error);
@@ -521,6 +560,62 @@ impl Epoll {
         self.happened.push_back(Event::Closed { conn });
     }
 
+    // Moving.
+
+    /// Nothing is told of it until somebody says `Resume`; then it is read from first, and watched when there is nothing.
+    fn halt(&mut self, conn: ConnId, buffers: &mut Buffers) -> Option<Buf> {
+        let entry = &mut self.conns[conn.index as usize];
+        if entry.flags & WATCHED != 0 {
+            // Closing would not do it while the other process holds the socket.
+            self.poller.remove(entry.fd);
+        }
+        entry.flags = entry.flags & !(WATCHED | WATCHED_OUT) | PAUSED | READABLE;
+        let (mut buf, taken) = self.sending.remove(&conn.index)?;
+        buffers.cut(&mut buf, taken);
+        Some(buf)
+    }
+
+    /// Send and receive over ferries what can be; says whether that was anything.
+    fn cross(&mut self, outbox: &mut Outbox) -> bool {
+        let before = self.happened.len();
+        self.send_cargo(&mut outbox.peeks);
+        for place in 0..self.ferries.len() {
+            let room = (self.capacity as usize).saturating_sub(self.conns.len() - self.free.len());
+            if room < 2 && self.ferries.at(place).is_fetching() {
+                continue;
+            }
+            match self.ferries.at(place).receive(&mut outbox.peeks) {
+                None => {}
+                Some(Err(lost)) => self.happened.push_back(lost),
+                Some(Ok((message, sockets))) => {
+                    let mut conns = [None; 2];
+                    for (conn, socket) in conns.iter_mut().zip(sockets) {
+                        *conn = self
+                            .settle(socket, OPEN | PAUSED | READABLE)
+                            .ok()
+                            .map(|index| ConnId { index, generation: self.conns[index as usize].generation });
+                    }
+                    let ferry = self.ferries.at(place).name;
+                    self.happened.push_back(Event::Landed { ferry, conns, message });
+                }
+            }
+        }
+        self.happened.len() > before
+    }
+
+    fn send_cargo(&mut self, peeks: &mut Buffers) {
+        for place in 0..self.ferries.len() {
+            let Some(cargo) = &self.ferries.at(place).cargo else { continue };
+            let conns = cargo.conns;
+            let is_whole = conns.iter().flatten().all(|conn| self.is_open(*conn));
+            let descriptors: Vec<RawFd> =
+                conns.iter().flatten().map(|conn| self.conns[conn.index as usize].fd).collect();
+            let ferry = self.ferries.at(place);
+            let told = if is_whole { ferry.send(&descriptors, peeks) } else { ferry.unload(peeks) };
+            self.happened.extend(told);
+        }
+    }
+
     // What the kernel says.
 
     fn edge(&mut self, core: &mut dyn Core, data: u64, edges: i32, outbox: &mut Outbox) {
@@ -532,6 +627,9 @@ impl Epoll {
                 self.happened.push_back(Event::Roomy { conn });
             }
             return;
+        }
+        if data & KIND_FERRY != 0 {
+            return self.ferries.roused();
         }
         if data & KIND_LISTENER != 0 {
             return self.acceptable.push_back(ListenerId(data as u32));
@@ -553,6 +651,9 @@ impl Epoll {
             let gone = edges & libc::EPOLLHUP != 0;
             self.conns[place as usize].flags |=
                 READABLE | if hung_up { HUNG_UP } else { 0 } | if gone { GONE } else { 0 };
+            if hung_up && entry.flags & (PEEKING | PAUSED | ENDED) == PEEKING | PAUSED {
+                self.hung_up(ConnId { index: place, generation: entry.generation });
+            }
             self.queue_read(place);
         }
         if edges & (libc::EPOLLOUT | libc::EPOLLERR) != 0

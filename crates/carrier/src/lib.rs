@@ -10,6 +10,7 @@
 
 mod datagram;
 pub mod epoll;
+mod ferries;
 mod letterbox;
 mod messenger;
 mod shelf;

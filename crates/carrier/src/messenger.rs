@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fourtuple_engine::{ConnId, Errno, Instant};
 
-use crate::sys::{Poller, send_socket, unix_connected};
+use crate::sys::{Poller, send_sockets, unix_connected};
 
 /// Gives sockets away, each in a datagram to a unix socket (docs/handoff.md).
 ///
@@ -55,7 +55,7 @@ impl Messenger {
         if let Some(sender) = self.senders.get_mut(path)
             && now < sender.until
         {
-            match send_socket(&sender.socket, socket, note) {
+            match send_sockets(&sender.socket, &[socket], note) {
                 // Whoever was there is gone (unix_dgram_sendmsg()); the path may have another by now.
                 Err(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EPIPE | Errno(libc::ENOTCONN)) => {}
                 outcome => return sender.wait_if_full(outcome, conn, poller, name),
@@ -73,7 +73,7 @@ impl Messenger {
             watched: false,
             waiting: None,
         };
-        let outcome = send_socket(&sender.socket, socket, note);
+        let outcome = send_sockets(&sender.socket, &[socket], note);
         let outcome = sender.wait_if_full(outcome, conn, poller, name);
         self.senders.insert(path.into(), sender);
         outcome

@@ -32,6 +32,18 @@ impl Shelf {
         descriptor.try_clone().map_err(|error| errno_of(&error))
     }
 
+    /// Forget it.
+    pub(crate) fn discard(&self, given: Given) {
+        if let Some(place) = self.places().get_mut(given.0 as usize) {
+            *place = None;
+        }
+    }
+
+    /// Forget all: the worker has ended.
+    pub(crate) fn clear(&self) {
+        self.places().clear();
+    }
+
     fn places(&self) -> MutexGuard<'_, Vec<Option<OwnedFd>>> {
         // Nothing that can panic runs under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

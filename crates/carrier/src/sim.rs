@@ -9,10 +9,12 @@
 //! path of a unix socket is the text of an endpoint: whoever listens there listens on both.
 
 mod datagrams;
+mod ferries;
 mod network;
 mod world;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use fourtuple_engine::{Core, Instant, Order};
@@ -52,10 +54,14 @@ pub enum Fault {
     DatagramRefused,
     /// A datagram cannot be sent.
     DatagramUnsent,
+    /// A message to another process has to wait.
+    FerryFull,
+    /// A socket to another process breaks.
+    FerryLost,
 }
 
 /// All faults, in the order of `Faults::per_mille`.
-pub const FAULTS: [Fault; 15] = [
+pub const FAULTS: [Fault; 17] = [
     Fault::Refusal,
     Fault::Reset,
     Fault::Emfile,
@@ -71,6 +77,8 @@ pub const FAULTS: [Fault; 15] = [
     Fault::DatagramOvertaken,
     Fault::DatagramRefused,
     Fault::DatagramUnsent,
+    Fault::FerryFull,
+    Fault::FerryLost,
 ];
 
 /// How often each fault strikes where it could.
@@ -213,12 +221,14 @@ pub struct Sim {
     faults: Faults,
     /// The world of the next run.
     pub network: Network,
+    /// Where listening sockets listen that somebody outside holds: what `Command::Adopt` names by their places here.
+    pub given: Vec<SocketAddr>,
 }
 
 impl Sim {
     /// A simulator that does the same for the same seed.
     pub fn new(seed: u64, faults: Faults) -> Sim {
-        Sim { seed, faults, network: Network::default() }
+        Sim { seed, faults, network: Network::default(), given: Vec::new() }
     }
 
     /// Run clients against servers until all are done. All live in one network namespace. `Err` names a broken rule.

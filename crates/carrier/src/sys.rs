@@ -27,16 +27,23 @@ pub(crate) fn errno_of(error: &io::Error) -> Errno {
     Errno(error.raw_os_error().unwrap_or(libc::EINVAL))
 }
 
-/// Monotonic time since the carrier's start.
-pub(crate) struct Clock(std::time::Instant);
+/// The host's monotonic time. That of a connection which has come from another process is earlier than the carrier's start.
+pub(crate) struct Clock {
+    started: std::time::Instant,
+    at: Instant,
+}
 
 impl Clock {
     pub(crate) fn start() -> Clock {
-        Clock(std::time::Instant::now())
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `now` is writable. The call cannot fail for a clock that exists.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+        let at = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
+        Clock { started: std::time::Instant::now(), at: Instant(0).after(at) }
     }
 
     pub(crate) fn now(&self) -> Instant {
-        Instant(self.0.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64)
+        self.at.after(self.started.elapsed())
     }
 }
 
@@ -417,23 +424,30 @@ pub(crate) fn let_block(socket: &OwnedFd) {
     unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, 0) };
 }
 
-/// A datagram with `note`, and `socket` as SCM_RIGHTS, to where `sender` is connected.
-pub(crate) fn send_socket(sender: &OwnedFd, socket: RawFd, note: &[u8]) -> Result<(), Errno> {
+/// A datagram with `note`, and `sockets`, one or two or none, as SCM_RIGHTS, to where `sender` is connected.
+pub(crate) fn send_sockets(sender: &OwnedFd, sockets: &[RawFd], note: &[u8]) -> Result<(), Errno> {
     let mut bytes = libc::iovec { iov_base: note.as_ptr().cast_mut().cast(), iov_len: note.len() };
     let mut control = Control { bytes: [0; CONTROL_BYTES] };
     // SAFETY: all of its members are plain integers or pointers, for which zero is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut bytes;
     message.msg_iovlen = 1;
-    message.msg_control = (&raw mut control).cast();
-    message.msg_controllen = CONTROL_BYTES as _;
-    // SAFETY: `control` is aligned for a header and has room for one with one descriptor (CMSG_SPACE).
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
-        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(socket);
+    if !sockets.is_empty() {
+        assert!(sockets.len() <= MOST_SOCKETS, "there is room for two");
+        let len = size_of_val(sockets) as u32;
+        message.msg_control = (&raw mut control).cast();
+        // SAFETY: arithmetic alone.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as _;
+        // SAFETY: `control` is aligned for a header and has room for one with two descriptors (CMSG_SPACE).
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(len) as _;
+            for (place, socket) in sockets.iter().enumerate() {
+                libc::CMSG_DATA(header).cast::<RawFd>().add(place).write_unaligned(*socket);
+            }
+        }
     }
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: `message` names memory that lives through the call; sendmsg() only reads it. A datagram goes whole or not.
@@ -441,9 +455,57 @@ pub(crate) fn send_socket(sender: &OwnedFd, socket: RawFd, note: &[u8]) -> Resul
     if sent < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
-/// CMSG_SPACE of one descriptor.
+/// A message into `memory`, with the descriptors that came along, close-on-exec; how long it is, 0 for an end. Of what does
+/// not go in, bytes or descriptors, the beginning of the bytes is told and no descriptor kept.
+pub(crate) fn receive_sockets(socket: &OwnedFd, memory: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    let mut bytes = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
+    let mut control = Control { bytes: [0; CONTROL_BYTES] };
+    // SAFETY: all of its members are plain integers or pointers, for which zero is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut bytes;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = CONTROL_BYTES as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: `message` names memory that is writable and lives through the call.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
+    let count = usize::try_from(count).map_err(|_| last_errno())?;
+    let mut sockets = Vec::new();
+    // SAFETY: the kernel has filled `control` as far as `msg_controllen` says; the macros stay within that. The descriptors
+    // in it have just been made for us, and nobody else knows them.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while let Some(head) = header.as_ref() {
+            if (head.cmsg_level, head.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let length = head.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                for place in 0..length / size_of::<RawFd>() {
+                    let fd = libc::CMSG_DATA(header).cast::<RawFd>().add(place).read_unaligned();
+                    sockets.push(OwnedFd::from_raw_fd(fd));
+                }
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        // RLIMIT_NOFILE is reached, or whoever sent it does not know us.
+        sockets.clear();
+    }
+    Ok((count, sockets))
+}
+
+/// Whether it is a connected stream socket, or one that was: TCP's or a unix one.
+pub(crate) fn is_connection(socket: &OwnedFd) -> bool {
+    let option = |option| int_option(socket.as_raw_fd(), option);
+    option(libc::SO_TYPE) == Ok(libc::SOCK_STREAM)
+        && option(libc::SO_ACCEPTCONN) == Ok(0)
+        && matches!(option(libc::SO_DOMAIN), Ok(libc::AF_INET | libc::AF_INET6 | libc::AF_UNIX))
+}
+
+/// Descriptors that go with one message, at most.
+const MOST_SOCKETS: usize = 2;
+/// CMSG_SPACE of these.
 // SAFETY: arithmetic on a constant.
-const CONTROL_BYTES: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
+const CONTROL_BYTES: usize = unsafe { libc::CMSG_SPACE((MOST_SOCKETS * size_of::<RawFd>()) as u32) } as usize;
 
 /// Memory for one control message, aligned as its header is.
 #[repr(C)]

@@ -224,6 +224,7 @@ fn run(
     let mut outside = Outside { shared, carrier_report, next_publish: Instant(0), phase: core.report().phase };
     let ended = catch_unwind(AssertUnwindSafe(|| carrier.run(core.as_mut(), &mut outside)));
     outside.publish(core.as_ref());
+    shared.doors.shelf.clear();
     match ended {
         Ok(result) => result.map_err(WorkerError::Carrier),
         Err(payload) => Err(WorkerError::Panicked(panic_text(payload.as_ref()))),

@@ -20,7 +20,7 @@ use fourtuple_engine::broker::guide::Delivery;
 use fourtuple_engine::broker::ledger::{REASONS, Reason};
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
 use fourtuple_engine::report::{Counter, Phase, Report};
-use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox};
+use fourtuple_engine::{Command, ConnId, Core, Event, Given, Instant, ListenerId, Order, Outbox};
 use talk::{FirstLine, Kept, Manner, Opening, Outcome, Replier, Service, Talk, Talker};
 
 const DEFAULT_SEEDS: u64 = 2_000;
@@ -55,6 +55,8 @@ struct World {
     network: Network,
     faults: Faults,
     drain_at_ms: Option<u64>,
+    /// When all moves to another broker, each time; milliseconds.
+    moves_at_ms: Vec<u64>,
 }
 
 fn endpoint(last: u8, port: u16) -> SocketAddr {
@@ -149,7 +151,32 @@ impl World {
         let drain_at_ms = (pick(0, 4) == 0).then(|| pick(0, 2000));
         let window = pick(1, 12) as usize;
         let (greets, errands) = (pick(0, 3) == 0, pick(0, 7) == 0);
-        World { talks, window, services, default, trusting, greets, errands, broker, network, faults, drain_at_ms }
+        World {
+            talks,
+            window,
+            services,
+            default,
+            trusting,
+            greets,
+            errands,
+            broker,
+            network,
+            faults,
+            drain_at_ms,
+            moves_at_ms: Vec::new(),
+        }
+    }
+
+    /// The same, with brokers that take over from each other.
+    fn moving(seed: u64) -> World {
+        let mut random = Random::new(seed ^ 0x0066_6572_7279);
+        let mut world = World::of(seed);
+        world.drain_at_ms = None;
+        // Few of these talks last long, and all begin at once.
+        let most_ms = [2, 20, 400][random.between(0, 2) as usize];
+        world.moves_at_ms = (0..random.between(1, 3)).map(|_| random.between(1, most_ms)).collect();
+        world.moves_at_ms.sort_unstable();
+        world
     }
 
     fn is_peaceful(&self) -> bool {
@@ -166,8 +193,14 @@ impl World {
         let services = self.services.iter().map(|row| row.0.clone()).collect();
         let trusting = self.trusting.then_some(ListenerId(1));
         let World { greets, errands, .. } = *self;
-        let guide = FirstLine { services, default: self.default, trusting, greets, errands };
-        let mut broker = wrap(BrokerCore::new(self.broker.clone(), guide, Kept::default()));
+        let services: Vec<Service> = services;
+        let broker = |_| {
+            let guide = FirstLine { services: services.clone(), default: self.default, trusting, greets, errands };
+            let core = BrokerCore::new(self.broker.clone(), guide, Kept::default());
+            let is_moved = !self.moves_at_ms.is_empty();
+            wrap(if is_moved { core.listening_with(vec![Some(Given(0)), Some(Given(1))]) } else { core })
+        };
+        let mut brokers: Vec<Box<dyn Core>> = (0..=self.moves_at_ms.len()).map(broker).collect();
         let talkers = self.talks.iter().map(|talks| Talker::new(talks.clone(), greets, self.window, until));
         let mut talkers: Vec<Talker> = talkers.collect();
         let repliers = self.services.iter().enumerate().filter(|row| row.1.1 != Health::Absent);
@@ -183,24 +216,43 @@ impl World {
         });
         let mut repliers: Vec<Replier> = repliers.collect();
         let mut clients: Vec<&mut dyn Core> = talkers.iter_mut().map(|core| core as &mut dyn Core).collect();
-        let mut servers: Vec<&mut dyn Core> = vec![broker.as_mut()];
+        let mut servers: Vec<&mut dyn Core> = brokers.iter_mut().map(|core| core.as_mut() as &mut dyn Core).collect();
         servers.extend(repliers.iter_mut().map(|core| core as &mut dyn Core));
         let broker_place = clients.len();
         let drain = self.drain_at_ms.map(|ms| (Instant(ms * 1_000_000), broker_place, Order::Drain));
-        let script =
-            Script { orders: drain.into_iter().collect(), until, most_steps: 3_000_000, strict: true, echoing: false };
+        let mut orders: Vec<_> = drain.into_iter().collect();
+        for (number, ms) in (0..).zip(&self.moves_at_ms) {
+            let (at, ferry, old) = (Instant(ms * 1_000_000 + 1), Given(number), broker_place + number as usize);
+            orders.push((at, old + 1, Order::Land(ferry)));
+            orders.push((Instant(at.0 + 1), old, Order::Ferry(ferry)));
+            // One whose ferry has broken serves on.
+            orders.push((Instant(at.0 + 500_000_000), old, Order::Resume));
+        }
+        let script = Script { orders, until, most_steps: 3_000_000, strict: true, echoing: false };
         let mut sim = Sim::new(seed, self.faults);
         sim.network = self.network;
+        sim.given = self.broker.listen.iter().map(|listener| listener.local).collect();
         let report = sim.run(&mut clients, &mut servers, &script).map_err(|broken| broken.to_string())?;
         let outcomes = talkers.into_iter().map(|talker| talker.outcomes.into_values().collect());
-        Ok(Outcomes { broker: broker.report().clone(), outcomes: outcomes.collect(), bytes: report.bytes })
+        let brokers = brokers.iter().map(|core| core.report().clone()).collect();
+        Ok(Outcomes { brokers, outcomes: outcomes.collect(), bytes: report.bytes })
     }
 
     fn judge(&self, ran: &Outcomes) -> Result<(), String> {
-        let count = |counter| ran.broker.count(counter);
-        let reasons: u64 = REASONS.iter().map(|reason| count(reason.counter())).sum();
-        if ran.broker.phase != Phase::Done || reasons != count(Counter::Accepted) {
-            return Err(format!("{reasons} reasons for {} connections", count(Counter::Accepted)));
+        for broker in &ran.brokers {
+            let count = |counter| broker.count(counter);
+            let reasons: u64 = REASONS.iter().map(|reason| count(reason.counter())).sum();
+            let came = count(Counter::Accepted) + count(Counter::Landed);
+            if broker.phase != Phase::Done || reasons != came || count(Counter::LandingsRefused) != 0 {
+                return Err(format!("{reasons} reasons for {came} connections, {:?}", broker.counts()));
+            }
+        }
+        for pair in ran.brokers.windows(2) {
+            let (gone, came) = (pair[0].count(Counter::Moved), pair[1].count(Counter::Landed));
+            // Who takes one and is closed before it can say so has it all the same.
+            if gone > came {
+                return Err(format!("{gone} moved, {came} landed"));
+            }
         }
         if !self.is_peaceful() || self.is_limited() {
             return Ok(());
@@ -251,14 +303,23 @@ impl World {
 
 type Broker = BrokerCore<FirstLine, Kept>;
 
+impl Outcomes {
+    fn count(&self, counter: Counter) -> u64 {
+        self.brokers.iter().map(|broker| broker.count(counter)).sum()
+    }
+}
+
 struct Outcomes {
-    broker: Report,
+    brokers: Vec<Report>,
     outcomes: Vec<Vec<(Outcome, Duration)>>,
     bytes: u64,
 }
 
 fn run_seed(seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
-    let world = World::of(seed);
+    run_world(World::of(seed), seed, wrap)
+}
+
+fn run_world(world: World, seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
     match catch_unwind(AssertUnwindSafe(|| world.run(seed, wrap))) {
         Ok(Ok(ran)) => world.judge(&ran).map_err(|why| format!("seed {seed}: {why}")).map(|()| ran),
         Ok(Err(broken)) => Err(broken),
@@ -272,26 +333,66 @@ fn plain(core: Broker) -> Box<dyn Core> {
 
 #[test]
 fn sweep() {
+    let (seeds, ran) = swept(World::of, 1);
+    for (reason, count) in REASONS.iter().zip(&ran.reasons) {
+        println!("{reason:?}: {count}");
+    }
+    if seeds >= 1000 {
+        // None of these services sleeps, and nobody moves.
+        let others =
+            [Reason::Moved, Reason::StartFailed, Reason::WakeRefused, Reason::OverParked, Reason::AnsweredAsleep];
+        let came = |row: (&Reason, &u64)| *row.1 > 0 || others.contains(row.0);
+        assert!(REASONS.iter().zip(&ran.reasons).all(came), "a reason that never came proves nothing");
+        assert!(ran.right > seeds, "worlds without whole talks prove nothing");
+    }
+}
+
+#[test]
+fn moved_sweep() {
+    let (seeds, ran) = swept(World::moving, 2);
+    let [moved, landed, returned, lost] = ran.moves;
+    println!("{moved} moved, {landed} landed, {returned} returned, {lost} ferries lost");
+    if seeds >= 500 {
+        assert!(moved > seeds && returned > 0 && lost > 0, "worlds in which nobody moves prove nothing");
+        assert!(ran.right > seeds, "worlds without whole talks prove nothing");
+    }
+}
+
+#[derive(Default)]
+struct Swept {
+    reasons: Vec<u64>,
+    /// Moved, landed, returned, ferries lost.
+    moves: [u64; 4],
+    right: u64,
+    failures: Vec<String>,
+}
+
+/// A share of all seeds, in as many threads as there are CPUs; none breaks a rule.
+fn swept(world: fn(u64) -> World, share: u64) -> (u64, Swept) {
     let seeds = std::env::var("FOURTUPLE_SEEDS")
-        .map_or(DEFAULT_SEEDS, |text| text.parse().expect("FOURTUPLE_SEEDS is a number"));
+        .map_or(DEFAULT_SEEDS, |text| text.parse().expect("FOURTUPLE_SEEDS is a number"))
+        / share;
     let next = AtomicU64::new(0);
-    let totals = Mutex::new((vec![0u64; REASONS.len()], 0u64, 0u64, Vec::new()));
+    let totals = Mutex::new((Swept { reasons: vec![0; REASONS.len()], ..Swept::default() }, 0u64));
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds {
                 break;
             }
-            let ran = run_seed(seed, plain);
+            let ran = run_world(world(seed), seed, plain);
             let mut totals = totals.lock().expect("no panic holds it");
             match ran {
                 Ok(ran) => {
-                    let counts = REASONS.iter().map(|reason| ran.broker.count(reason.counter()));
-                    totals.0.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+                    let counts = REASONS.iter().map(|reason| ran.count(reason.counter()));
+                    totals.0.reasons.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+                    let moves = [Counter::Moved, Counter::Landed, Counter::MovesReturned, Counter::FerriesLost];
+                    totals.0.moves.iter_mut().zip(moves).for_each(|(sum, counter)| *sum += ran.count(counter));
                     totals.1 += ran.bytes;
-                    totals.2 += ran.outcomes.iter().flatten().filter(|row| row.0 == Outcome::Right).count() as u64;
+                    let right = ran.outcomes.iter().flatten().filter(|row| row.0 == Outcome::Right);
+                    totals.0.right += right.count() as u64;
                 }
-                Err(text) => totals.3.push(text),
+                Err(text) => totals.0.failures.push(text),
             }
         }
     };
@@ -299,27 +400,22 @@ fn sweep() {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         (0..workers).for_each(|_| drop(scope.spawn(work)));
     });
-    let (reasons, bytes, right, failures) = totals.into_inner().expect("no panic");
-    println!("{seeds} seeds, {bytes} bytes, {right} talks came through whole");
-    for (reason, count) in REASONS.iter().zip(&reasons) {
-        println!("{reason:?}: {count}");
-    }
-    let shown: Vec<&String> = failures.iter().take(10).collect();
-    assert!(failures.is_empty(), "{} seeds broke a rule: {shown:#?}\nreplay: FOURTUPLE_SEED=n", failures.len());
-    if seeds >= 1000 {
-        // None of these services sleeps.
-        let sleepy = [Reason::StartFailed, Reason::WakeRefused, Reason::OverParked, Reason::AnsweredAsleep];
-        let came = |row: (&Reason, &u64)| *row.1 > 0 || sleepy.contains(row.0);
-        assert!(REASONS.iter().zip(&reasons).all(came), "a reason that never came proves nothing");
-        assert!(right > seeds, "worlds without whole talks prove nothing");
-    }
+    let (ran, bytes) = totals.into_inner().expect("no panic");
+    println!("{seeds} seeds, {bytes} bytes, {} talks came through whole", ran.right);
+    let shown: Vec<&String> = ran.failures.iter().take(10).collect();
+    assert!(ran.failures.is_empty(), "{} seeds broke a rule: {shown:#?}\nreplay: FOURTUPLE_SEED=n", ran.failures.len());
+    (seeds, ran)
 }
 
 #[test]
 fn replay() {
     let seed = std::env::var("FOURTUPLE_SEED").map_or(7, |text| text.parse().expect("FOURTUPLE_SEED is a number"));
-    println!("{:#?}", World::of(seed));
-    let counts = || run_seed(seed, plain).map(|ran| (ran.broker.counts().to_vec(), ran.outcomes));
+    let world = if std::env::var_os("FOURTUPLE_MOVING").is_some() { World::moving } else { World::of };
+    println!("{:#?}", world(seed));
+    let counts = || {
+        run_world(world(seed), seed, plain)
+            .map(|ran| (ran.brokers.iter().map(|it| it.counts().to_vec()).collect::<Vec<_>>(), ran.outcomes))
+    };
     let first = counts();
     println!("{first:?}");
     assert_eq!(first, counts(), "the same seed is the same run");
@@ -363,10 +459,13 @@ impl Core for Checked {
     fn check_invariants(&self) -> Result<(), String> {
         let ended: u64 = REASONS.iter().map(|reason| self.report().count(reason.counter())).sum();
         let bytes: u64 = self.core.ledger().0.iter().map(|entry| entry.2 + entry.3).sum();
-        if self.entries as u64 != ended || bytes > self.report().count(Counter::BytesIn) {
+        // Who has come from elsewhere has brought his count along.
+        let is_first = self.report().count(Counter::Landed) == 0;
+        if self.entries as u64 != ended || is_first && bytes > self.report().count(Counter::BytesIn) {
             return Err(format!("{} entries for {ended} ends, {bytes} bytes", self.entries));
         }
-        let early = |reason: Reason| !matches!(reason, Reason::Relayed | Reason::ClientBroke | Reason::ServiceBroke);
+        let late = [Reason::Relayed, Reason::ClientBroke, Reason::ServiceBroke, Reason::Moved];
+        let early = |reason: Reason| !late.contains(&reason);
         if let Some(entry) = self
             .core
             .ledger()

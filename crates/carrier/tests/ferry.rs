@@ -5,7 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::{Duration, Instant as Moment};
 
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Doors, Published, Shelf, Worker};
@@ -53,13 +53,8 @@ fn echo() -> SocketAddr {
 fn config(at: SocketAddr) -> BrokerConfig {
     BrokerConfig {
         listen: vec![ListenAt { local: at, sniff_timeout: Duration::from_secs(10) }],
-        backlog: 1024,
-        reuse_port: false,
-        sniff_bytes: 65_536,
         delivery_timeout: Duration::from_secs(10),
-        most_connections: 0,
-        most_per_source: 0,
-        most_per_service: 0,
+        ..BrokerConfig::default()
     }
 }
 
@@ -89,16 +84,36 @@ impl Broker {
         );
     }
 
+    /// Move all to another broker; the listener stays with both.
+    fn move_to(&self, other: &Broker) {
+        let (here, there) = ferry();
+        other.0.order(Order::Land(other.0.shelf().put(there)));
+        other.wait_for(Counter::Ferries, 1);
+        self.0.order(Order::Ferry(self.0.shelf().put(here)));
+    }
+
     /// Every connection has its reason, and every buffer is back.
     fn end(self) -> Published {
         self.0.order(Order::Close);
         wait(|| !self.0.is_running(), || format!("{:?}", self.0.published()));
         let last = self.0.join().unwrap();
         let reasons: u64 = REASONS.iter().map(|reason| last.report.count(reason.counter())).sum();
-        assert_eq!((last.report.count(Counter::Accepted), last.report.phase), (reasons, Phase::Done));
+        let came = last.report.count(Counter::Accepted) + last.report.count(Counter::Landed);
+        assert_eq!((came, last.report.phase), (reasons, Phase::Done));
         assert_eq!((last.report.count(Counter::Open), last.carrier.buffers_in_use), (0, 0));
         last
     }
+}
+
+/// Both ends of a ferry.
+fn ferry() -> (OwnedFd, OwnedFd) {
+    let mut ends = [0; 2];
+    // SAFETY: `ends` is writable for two descriptors.
+    let made =
+        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr()) };
+    assert_eq!(made, 0);
+    // SAFETY: the kernel has just made them, and nobody else knows them.
+    unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) }
 }
 
 fn wait(mut ready: impl FnMut() -> bool, why: impl Fn() -> String) {
@@ -187,5 +202,31 @@ fn a_queue_outlives_the_broker_and_drained_listeners_can_be_resumed() {
         }
         echoes(&left[5], b"and the last");
         assert_eq!(new.end().report.count(Counter::Accepted), 6, "{first:?} {second:?}");
+    }
+}
+
+// Connections that move.
+
+#[test]
+fn idle_relays_move_and_go_on() {
+    let service = echo();
+    for (first, second) in kinds() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let old = Broker::start(first, &listener, service);
+        let clients: Vec<TcpStream> = (0..200).map(|_| client(at)).collect();
+        clients.iter().for_each(|client| echoes(client, b"before"));
+        old.wait_for(Counter::Relaying, 200);
+        let new = Broker::start(second, &listener, service);
+        old.move_to(&new);
+        // The old one ends by itself when it has nothing more.
+        wait(|| !old.0.is_running(), || format!("{:?} {:?}", old.0.published(), new.0.published()));
+        clients.iter().for_each(|client| echoes(client, b"after"));
+        assert_eq!(old.end().report.count(Reason::Moved.counter()), 200, "{first:?} {second:?}");
+        new.wait_for(Counter::Ferries, 0);
+        assert_eq!((new.count(Counter::Landed), new.count(Counter::FerriesLost)), (200, 0));
+        drop(clients);
+        new.wait_for(Reason::Relayed.counter(), 200);
+        new.end();
     }
 }

@@ -119,6 +119,13 @@ impl Buffers {
         buf.len = len as u32;
     }
 
+    /// Forget the first `count` bytes of the buffer; there are more than that.
+    pub fn cut(&mut self, buf: &mut Buf, count: usize) {
+        let end = buf.len as usize;
+        self.memory(buf).copy_within(count..end, 0);
+        buf.len -= count as u32;
+    }
+
     /// Give the buffer back.
     pub fn release(&mut self, buf: Buf) {
         self.in_use -= 1;

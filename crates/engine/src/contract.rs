@@ -28,19 +28,28 @@
 //!     `HandedOff` the receiver owns the stream with every byte unread; the core still has to `Close` its own end, which
 //!     then says nothing to the peer. After `HandOffFailed` the connection is what it was. If that was for want of room
 //!     (EAGAIN), `Roomy` may follow when there is some; a carrier need not know, so a core tries again by itself, too.
+//!     After `Watch` the end of a connection that is shown and paused is told: `Failed`, or `HungUp`, once or more.
 //! 11. `Shutdown` sends FIN behind everything sent before; receiving goes on.
 //! 12. `Unlisten` is answered by `Unlistened`, once; no `Accepted` of that listener comes after it. What waits in the accept
 //!     queue of an adopted listener stays there, for whoever else holds the socket.
+//! 13. `Halt` is answered by `Halted`, once, unless the connection is closed first. What was under way is told before it,
+//!     nothing comes after it, and what of an outstanding `Send` the kernel has not taken comes back with it: bytes that
+//!     the kernel has are no more in it, others are. From then on the connection is as after `Pause`, until `Resume`.
+//! 14. A ferry leads to another process. It carries messages, whole and in order, each with two connections at most, which
+//!     are halted. `Ship` is answered by `Shipped` when the kernel has the message; one is outstanding per ferry. Each
+//!     `Fetch` is answered by one message (`Landed`), its connections as after `Halted`, or by `FerryLost` behind the last
+//!     of them. A connection that was shipped is held by both processes: the one that closes it last ends it, and a `Close`
+//!     before that says nothing to the peer. Which of them may use it is the cores' business.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::buffers::{Buf, Buffers};
 use crate::broker::guide::Opinion;
-use crate::questions::{Answer, Names, Questions};
+use crate::buffers::{Buf, Buffers};
+use crate::questions::{Answer, By, Filter, Names, Questions};
 use crate::report::Report;
 
-/// A moment: nanoseconds since the carrier's own start. Carriers read clocks; cores are told.
+/// A moment: nanoseconds since 1970 as the carrier counts them, which never go back. Carriers read clocks; cores are told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Instant(pub u64);
 
@@ -286,6 +295,12 @@ pub enum Event {
         /// The bytes from the first on: `outbox.peeks.bytes(&buf)`.
         buf: Buf,
     },
+    /// The peer will send no more (FIN); the bytes before that are unread, and `Finished` follows behind them. Only told of a
+    /// connection that is shown and paused.
+    HungUp {
+        /// Which connection.
+        conn: ConnId,
+    },
     /// The receiver has the socket.
     HandedOff {
         /// Which connection.
@@ -297,6 +312,35 @@ pub enum Event {
         conn: ConnId,
         /// Why; `EAGAIN` is a full queue.
         error: Errno,
+    },
+    /// Nothing is under way on the connection, and nothing will be until `Resume`.
+    Halted {
+        /// Which.
+        conn: ConnId,
+        /// What of an outstanding `Send` the kernel does not have.
+        rest: Option<Buf>,
+    },
+    /// The message is with the kernel, or one of its connections is closed, and it was not sent.
+    Shipped {
+        /// Over which ferry.
+        ferry: Given,
+    },
+    /// The message that was to be fetched.
+    Landed {
+        /// Over which ferry.
+        ferry: Given,
+        /// What came with it, halted. A descriptor that is no connected stream socket, or for which there is no place, is
+        /// closed and not told.
+        conns: [Option<ConnId>; 2],
+        /// The bytes; the buffer is one of `outbox.peeks`.
+        message: Buf,
+    },
+    /// Nobody is at the other end any more, or there never was a ferry; every message has been told.
+    FerryLost {
+        /// Which.
+        ferry: Given,
+        /// Why; nothing if it was closed there.
+        error: Option<Errno>,
     },
     /// Where there was no room for this connection, there may be some now.
     Roomy {
@@ -320,8 +364,12 @@ pub enum Order {
     Close,
     /// Make and accept no new connections; those that there are may end by themselves.
     Drain,
-    /// Accept again after `Drain`.
+    /// Accept again after `Drain`, and move no more connections.
     Resume,
+    /// As `Drain`, and move the connections that there are to whoever is at the other end of this socket.
+    Ferry(Given),
+    /// Take over the connections that come through this socket.
+    Land(Given),
     /// What became of a service.
     Answer(Answer),
     /// What the outside says of a connection that `Question::Sniff` asked about.
@@ -339,6 +387,46 @@ pub enum Order {
         ticket: u64,
         /// Which services.
         services: Names,
+    },
+    /// Which connections are there? Looks at a bounded number of places; answered by `Question::Surveyed`.
+    Survey {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// Which of them.
+        filter: Filter,
+        /// From which place on; 0 is the first.
+        from: u32,
+        /// Rows, at most.
+        most: u32,
+    },
+    /// Which services are the busiest? Looks at a bounded number of them; answered by `Question::Busiest`.
+    Busiest {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// What is compared.
+        by: By,
+        /// From which place on; 0 is the first.
+        from: u32,
+        /// Rows, at most.
+        most: u32,
+    },
+    /// Close one connection. Looks at a bounded number of places; answered by `Question::Closed`.
+    End {
+        /// Comes back with the answer.
+        ticket: u64,
+        /// The connection.
+        name: u64,
+        /// From which place on; 0 is the first.
+        from: u32,
+    },
+    /// Bounds from now on, as of `BrokerConfig`; what there is may stay.
+    Limits {
+        /// Connections at once.
+        most_connections: u64,
+        /// From one source.
+        most_per_source: u32,
+        /// Of one service.
+        most_per_service: u32,
     },
 }
 
@@ -417,6 +505,35 @@ pub enum Command {
         /// Which.
         listener: ListenerId,
     },
+    /// Stop whatever is under way on the connection; answered by `Halted`.
+    Halt {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Begin to use a socket to another process.
+    OpenFerry {
+        /// The socket (SOCK_SEQPACKET), and its name from now on.
+        ferry: Given,
+    },
+    /// Let go of it; what is not sent by then is not.
+    CloseFerry {
+        /// Which.
+        ferry: Given,
+    },
+    /// Send a message, with connections; answered by `Shipped`.
+    Ship {
+        /// Over which ferry.
+        ferry: Given,
+        /// Halted connections that go with it.
+        conns: [Option<ConnId>; 2],
+        /// One of `outbox.peeks`; owned by the carrier from here.
+        message: Buf,
+    },
+    /// Tell the next message; answered by `Landed` or `FerryLost`.
+    Fetch {
+        /// Over which ferry.
+        ferry: Given,
+    },
     /// Connect to a service, the local name being the kernel's choice; answered as `Connect` is.
     Reach {
         /// The core's name for the attempt.
@@ -431,6 +548,11 @@ pub enum Command {
     },
     /// Show what comes instead of taking it, beginning with what is there.
     Peek {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Of a connection that is shown and paused, tell the end all the same: `HungUp`, or `Failed`.
+    Watch {
         /// Which connection.
         conn: ConnId,
     },

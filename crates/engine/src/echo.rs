@@ -347,10 +347,15 @@ impl Core for EchoCore {
             Event::Ordered(_) | Event::Connected { .. } | Event::ConnectFailed { .. } | Event::Disturbed { .. } => {}
             // Answers to what an echo core does not ask.
             Event::Unlistened { .. }
+            | Event::Halted { .. }
+            | Event::Shipped { .. }
+            | Event::Landed { .. }
+            | Event::FerryLost { .. }
             | Event::Named { .. }
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
             | Event::Roomy { .. }
+            | Event::HungUp { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.settle();

@@ -337,7 +337,8 @@ impl<S: Speech> LoadCore<S> {
                 self.expire_attempts(now, outbox);
                 self.close_some(outbox);
             }
-            Order::Close | Order::Drain | Order::Resume | Order::Answer(_) | Order::Opinion { .. } | Order::Hold(_) | Order::Usage { .. } => {}
+            // A broker's, or already under way.
+            _ => {}
         }
     }
 
@@ -400,12 +401,17 @@ impl<S: Speech> Core for LoadCore<S> {
             Event::Listening { .. }
             | Event::ListenFailed { .. }
             | Event::Unlistened { .. }
+            | Event::Halted { .. }
+            | Event::Shipped { .. }
+            | Event::Landed { .. }
+            | Event::FerryLost { .. }
             | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::Named { .. }
             | Event::Peeked { .. }
             | Event::HandedOff { .. }
             | Event::Roomy { .. }
+            | Event::HungUp { .. }
             | Event::HandOffFailed { .. } => {}
         }
         self.go_on(now, outbox);

@@ -44,6 +44,35 @@ pub enum Question {
         /// A row for each service that was asked for, in that order.
         rows: Vec<Usage>,
     },
+    /// The answer to `Order::Survey`.
+    Surveyed {
+        /// The order's.
+        ticket: u64,
+        /// Connections.
+        rows: Vec<Seen>,
+        /// From which place to go on; None is the end.
+        next: Option<u32>,
+    },
+    /// The answer to `Order::Busiest`.
+    Busiest {
+        /// The order's.
+        ticket: u64,
+        /// Services.
+        rows: Vec<Busy>,
+        /// From which place to go on; None is the end.
+        next: Option<u32>,
+        /// What a service that was passed and is not among them may have.
+        least: u64,
+    },
+    /// The answer to `Order::End`.
+    Closed {
+        /// The order's.
+        ticket: u64,
+        /// Whether the connection was there.
+        found: bool,
+        /// From which place to go on; None is the end.
+        next: Option<u32>,
+    },
     /// The answer to `Order::Hold`: new connections wait from now on.
     Held {
         /// The service.
@@ -77,6 +106,58 @@ pub struct Usage {
     pub parked: u32,
     /// How long there has been none of either; None if there are, or if nothing is known of it.
     pub unused: Option<Duration>,
+}
+
+/// A connection that a broker holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// Its name, from accept to close.
+    pub id: u64,
+    /// The client.
+    pub peer: Option<SocketAddr>,
+    /// The service, if one was found.
+    pub service: String,
+    /// Where it stands.
+    pub state: &'static str,
+    /// Since it was accepted.
+    pub age: Duration,
+    /// Received from the client.
+    pub bytes_up: u64,
+    /// Received from the service.
+    pub bytes_down: u64,
+    /// Where it came in: the place of the listener in the broker's configuration.
+    pub listener: u32,
+}
+
+/// Which connections are meant.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Filter {
+    /// Of this service alone.
+    pub service: Option<String>,
+    /// From this prefix alone: an address, and bits of it.
+    pub source: Option<(IpAddr, u8)>,
+}
+
+/// How busy services are compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum By {
+    /// Connections now.
+    Live,
+    /// Connections that have ended.
+    Total,
+    /// Bytes that those carried, both ways.
+    Bytes,
+}
+
+/// A busy service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Busy {
+    /// Which.
+    pub service: String,
+    /// At most so much.
+    pub amount: u64,
+    /// Of which so much may be others'.
+    pub over: u64,
 }
 
 /// What the outside says of a service that can be started.
@@ -161,7 +242,11 @@ impl Question {
     pub fn is_own(&self) -> bool {
         match self {
             Question::Wake { .. } | Question::Sniff(_) => true,
-            Question::Usage { .. } | Question::Held { .. } => false,
+            Question::Usage { .. }
+            | Question::Held { .. }
+            | Question::Surveyed { .. }
+            | Question::Busiest { .. }
+            | Question::Closed { .. } => false,
         }
     }
 }

@@ -79,6 +79,18 @@ counters! {
     Delivering = "delivering_now", "connections";
     /// connections between whose two ends a broker carries bytes
     Relaying = "relaying_now", "connections";
+    /// connections on their way to another process
+    Moving = "moving_now", "connections";
+    /// connections taken over from another process
+    Landed = "landed", "connections";
+    /// messages of another process that were not understood or could not be followed; what came with them stays there
+    LandingsRefused = "landings_refused", "messages";
+    /// moves that the other process refused or did not live to take; the connections live on here
+    MovesReturned = "moves_returned", "connections";
+    /// sockets to other processes over which connections move
+    Ferries = "ferries_now", "ferries";
+    /// ferries that ended before either side had said that it was done
+    FerriesLost = "ferries_lost", "ferries";
     /// deliveries tried again because the service was absent or its queue full
     DeliveryRetries = "delivery_retries", "deliveries";
     /// handoffs that became relays, since the service takes connections
@@ -117,6 +129,8 @@ counters! {
     OverSource = "ended_over_source", "connections";
     /// ended: more connections than the service may have
     OverService = "ended_over_service", "connections";
+    /// ended: another process has taken it over
+    Moved = "ended_moved", "connections";
     /// ended: the broker was told to close
     Stopped = "ended_stopped", "connections";
     /// ended: the service slept and could not be started
@@ -221,6 +235,11 @@ impl Report {
     /// Add to a counter.
     pub fn add(&mut self, counter: Counter, by: u64) {
         self.counters[counter as usize] += by;
+    }
+
+    /// Take back what was counted too early.
+    pub fn take_back(&mut self, counter: Counter, by: u64) {
+        self.counters[counter as usize] -= by;
     }
 
     /// A connection more is open.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fourtuple_broker::cancel::Cancels;
 use fourtuple_broker::door::{DIALECTS, Door};
-use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, PostgresTls, Rules};
+use fourtuple_broker::{BrokerGuide, Fallback, LedgerFile, Looking, Manners, PostgresTls, Rules};
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Shelf};
 use fourtuple_engine::broker::ledger::Unwritten;
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
@@ -121,8 +121,18 @@ pub(crate) struct BrokerRequest {
     #[pyo3(from_py_with = seconds)]
     settle_s: Duration,
     inetd_path: Option<PathBuf>,
+    manners: MannersRequest,
     ledger: Option<PathBuf>,
     ledger_every: u32,
+    ledger_steps: bool,
+}
+
+/// `fourtuple.engine.Manners`.
+#[derive(FromPyObject)]
+struct MannersRequest {
+    motd: String,
+    retry_after_s: u32,
+    health_paths: Vec<String>,
 }
 
 /// A registry that is open, or the folder of one.
@@ -347,7 +357,11 @@ impl BrokerRequest {
         cancels: &Arc<Cancels>,
     ) -> PyResult<(Box<dyn Core>, Shelf)> {
         let looking = self.listeners.iter().map(ListenerRequest::looking);
-        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?).sharing(cancels.clone());
+        let MannersRequest { motd, retry_after_s, health_paths } = &self.manners;
+        let manners = Manners { motd: motd.clone(), retry_after_s: *retry_after_s, health_paths: health_paths.clone() };
+        let guide = BrokerGuide::new(self.store.opened()?, looking.collect::<PyResult<_>>()?)
+            .sharing(cancels.clone())
+            .saying(manners);
         let listen = self.listeners.iter().map(|listener| ListenAt {
             local: SocketAddr::new(listener.endpoint.address, listener.endpoint.port),
             sniff_timeout: listener.sniff_timeout_s,
@@ -367,6 +381,7 @@ impl BrokerRequest {
             most_parked_per_service: each(self.most_parked_per_service),
             parked_bytes: share(self.parked_bytes),
             settle: self.settle_s,
+            worker,
             inetd_path: self.inetd_path.as_ref().map_or_else(Vec::new, |path| path.as_os_str().as_bytes().to_vec()),
             ..BrokerConfig::default()
         };
@@ -386,7 +401,7 @@ impl BrokerRequest {
     /// One for each worker, or none at all.
     fn ledgers(&self, workers: u32) -> PyResult<Vec<LedgerFile>> {
         let Some(path) = &self.ledger else { return Ok(Vec::new()) };
-        LedgerFile::append(path, self.ledger_every, workers as usize)
+        LedgerFile::append(path, self.ledger_every, self.ledger_steps, workers as usize)
             .map_err(|error| BadConfig::new_err(("ledger", format!("{}: {error}", path.display()))))
     }
 }
@@ -522,6 +537,17 @@ pub(crate) fn order(kind: &str, value: u64, worker: u32, workers: u32) -> PyResu
     }
 }
 
+/// New bounds for one worker: each is the whole engine's and is shared out, and 0 is no bound.
+pub(crate) fn limits(connections: u64, per_source: u32, per_service: u32, worker: u32, workers: u32) -> Order {
+    let share = |most: u64| if most == 0 { 0 } else { part(most, worker, workers).max(1) };
+    let each = |most: u32| share(most.into()).min(u64::from(u32::MAX)) as u32;
+    Order::Limits {
+        most_connections: share(connections),
+        most_per_source: each(per_source),
+        most_per_service: each(per_service),
+    }
+}
+
 /// A probe by its name.
 fn protocol(name: &str) -> PyResult<Protocol> {
     let found = PROBES.iter().find(|probe| probe.name == name).map(|probe| probe.protocol);
@@ -531,7 +557,7 @@ fn protocol(name: &str) -> PyResult<Protocol> {
 }
 
 /// A copy of a descriptor of the caller's.
-fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
+pub(crate) fn duplicate(what: &'static str, fd: RawFd) -> PyResult<OwnedFd> {
     let refused = |why: String| BadConfig::new_err((what, why));
     if fd < 0 {
         return Err(refused(format!("{fd} is no descriptor")));

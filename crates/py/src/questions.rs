@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use fourtuple_engine::broker::guide::{Delivery, Known, Opinion};
-use fourtuple_engine::{Answer, Opening, Order, Question};
+use fourtuple_engine::{Answer, By, Opening, Order, Question};
 use pyo3::prelude::*;
 
 use crate::failure::BadConfig;
@@ -20,6 +20,9 @@ pub(crate) enum Fields {
     Wake(WakeFields),
     Usage(UsageFields),
     Held(HeldFields),
+    Surveyed(SurveyedFields),
+    Busiest(BusiestFields),
+    Closed(ClosedFields),
     Sniff(SniffFields),
 }
 
@@ -55,6 +58,41 @@ pub(crate) struct HeldFields {
     live: u32,
 }
 
+#[derive(IntoPyObject)]
+pub(crate) struct SurveyedFields {
+    ticket: u64,
+    rows: Vec<SeenFields>,
+    next: Option<u32>,
+}
+
+#[derive(IntoPyObject)]
+pub(crate) struct SeenFields {
+    id: u64,
+    peer: Option<(IpAddr, u16)>,
+    service: String,
+    state: &'static str,
+    age_s: f64,
+    bytes_up: u64,
+    bytes_down: u64,
+    listener: u32,
+}
+
+#[derive(IntoPyObject)]
+pub(crate) struct BusiestFields {
+    ticket: u64,
+    /// Service, amount, how much of it may be others'.
+    rows: Vec<(String, u64, u64)>,
+    next: Option<u32>,
+    least: u64,
+}
+
+#[derive(IntoPyObject)]
+pub(crate) struct ClosedFields {
+    ticket: u64,
+    found: bool,
+    next: Option<u32>,
+}
+
 /// As Python gets it.
 pub(crate) fn row((worker, question): (u32, Question)) -> QuestionRow {
     match question {
@@ -77,8 +115,42 @@ pub(crate) fn row((worker, question): (u32, Question)) -> QuestionRow {
             };
             ("usage", worker, Fields::Usage(UsageFields { ticket, rows: rows.into_iter().map(row).collect() }))
         }
+        Question::Surveyed { ticket, rows, next } => {
+            let rows = rows.into_iter().map(seen).collect();
+            ("surveyed", worker, Fields::Surveyed(SurveyedFields { ticket, rows, next }))
+        }
+        Question::Busiest { ticket, rows, next, least } => {
+            let rows = rows.into_iter().map(|row| (row.service, row.amount, row.over)).collect();
+            ("busiest", worker, Fields::Busiest(BusiestFields { ticket, rows, next, least }))
+        }
+        Question::Closed { ticket, found, next } => {
+            ("closed", worker, Fields::Closed(ClosedFields { ticket, found, next }))
+        }
         Question::Held { service, live } => ("held", worker, Fields::Held(HeldFields { service, live })),
     }
+}
+
+fn seen(row: fourtuple_engine::Seen) -> SeenFields {
+    SeenFields {
+        id: row.id,
+        peer: row.peer.map(|peer| (peer.ip(), peer.port())),
+        service: row.service,
+        state: row.state,
+        age_s: row.age.as_secs_f64(),
+        bytes_up: row.bytes_up,
+        bytes_down: row.bytes_down,
+        listener: row.listener,
+    }
+}
+
+/// How busy services are compared.
+pub(crate) fn by(name: &str) -> PyResult<By> {
+    Ok(match name {
+        "live" => By::Live,
+        "total" => By::Total,
+        "bytes" => By::Bytes,
+        _ => return Err(BadConfig::new_err(("by", format!("{name:?} is not one of live, total, bytes")))),
+    })
 }
 
 /// What became of a service, as the cores are told.

@@ -3,15 +3,16 @@
 //! A worker's end is noticed whenever somebody looks: its thread is joined, and its last numbers are kept.
 
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fourtuple_carrier::{Doors, Letterbox, Published, Worker};
-use fourtuple_engine::Order;
+use fourtuple_engine::{Filter, Order};
 use pyo3::prelude::*;
 
 use crate::config::{self, Request, SettingsRequest};
-use crate::failure::{self, EngineStopped};
+use crate::failure::{self, BadConfig, EngineStopped};
 use crate::questions::{self, KnownRow, QuestionRow};
 use crate::snapshot::{Row, Snapshot};
 
@@ -80,6 +81,24 @@ impl Workers {
         Ok(())
     }
 
+    /// Give copies of sockets to running workers, dealt out from the first on: "ferry" moves their connections to whoever is at
+    /// the other end, "land" takes what comes.
+    fn give(&self, kind: &str, fds: Vec<RawFd>) -> PyResult<()> {
+        let order = match kind {
+            "ferry" => Order::Ferry,
+            "land" => Order::Land,
+            _ => return Err(BadConfig::new_err(("kind", format!("{kind:?} is not one of ferry, land")))),
+        };
+        let states = self.states();
+        for (fd, state) in fds.into_iter().zip(states.iter().cycle()) {
+            let descriptor = config::duplicate("fds", fd)?;
+            if let State::Running(worker) = state {
+                worker.order(order(worker.shelf().put(descriptor)));
+            }
+        }
+        Ok(())
+    }
+
     /// Readable while there are questions; it is closed with this object.
     #[getter]
     fn questions_fd(&self) -> i32 {
@@ -114,6 +133,41 @@ impl Workers {
     /// Ask every running worker how much these services are used.
     fn ask_usage(&self, ticket: u64, services: Vec<String>) {
         self.tell_all(&Order::Usage { ticket, services: services.into() });
+    }
+
+    /// Ask one worker for connections, those from place `from` on; false if it works no more.
+    #[pyo3(signature = (worker, ticket, start, most, service = None, source = None))]
+    fn ask_survey(
+        &self,
+        worker: usize,
+        ticket: u64,
+        start: u32,
+        most: u32,
+        service: Option<String>,
+        source: Option<(IpAddr, u8)>,
+    ) -> bool {
+        self.tell(worker, Order::Survey { ticket, filter: Filter { service, source }, from: start, most })
+    }
+
+    /// Ask one worker for its busiest services, those from place `start` on; false if it works no more.
+    fn ask_busiest(&self, worker: usize, ticket: u64, by: &str, start: u32, most: u32) -> PyResult<bool> {
+        Ok(self.tell(worker, Order::Busiest { ticket, by: questions::by(by)?, from: start, most }))
+    }
+
+    /// Have one worker close a connection, looking for it from place `start` on; false if it works no more.
+    fn ask_close(&self, worker: usize, ticket: u64, id: u64, start: u32) -> bool {
+        self.tell(worker, Order::End { ticket, name: id, from: start })
+    }
+
+    /// Bounds from now on; each is the whole engine's and is shared out, and 0 is no bound.
+    fn set_limits(&self, connections: u64, per_source: u32, per_service: u32) {
+        let states = self.states();
+        let workers = states.len() as u32;
+        for (worker, state) in (0..).zip(states.iter()) {
+            if let State::Running(running) = state {
+                running.order(config::limits(connections, per_source, per_service, worker, workers));
+            }
+        }
     }
 
     /// Whether any worker still works.
@@ -154,6 +208,17 @@ impl Workers {
 }
 
 impl Workers {
+    /// False if that worker works no more.
+    fn tell(&self, worker: usize, order: Order) -> bool {
+        match self.states().get(worker) {
+            Some(State::Running(running)) if running.is_running() => {
+                running.order(order);
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn tell_all(&self, order: &Order) {
         for state in self.states().iter() {
             if let State::Running(worker) = state {

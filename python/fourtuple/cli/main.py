@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fourtuple.cli import Exit, doctor, limits, load, plan, prove, run, serve, services, sniff, tune
+from fourtuple.cli import Exit, control, doctor, limits, load, plan, prove, run, serve, services, sniff, tune
 from fourtuple.errors import BadConfig, FourtupleError
 
 EPILOG = (
@@ -60,6 +60,9 @@ app.command("load")(load.load)
 app.command("serve")(serve.serve)
 app.add_typer(services.app, name="services")
 app.command("sniff")(sniff.sniff)
+app.add_typer(control.app, name="control")
+for _name in control.AT_THE_TOP:
+    app.command(_name)(control.COMMANDS[_name])
 # What follows COMMAND is the command's, options too.
 app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 

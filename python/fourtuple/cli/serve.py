@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +29,7 @@ from fourtuple.services import whole_or_none
 if TYPE_CHECKING:
     from fourtuple.brokerfile import BrokerFile
     from fourtuple.demo import Pages
-    from fourtuple.supervisor import Demonstration, Spec
+    from fourtuple.supervisor import Demonstration, Spec, Supervisor
     from fourtuple.supervisor.life import Shown
     from fourtuple.tuples import Endpoint
 
@@ -48,6 +50,12 @@ def serve(
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each connection that has ended.")
     ] = None,
+    log_steps: Annotated[
+        bool,
+        typer.Option(
+            "--log-steps", help="A line also when a connection is accepted, has found its service, is delivered."
+        ),
+    ] = False,
     log_every: Annotated[int, typer.Option(metavar="COUNT", help="One line for so many connections of a worker.")] = 1,
     most: Annotated[int, typer.Option(metavar="COUNT", help="Connections at once; 0: no bound.")] = 0,
     most_per_source: Annotated[
@@ -62,6 +70,9 @@ def serve(
     grace: Annotated[
         float, typer.Option(metavar="SECONDS", help="On SIGTERM or Ctrl-C, connections may end by themselves for.")
     ] = 10.0,
+    events: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each thing that happens to services.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(metavar="COUNT", help="Threads; default: one per processor.")] = None,
     carrier: Annotated[CarrierOption, typer.Option(help="What moves the bytes.")] = CarrierOption.AUTO,
     every: Annotated[
@@ -129,22 +140,56 @@ def serve(
             limits=limits,
             ledger=None if log is None else str(log.absolute()),
             ledger_every=log_every,
+            ledger_steps=log_steps,
             carrier=carrier.value,
             workers=workers or len(os.sched_getaffinity(0)),
             grace_s=grace,
         )
-        return asyncio.run(_serve(spec, source, Shown(as_json=as_json, every_s=every), check))
+        if source.file.template:
+            from fourtuple.supervisor.surroundings import inetd_path
+
+            spec = replace(spec, inetd=str(inetd_path(spec)))
+        return asyncio.run(_serve(spec, source, Shown(as_json=as_json, every_s=every), check, events))
 
 
-async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool) -> int:
+async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool, events: Path | None) -> int:
+    from fourtuple import systemd
+    from fourtuple.control import door
+    from fourtuple.control.verbs import unsaid
+    from fourtuple.eventlog import EventLog
     from fourtuple.supervisor import Listeners, Settings, Supervisor
-    from fourtuple.supervisor.life import live, obey_signals
+    from fourtuple.supervisor.life import obey_signals
+    from fourtuple.supervisor.surroundings import Surroundings, surrounded
 
-    endpoints = [table.endpoint for table in source.file.listen]
-    supervisor = Supervisor(spec, Settings.of(source.file), Listeners.bound(endpoints, spec.workers))
-    # First of all: once it listens, somebody may tell it to end.
-    obey_signals(supervisor)
-    ready = await supervisor.begin()
+    file = source.file
+    endpoints = [table.endpoint for table in file.listen]
+    passed = [socket.socket(fileno=given.fd) for given in systemd.listen_fds()]
+    settings = Settings.of(file)
+    log = None if events is None else EventLog(events)
+    say = unsaid if log is None else log.say
+    around = Surroundings(
+        events=log, events_path=None if events is None else str(events.absolute()), shown=asdict(shown)
+    )
+    with log or nullcontext():
+        listeners = Listeners.bound(endpoints, spec.workers, passed)
+        if (control := file.control) is not None:
+            door.require_server()
+            around.control_path = control.path
+            around.control = door.listen(control.path, mode=control.permissions, group=control.group_id)
+        supervisor = Supervisor(spec, settings, listeners, say)
+        around.begun_s = time.monotonic()
+        if source.demonstration is None:
+            supervisor.leave, supervisor.before_leaving = around.left, around.quiet
+        # First of all: once it listens, somebody may tell it to end.
+        obey_signals(supervisor)
+        async with surrounded(supervisor, file, around, say):
+            ready = await supervisor.begin()
+            systemd.notify(ready=True)
+            _announce(ready, endpoints, source, shown)
+            return await _lived(supervisor, source, shown, check)
+
+
+def _announce(ready: dict[str, Any], endpoints: list[Endpoint], source: _Source, shown: Shown) -> None:
     if not shown.as_json:
         for endpoint in endpoints:
             print(f"listening on {endpoint} ({ready['carrier']}, {ready['workers']} workers)")
@@ -153,6 +198,11 @@ async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool) -> int:
         for line in source.demonstration.hints if source.demonstration is not None else ():
             print(line)
         sys.stdout.flush()
+
+
+async def _lived(supervisor: Supervisor, source: _Source, shown: Shown, check: bool) -> int:
+    from fourtuple.supervisor.life import live
+
     status, pages = Exit.HEALTHY, None if source.demonstration is None else source.demonstration.pages
 
     async def checking() -> None:

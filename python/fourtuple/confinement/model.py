@@ -204,11 +204,13 @@ def plan(
     inherited: bool = True,
     identity: Identity | None = None,
     read: Iterable[str] = (),
+    sockets: Iterable[str] = (),
 ) -> Confinement:
     """What a broker with this file needs once it runs.
 
     `registry` is the store that its services come from, if not from the file; `inherited` says whether its listeners
-    are bound by another process; `read` is what its own program still reads (`libraries()`).
+    are bound by another process; `read` is what its own program still reads (`libraries()`),
+    `sockets` are further folders of sockets.
     """
     table = file.confine
     reach = reach_of(_targets(file.services, file.routes))
@@ -223,7 +225,7 @@ def plan(
         read=frozenset(read),
         write=frozenset() if registry is None else frozenset({str(registry.path.absolute())}),
         append=None if log is None else str(log.absolute()),
-        sockets=_together(reach.folders | frozenset(table.allow_folders)),
+        sockets=_together(reach.folders | frozenset(table.allow_folders) | frozenset(sockets)),
         abstract=reach.abstract or table.allow_abstract,
         connect_ports=reach.ports | frozenset(table.allow_ports),
         bind_ports=frozenset(bind),

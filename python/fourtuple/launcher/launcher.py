@@ -232,6 +232,11 @@ class Launcher:
             for name, unit in self._units.items()
         )
 
+    def backing_off(self) -> int:
+        """How many services are not tried again for a while, because they have failed."""
+        now_s = time.monotonic()
+        return sum(one.until_s > now_s for one in self._crashes.values())
+
     def knows(self, mark: int | None) -> bool:
         """Whether this is the mark (`processes.mark_of`) of a start of this launcher, or of one of its name."""
         return self._marks.ours(mark)

@@ -1,5 +1,5 @@
-"""Messages between the supervisor and a broker process: JSON objects over a SOCK_SEQPACKET pair, whole and in order, with
-descriptors.
+"""Messages between the supervisor and a broker process: JSON objects over a SOCK_SEQPACKET pair, whole, in order and
+with descriptors.
 
 Decides how a message lies in a packet and what is too much of it. Knows no meaning of a message and no event loop: the
 owner watches the descriptor and calls `receive` when it is readable, `flush` when it is writable.

@@ -1,4 +1,4 @@
-"""A broker process as the supervisor sees it: made by fork() or by executing another program, spoken to, watched, ended.
+"""A broker process as the supervisor sees it: made by fork() or by executing a program, spoken to, watched, ended.
 
 Decides how a process is made so that it holds nothing of the supervisor's but its channel, and what counts as ready.
 Knows no service.
@@ -10,11 +10,14 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 
+from fourtuple.confinement import Report
 from fourtuple.errors import EngineStopped
 from fourtuple.supervisor import brokerprocess
 from fourtuple.supervisor.channel import MOST_DESCRIPTORS, VERSION, Channel, ChannelBroken, Fields, Message
@@ -22,7 +25,9 @@ from fourtuple.supervisor.listeners import Listeners
 from fourtuple.supervisor.spec import Spec
 
 ANSWERS_WITHIN_S = 5.0
-MODULE = "fourtuple.supervisor.brokerprocess"
+COMMAND = ("-P", "-m", "fourtuple.supervisor", "--broker")
+"""What an interpreter is given to be a broker process; of whatever version, it has to understand this."""
+_ENDS_WITHIN_S = 5.0
 
 
 class BrokerChild:
@@ -67,7 +72,7 @@ class BrokerChild:
         try:
             pid = os.posix_spawn(
                 executable,
-                [executable, "-P", "-m", MODULE],
+                [executable, *COMMAND],
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), brokerprocess.CHANNEL)],
                 setsigdef=[signal.SIGPIPE],
@@ -78,6 +83,19 @@ class BrokerChild:
         finally:
             theirs.close()
         return cls(pid, ours, hear)
+
+    @classmethod
+    def inherited(cls, left: Fields, hear: Callable[[BrokerChild, Message], None]) -> BrokerChild:
+        """The one of a supervisor whose place this program has taken."""
+        made = cls(left["pid"], Channel(socket.socket(fileno=left["channel"])), hear)
+        made.ready.set_result(left["ready"])
+        return made
+
+    @property
+    def report(self) -> Report | None:
+        """What it has given up, once it is ready."""
+        said = self.ready.result().get("confined") if self.ready.done() and not self.ready.exception() else None
+        return None if said is None else Report.from_json(said)
 
     def begin(self, spec: Spec, listeners: Listeners) -> None:
         """Tell it what it is; it answers by `ready`."""
@@ -92,9 +110,7 @@ class BrokerChild:
 
     async def is_ready(self, timeout_s: float) -> Fields:
         """What it said; raises EngineStopped with the reason if it never will."""
-        waited, _ = await asyncio.wait(
-            (self.ready, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        waited, _ = await asyncio.wait((self.ready, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if self.ready in waited:
             return self.ready.result()
         if self.ended in waited:
@@ -124,11 +140,9 @@ class BrokerChild:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    def release(self) -> None:
-        """Watch it no more, before another program takes the supervisor's place."""
-        self._loop.remove_reader(self.channel.fileno())
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
+    def _kill_if_there(self) -> None:
+        if not self.ended.done():
+            self.kill()
 
     # ---- what happens ------------------------------------------------------------------------------------------------
 
@@ -149,9 +163,9 @@ class BrokerChild:
         try:
             messages = self.channel.receive()
         except ChannelBroken:
-            # Its end will be seen by its pidfd; one that says nonsense is ended.
+            # It is ending; one that says nonsense, or stays without a channel, is ended.
             self._loop.remove_reader(self.channel.fileno())
-            self.kill()
+            self._loop.call_later(_ENDS_WITHIN_S, self._kill_if_there)
             return
         for message in messages:
             self._heard(message)
@@ -162,6 +176,8 @@ class BrokerChild:
                 self.ready.set_result(message.fields)
             case "refused" if not self.ready.done():
                 self.ready.set_exception(EngineStopped(str(message.fields.get("why"))))
+            case "ended":
+                self.last = {**message.fields, "final": True}
             case "told":
                 answer = self._asked.get(message.fields.pop("re", 0))
                 if answer is not None and not answer.done():
@@ -214,6 +230,4 @@ def _child(channel: Channel) -> int:
 
 
 def _highest_descriptor() -> int:
-    return max((int(name) for name in os.listdir("/proc/self/fd")), default=2) + 1
-
-
+    return max((int(entry.name) for entry in Path("/proc/self/fd").iterdir()), default=2) + 1

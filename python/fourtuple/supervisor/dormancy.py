@@ -1,8 +1,8 @@
 """Services that sleep: started when a client asks for them, stopped when nobody has used them for a while.
 
-Decides when a service may be started and when it may be stopped, so that no client meets one that is just leaving: the
-broker is told to hold its clients back first, and says how many connections there still are. Knows neither how a process
-is made (the launcher does) nor what a connection is.
+Decides when a service may be started and when it may be stopped, so that no client meets one that is just leaving:
+the broker is told to hold its clients back first, and says how many connections there still are. Knows neither how a
+process is made (the launcher does) nor what a connection is.
 
 A service is in one of these states; one that sleeps is not in the table at all, and costs nothing.
 
@@ -14,21 +14,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
-from typing import Protocol
+from typing import Any, Protocol
 
 from fourtuple.errors import MissingPrivilege
 from fourtuple.launcher import Exit, Launcher, StartFailed
+from fourtuple.services import Delivery
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.wakes import Wakes
-from fourtuple.services import Delivery
 from fourtuple.templates import Call, Template
 
 _GLANCE_S = 0.5
 _ANSWERED_WITHIN_S = 5.0
+_SETTLES_S = 10.0
+_MOST_FAILURES = 1_024
+"""Remembered, for who asks."""
 _USAGE_PER_MESSAGE = 64
 _TARGETS = ("unix:", "tcp:")
 _LOOKS_AGAIN_S = 5.0
@@ -88,6 +92,7 @@ class Dormancy:
         self._brokers = brokers
         self._log = log
         self._services: dict[str, _Service] = {}
+        self._failures: OrderedDict[str, str] = OrderedDict()
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.woken = self.failed = self.refused = self.stopped = self.ended = 0
@@ -95,8 +100,8 @@ class Dormancy:
 
     # ---- questions ---------------------------------------------------------------------------------------------------
 
-    def wake(self, asked: Fields) -> None:
-        """A client is there for a service that sleeps, as far as the broker knows."""
+    def wake(self, asked: Fields, *, is_ordered: bool = False) -> None:
+        """A client is there for a service that sleeps, as far as the broker knows; or somebody has ordered it."""
         service, name = str(asked["service"]), str(asked["start"])
         one = self._services.get(service)
         if one is not None:
@@ -108,11 +113,12 @@ class Dormancy:
         if template is None:
             return self._fail(service, name, f"there is no template {name}")
         peer = ip_address(asked["peer"]) if asked.get("peer") else None
-        if why := self._wakes.refusal(peer, time.monotonic()):
+        if not is_ordered and (why := self._wakes.refusal(peer, time.monotonic())):
             self.refused += 1
-            self._log("wake_refused", service=service, peer=asked.get("peer"), why=why)
+            self._log("service_refused", service=service, peer=asked.get("peer"), why=why)
             self._brokers.answer([{"kind": "refused", "service": service, "why": why, "peer": asked.get("peer")}])
             return
+        self._log("service_asked", service=service, start=name, peer=asked.get("peer"), protocol=asked.get("protocol"))
         self._services[service] = _Service(template)
         self._spawn(self._start(service, template, asked))
 
@@ -139,7 +145,7 @@ class Dormancy:
             return
         self.ended += 1
         del self._services[service]
-        self._log("service_ended", service=service, status=exit.status)
+        self._log("service_failed", service=service, status=exit.status)
         self._brokers.answer([{"kind": "slept", "service": service}])
 
     # ---- from outside ------------------------------------------------------------------------------------------------
@@ -152,11 +158,39 @@ class Dormancy:
         """Services that are running."""
         return [service for service, one in self._services.items() if one.state is State.UP]
 
-    def resume(self, templates: dict[str, str]) -> None:
+    def counts(self) -> dict[str, int]:
+        """Totals, and how many services there are that do not sleep."""
+        return {
+            "services_awake": len(self._services),
+            "services_woken": self.woken,
+            "starts_failed": self.failed,
+            "wakes_refused": self.refused,
+            "services_stopped": self.stopped,
+            "services_ended": self.ended,
+        }
+
+    def why(self, service: str) -> str:
+        """Why its last start failed; nothing if it did not, or that is long ago."""
+        return self._failures.get(service, "")
+
+    def replace(self, templates: dict[str, Template]) -> None:
+        """Templates for starts from now on."""
+        self._templates = templates
+
+    def resume(self, templates: dict[str, str], counts: Mapping[str, int]) -> None:
         """These are running, says a supervisor whose place this one has taken: service and template."""
         for service, name in templates.items():
             if (template := self._templates.get(name)) is not None:
                 self._services[service] = _Service(template, State.UP)
+        self.woken, self.failed = counts["services_woken"], counts["starts_failed"]
+        self.refused, self.stopped = counts["wakes_refused"], counts["services_stopped"]
+        self.ended = counts["services_ended"]
+
+    async def settled(self) -> None:
+        """Wait until no start and no stop is under way, or it has taken too long."""
+        until_s = time.monotonic() + _SETTLES_S
+        while self._tasks and time.monotonic() < until_s:
+            await asyncio.wait(self._tasks, timeout=_GLANCE_S)
 
     def running_templates(self) -> dict[str, str]:
         """As `resume` takes it."""
@@ -181,7 +215,7 @@ class Dormancy:
                 if one.state is State.UP and one.template.idle_s is not None and now_s >= one.next_look_s:
                     # The first look is due when it could first be over, and every look is answered or repeated.
                     if one.looked_at_s == 0.0 and now_s - one.since_s < one.template.idle_s:
-                        one.next_look_s = one.since_s + one.template.idle_s
+                        one.next_look_s = one.since_s + (one.template.idle_s or 0.0)
                         continue
                     one.looked_at_s, one.next_look_s = now_s, now_s + _ANSWERED_WITHIN_S
                     one.ticket, one.heard, one.live = self._tickets, 0, 0
@@ -201,8 +235,8 @@ class Dormancy:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -217,7 +251,7 @@ class Dormancy:
             name=str(asked["name"]) if service.startswith(_TARGETS) and asked["name"] else None,
         )
         try:
-            await self._launcher.start(call)
+            pid = (await self._launcher.start(call)).pid
         except StartFailed as error:
             self._services.pop(service, None)
             return self._fail(service, template.name, error.why)
@@ -229,13 +263,17 @@ class Dormancy:
             return
         one.state, one.since_s = State.UP, time.monotonic()
         self.woken += 1
-        took_ms = round((one.since_s - begun_s) * 1e3, 3)
-        self._log("service_started", service=service, template=template.name, took_ms=took_ms)
+        self._failures.pop(service, None)
+        self._log("service_up", service=service, pid=pid, took_ms=round((one.since_s - begun_s) * 1e3, 3))
         self._brokers.answer([{"kind": "up", "service": service}])
 
     def _fail(self, service: str, template: str, why: str) -> None:
         self.failed += 1
-        self._log("start_failed", service=service, template=template, why=why)
+        self._failures[service] = why
+        self._failures.move_to_end(service)
+        if len(self._failures) > _MOST_FAILURES:
+            self._failures.popitem(last=False)
+        self._log("service_failed", service=service, why=why)
         self._brokers.answer([{"kind": "failed", "service": service, "why": why}])
 
     def _heard(self, service: str, one: _Service, live: int) -> None:
@@ -265,13 +303,13 @@ class Dormancy:
             return self._launcher.busy(service)
         except MissingPrivilege as error:
             # Who cannot look does not stop it.
-            self._log("cannot_look", service=service, why=str(error))
+            self._log("service_kept", service=service, why=str(error))
             return True
 
     def _let_go(self, service: str, one: _Service) -> None:
         """Somebody uses it after all, or a worker does not answer."""
         one.state, one.since_s = State.UP, time.monotonic()
-        one.next_look_s = one.since_s + one.template.idle_s
+        one.next_look_s = one.since_s + (one.template.idle_s or 0.0)
         self._brokers.answer([{"kind": "up", "service": service}])
 
     async def _stop(self, service: str, one: _Service) -> None:

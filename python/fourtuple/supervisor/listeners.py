@@ -85,7 +85,7 @@ def _bound(endpoint: Endpoint, workers: int) -> list[socket.socket]:
     family = socket.AF_INET6 if endpoint.address.version == 6 else socket.AF_INET
     sockets: list[socket.socket] = []
     try:
-        # SO_REUSEPORT would share the port with whoever of this user listens there already; without it, that is an error.
+        # SO_REUSEPORT would share the port with whoever of this user listens there; without it, that is an error.
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             _bind(probe, endpoint, socket.SO_REUSEADDR)
         for _ in range(workers):

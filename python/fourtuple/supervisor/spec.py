@@ -1,6 +1,7 @@
 """What a broker process is to be: everything that it needs to know, as one message can carry it.
 
-Decides its form, so that a process of another version of the program can read it or say that it cannot. Knows no process.
+Decides its form, so that a process of another version of the program can read it or say that it cannot. Knows no
+process.
 """
 
 from __future__ import annotations
@@ -40,10 +41,20 @@ class Spec:
     limits: Limits = dataclasses.field(default_factory=Limits)
     ledger: str | None = None
     ledger_every: int = 1
+    ledger_steps: bool = False
     carrier: str = CarrierName.AUTO.value
     workers: int = 1
     grace_s: float = 10.0
-    sandbox: bool = True
+    inetd: str | None = None
+    """Where sockets go of services with a process for each connection."""
+    extra_sockets: tuple[str, ...] = ()
+    """Folders of sockets that have become known since, besides those of the file and the registry."""
+    is_confined: bool = True
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return Path(self.named)
 
     def file(self) -> BrokerFile:
         """What the text says; raises BadConfig."""
@@ -57,6 +68,11 @@ class Spec:
             return demo.registry(self.demonstration.services, Path(self.demonstration.pages))
         return Path(self.store) if self.store is not None else None
 
+    def sockets(self) -> tuple[str, ...]:
+        """Folders of sockets that neither file nor registry names."""
+        own = [path for path in (self.inetd, self.demonstration and self.demonstration.pages) if path]
+        return (*self.extra_sockets, *(str(Path(path).parent) for path in own))
+
     def fields(self) -> Fields:
         """As a message has it."""
         return dataclasses.asdict(self)
@@ -68,6 +84,7 @@ class Spec:
             given = dict(fields)
             shown = given.pop("demonstration", None)
             demonstration = Demonstration(**shown) if shown is not None else None
-            return cls(**{**given, "limits": Limits(**given.pop("limits")), "demonstration": demonstration})
+            limits, extra = Limits(**given.pop("limits")), tuple(given.pop("extra_sockets"))
+            return cls(**given, limits=limits, extra_sockets=extra, demonstration=demonstration)
         except (TypeError, KeyError) as error:
             raise BadConfig("spec", f"is of another version: {error}") from None

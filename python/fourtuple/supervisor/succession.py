@@ -13,8 +13,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NoReturn
 
@@ -44,10 +42,17 @@ class Estate:
     """What is counted of broker processes that are gone."""
     counts: dict[str, int]
     launcher: Fields
+    words: list[int]
+    """Descriptors of the launcher's, in its order."""
     running: dict[str, str]
     """Services that are up, and their templates."""
     control: int | None = None
     """The control socket."""
+    inetd: int | None = None
+    """Where the broker process brings clients who get a process of their own."""
+    events: str | None = None
+    """Where events are written."""
+    upgrade_began: float | None = None
     previous: str = ""
     """The interpreter that gets the place back if the successor cannot go on."""
     why_back: str = ""
@@ -135,7 +140,5 @@ def has_handlers() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITING)
 
 
-def _command(executable: str, verb: str, memory: int) -> Sequence[str]:
+def _command(executable: str, verb: str, memory: int) -> list[str]:
     return [executable, "-P", "-m", MODULE, verb, str(memory)]
-
-

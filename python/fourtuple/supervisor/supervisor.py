@@ -1,45 +1,59 @@
 """The supervisor: holds the listeners, keeps a broker process running on them, starts and stops services, and ends all.
 
 Decides what happens when something ends: a broker process that died is followed by another one, on the same listeners,
-so that clients in their queues wait and are not refused; one that dies again and again is tried ever more slowly. Moves
-no byte and knows no connection.
+so that clients in their queues wait and are not refused; one that dies again and again is tried ever more slowly. One
+that is to be replaced moves what it has to the next one first (`succession` is about replacing the supervisor itself).
+Moves no byte and knows no connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any, TypeAlias
 
+from fourtuple import confinement
 from fourtuple.brokerfile import BrokerFile
-from fourtuple.errors import EngineStopped
+from fourtuple.control.verbs import Upgrade
+from fourtuple.errors import EngineStopped, FourtupleError
 from fourtuple.launcher import Launcher
 from fourtuple.launcher.launcher import MOST_RUNNING
+from fourtuple.launcher.state import Saved
 from fourtuple.supervisor.channel import Fields, Message
 from fourtuple.supervisor.child import BrokerChild
 from fourtuple.supervisor.dormancy import Dormancy
 from fourtuple.supervisor.listeners import Listeners
 from fourtuple.supervisor.plugins import Plugin, Plugins
 from fourtuple.supervisor.spec import Spec
+from fourtuple.supervisor.succession import Estate, check, hand_over
 from fourtuple.supervisor.wakes import WakeRules, Wakes
 from fourtuple.templates import Template
 
 READY_WITHIN_S = 15.0
+MOVES_WITHIN_S = 60.0
 _BACKOFF_S = (0.05, 10.0)
 _QUIET_S = 10.0
 """A broker process that has lived so long begins the back-off anew."""
 _GLANCE_S = 0.5
 _LAST_WORDS_S = 5.0
+_LATER_S = 0.2
+"""Until who has asked for it has its answer."""
+_FRESH_S = 5.0
+"""Between two broker processes that are made because folders of services were."""
 
 Log: TypeAlias = Callable[..., None]
 
 
-def _silent(_event: str, **_fields: Any) -> None: ...
+def _silent(_event: str, **_fields: Any) -> None:  # noqa: ANN401 - whatever an event has
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +62,11 @@ class Settings:
 
     templates: tuple[Template, ...] = ()
     plugins: tuple[Plugin, ...] = ()
-    rules: WakeRules = WakeRules()
+    rules: WakeRules = field(default_factory=WakeRules)
     most_starting: int = 32
     most_running: int = MOST_RUNNING
+    socket_owner: tuple[int, int] | None = None
+    """User and group that the broker process becomes."""
 
     @classmethod
     def of(cls, file: BrokerFile) -> Settings:
@@ -62,79 +78,96 @@ class Settings:
             per_minute=wake.per_minute,
             per_source_per_minute=wake.per_source_per_minute,
         )
+        identity = confinement.identity(file.confine.user, file.confine.group)
         return cls(
             templates=file.templates,
             plugins=tuple(Plugin(**dict(table)) for table in file.plugin),
             rules=rules,
             most_starting=wake.most_starting,
             most_running=wake.most_running or MOST_RUNNING,
+            socket_owner=None if identity is None else (identity.uid, identity.gid),
         )
 
 
 class Supervisor:
     """One of them. Made within a running event loop; `run` to the end."""
 
-    def __init__(self, spec: Spec, settings: Settings, listeners: Listeners, log: Log = _silent) -> None:
-        self.spec = spec
-        self.listeners = listeners
-        self._settings = settings
-        self._log = log
-        self._brokers: list[BrokerChild] = []
+    def __init__(
+        self, spec: Spec, settings: Settings, listeners: Listeners, log: Log = _silent, estate: Estate | None = None
+    ) -> None:
+        self.spec, self.listeners, self._log = spec, listeners, log
+        self.pid = os.getpid()
+        self.brokers: list[BrokerChild] = []
         """The one that accepts is the first; behind it those that are moving what they have to it."""
-        self._ended: Fields = {}
+        self.total: Fields = {}
         """What the broker processes that are gone have counted, added up."""
+        self.restarts = self.lost = 0
+        """Broker processes that ended by themselves; connections that they had, of which nothing more is known."""
+        self.upgraded = Upgrade(state="none")
+        self.control_of: Callable[[], int | None] = lambda: None
+        """The process of the control API, while there is one."""
+        self.leave: Callable[[], Fields] | None = None
+        """What else a successor has to know, from whoever runs this; None if there can be none."""
+        self.before_leaving: Callable[[], Awaitable[None]] | None = None
+        self._minding: list[asyncio.Task[None]] = []
+        self._pause_s, self._fresh_s = _BACKOFF_S[0], 0.0
         self._ending: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         """How long connections may still take, once somebody has said that it is over."""
         self._hurried = asyncio.Event()
-        self._launcher = Launcher(
+        self._replacing = asyncio.Lock()
+        saved = None if estate is None else Saved.read(estate.launcher)
+        self.launcher = Launcher(
             settings.templates,
             most_starting=settings.most_starting,
             most_running=settings.most_running,
+            socket_owner=settings.socket_owner,
             ports=frozenset(endpoint.port for endpoint in listeners.endpoints),
-            exited=lambda exit: self._dormancy.exited(exit),
+            exited=lambda exit: self.dormancy.exited(exit),
+            saved=saved,
+            descriptors=() if estate is None else estate.words,
         )
         templates = {template.name: template for template in settings.templates}
-        self._dormancy = Dormancy(self._launcher, templates, Wakes(settings.rules), self, log)
-        self._plugins = Plugins(settings.plugins, log)
-        self._minding: list[asyncio.Task[None]] = []
-        self._pause_s = _BACKOFF_S[0]
-        self.restarts = 0
-        """Broker processes that ended by themselves and were followed by another."""
-        self.lost = 0
-        """Connections that broker processes had when they died, of which nothing is known."""
+        self.plugins = Plugins(settings.plugins, log)
+        self.dormancy = Dormancy(self.launcher, templates, Wakes(settings.rules), self, log)
+        if estate is not None:
+            self.total, self.restarts, self.lost = estate.ended, estate.counts["restarts"], estate.counts["lost"]
+            self.dormancy.resume(estate.running, estate.counts)
+            self._adopt(BrokerChild.inherited(estate.broker, self._hear))
+            state, why = ("done", None) if not estate.why_back else ("failed", estate.why_back)
+            self.upgraded = Upgrade(state=state, why=why, began=estate.upgrade_began)
 
     # ---- what services need of brokers -------------------------------------------------------------------------------
 
     def answer(self, answers: Iterable[Fields]) -> None:
         """Tell all workers of all broker processes."""
         told = {"answers": list(answers)}
-        for broker in self._brokers:
+        for broker in self.brokers:
             broker.send("answers", told)
 
     @property
     def workers(self) -> int:
         """Of all of them."""
-        return len(self._brokers) * self.spec.workers
+        return len(self.brokers) * self.spec.workers
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
     async def begin(self) -> Fields:
         """Start the first broker process; what it says when it is ready. Raises EngineStopped with its reason."""
-        return await self._replace(self._forked())
+        return await self._replace(BrokerChild.forked(self._hear))
 
     async def run(self) -> None:
         """Serve until `end`, then until all has ended."""
-        looking_after = asyncio.create_task(self._dormancy.look_after())
+        looking_after = asyncio.create_task(self.dormancy.look_after())
         try:
             await self._finish(await self._ending)
         finally:
             for task in (looking_after, *self._minding):
                 task.cancel()
             await asyncio.gather(looking_after, *self._minding, return_exceptions=True)
-            await self._dormancy.aclose()
-            await self._plugins.aclose()
-            await self._launcher.aclose()
-            for broker in self._brokers:
+            await self.dormancy.aclose()
+            await self.plugins.aclose()
+            await self.launcher.aclose()
+            for broker in self.brokers:
                 broker.kill()
             self.listeners.close()
 
@@ -143,6 +176,7 @@ class Supervisor:
         if self._ending.done():
             self._hurried.set()
         else:
+            self._log("draining", grace_s=grace_s)
             self._ending.set_result(grace_s)
 
     @property
@@ -150,37 +184,42 @@ class Supervisor:
         """Whether somebody has said that it is over."""
         return self._ending.done()
 
+    @property
+    def accepting(self) -> BrokerChild | None:
+        """The broker process that accepts."""
+        return self.brokers[0] if self.brokers else None
+
+    def keep_task(self, task: asyncio.Task[Any]) -> None:
+        """Until the end at most."""
+        self._minding.append(task)
+        task.add_done_callback(lambda done: self._minding.remove(done) if done in self._minding else None)
+
     # ---- numbers -----------------------------------------------------------------------------------------------------
 
     async def summary(self) -> Fields:
         """What all broker processes have counted, those that are gone included."""
-        rows = [self._ended]
-        for broker in list(self._brokers):
+        rows = [self.total]
+        for broker in list(self.brokers):
             with suppress(EngineStopped):
                 broker.last = await broker.ask("summary")
             rows.append(broker.last)
-        total = _added(rows)
-        total["supervisor"] = {
-            "broker_restarts": self.restarts,
-            "connections_lost": self.lost,
-            "services_awake": len(self._dormancy.states()),
-            "services_woken": self._dormancy.woken,
-            "starts_failed": self._dormancy.failed,
-            "wakes_refused": self._dormancy.refused,
-            "services_stopped": self._dormancy.stopped,
-            "services_ended": self._dormancy.ended,
-        }
-        if self._settings.plugins:
-            total["plugins"] = self._plugins.counts()
+        total = {**_added(rows), "supervisor": self.wakes()}
+        if plugins := self.plugins.counts():
+            total["plugins"] = plugins
         return total
+
+    def wakes(self) -> dict[str, int]:
+        """What the supervisor counts itself."""
+        return {"broker_restarts": self.restarts, "connections_lost": self.lost, **self.dormancy.counts()}
+
+    def remember_limits(self, row: Fields) -> None:
+        """For broker processes to come."""
+        self.spec = replace(self.spec, limits=replace(self.spec.limits, **row))
 
     # ---- broker processes --------------------------------------------------------------------------------------------
 
-    def _forked(self) -> BrokerChild:
-        return BrokerChild.forked(self._hear)
-
     async def _replace(self, broker: BrokerChild) -> Fields:
-        """Let it begin; once it is ready it is the one that accepts. Raises EngineStopped, and it is gone, if it is not."""
+        """Let it begin; once it is ready it is the one that accepts. If it is not, it is ended: EngineStopped."""
         broker.begin(self.spec, self.listeners)
         try:
             ready = await broker.is_ready(READY_WITHIN_S)
@@ -189,12 +228,33 @@ class Supervisor:
             await broker.ended
             raise
         self._adopt(broker)
-        self._log("broker_ready", pid=broker.pid, carrier=ready.get("carrier"), fallback=ready.get("fallback"))
+        self._log("broker_started", pid=broker.pid, carrier=ready.get("carrier"), workers=ready.get("workers"))
         return ready
 
     def _adopt(self, broker: BrokerChild) -> None:
-        self._brokers.insert(0, broker)
-        self._minding.append(asyncio.create_task(self._mind(broker)))
+        self.brokers.insert(0, broker)
+        self.keep_task(asyncio.create_task(self._mind(broker)))
+
+    async def _succeed(self, broker: BrokerChild) -> None:
+        """Let it take the place of the one that accepts, with all that this one has."""
+        async with self._replacing:
+            old = self.accepting
+            await self._replace(broker)
+            if old is not None and not old.ended.done():
+                await self._move(old, broker)
+
+    async def _move(self, old: BrokerChild, new: BrokerChild) -> None:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self.spec.workers)]
+        try:
+            await new.ask("land", descriptors=[theirs.fileno() for _, theirs in pairs])
+            await old.ask("ferry", descriptors=[ours.fileno() for ours, _ in pairs])
+        finally:
+            for pair in pairs:
+                for one in pair:
+                    one.close()
+        await asyncio.wait((old.ended, new.ended), timeout=MOVES_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        if new.ended.done() and not old.ended.done():
+            raise EngineStopped("the new broker process ended while it took over")
 
     async def _mind(self, broker: BrokerChild) -> None:
         """Wait for its end; if it was the one that accepts, another follows."""
@@ -204,85 +264,163 @@ class Supervisor:
             status = await asyncio.shield(broker.ended)
         finally:
             glance.cancel()
-        accepted = broker is self._brokers[0]
+        was_first = broker is self.accepting
         self._count_ended(broker, status)
-        if not accepted or self.is_ending:
+        if not was_first or self.is_ending:
             return
         if time.monotonic() - begun_s > _QUIET_S:
             self._pause_s = _BACKOFF_S[0]
         while not self.is_ending:
             self.restarts += 1
+            self._log("broker_restarted", pid=broker.pid, pause_s=self._pause_s)
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _BACKOFF_S[1])
             try:
-                await self._replace(self._forked())
+                # By executing it: a fork() of a process that has had threads may inherit their locks.
+                await self._replace(BrokerChild.executed(sys.executable, self._hear))
                 return
             except EngineStopped as error:
-                self._log("broker_failed", why=str(error))
+                print(f"fourtuple serve: {error}", file=sys.stderr, flush=True)
 
     async def _glance(self, broker: BrokerChild) -> None:
-        """Know its numbers should it die; and that it lives: one that does not answer is as good as dead."""
+        """Know its numbers should it die; and whether folders of services are others than it was given."""
         while True:
             await asyncio.sleep(_GLANCE_S)
             with suppress(EngineStopped):
                 broker.last = await broker.ask("summary")
+            report = broker.report
+            if report is None or broker is not self.accepting or time.monotonic() - self._fresh_s < _FRESH_S:
+                continue
+            if (folders := confinement.moved(report)) and not self.is_ending:
+                self._fresh_s = time.monotonic()
+                self._log("broker_renewed", pid=broker.pid, why=", ".join(folders))
+                self.keep_task(asyncio.create_task(self._renew()))
+
+    async def _renew(self) -> None:
+        try:
+            await self._succeed(BrokerChild.executed(sys.executable, self._hear))
+        except EngineStopped as error:
+            print(f"fourtuple serve: {error}", file=sys.stderr, flush=True)
 
     def _count_ended(self, broker: BrokerChild, status: int) -> None:
-        self._brokers.remove(broker)
+        self.brokers.remove(broker)
         last = broker.last
+        why = "; ".join(last.get("errors", ())) or None
         if not last.get("final"):
-            known = int(last.get("accepted", 0)) - sum(last.get("ended", {}).values())
+            known = int(last.get("accepted", 0)) + int(last.get("counters", {}).get("landed", 0))
+            known -= sum(last.get("ended", {}).values())
             self.lost += known
-            self._log("broker_died", pid=broker.pid, status=status, connections=known)
-            gauges = {name: 0 for name in ("sniffing", "delivering", "relaying")}
+            gauges = dict.fromkeys(("sniffing", "delivering", "relaying"), 0)
             last = {**last, **gauges, "ended": {**last.get("ended", {}), "broker_died": known}}
-        self._ended = _added([self._ended, last])
+            why = why or f"{known} connections are lost with it"
+            print(f"fourtuple serve: broker process {broker.pid} died (status {status})", file=sys.stderr, flush=True)
+        self._log("broker_ended", pid=broker.pid, status=status, why=why)
+        self.total = _added([self.total, last])
 
     async def _finish(self, grace_s: float) -> None:
-        for broker in self._brokers:
+        for broker in self.brokers:
             broker.send("drain", {"grace_s": grace_s})
         self.listeners.close()
-        ended = [asyncio.ensure_future(asyncio.shield(broker.ended)) for broker in self._brokers]
+        ended = [asyncio.ensure_future(asyncio.shield(broker.ended)) for broker in self.brokers]
         hurried = asyncio.create_task(self._hurried.wait())
-        await asyncio.wait([hurried, *ended], return_when=asyncio.FIRST_COMPLETED)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s + _LAST_WORDS_S):
-                waiting = asyncio.gather(*ended)
-                await asyncio.wait((waiting, hurried), return_when=asyncio.FIRST_COMPLETED)
-        for broker in self._brokers:
-            if not broker.ended.done():
-                broker.send("close")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS_S):
-                await asyncio.gather(*ended)
+        waiting = asyncio.gather(*ended)
+        await asyncio.wait((waiting, hurried), timeout=grace_s + _LAST_WORDS_S, return_when=asyncio.FIRST_COMPLETED)
+        for broker in self.brokers:
+            broker.send("close")
+        await asyncio.wait((waiting,), timeout=_LAST_WORDS_S)
         hurried.cancel()
-        for broker in list(self._brokers):
+        for broker in list(self.brokers):
             if not broker.ended.done():
                 broker.kill()
-                await broker.ended
-            self._count_ended(broker, broker.ended.result())
+            self._count_ended(broker, await broker.ended)
 
     def _hear(self, broker: BrokerChild, message: Message) -> None:
-        match message.kind:
-            case "questions":
-                for question in message.fields["questions"]:
-                    self._ask(question)
-            case "ended":
-                broker.last = {**message.fields, "final": True}
-            case _:
-                self._log("broker_said", kind=message.kind)
+        if message.kind == "questions":
+            for question in message.fields["questions"]:
+                self._ask(question)
         message.close()
 
     def _ask(self, question: Fields) -> None:
         match question["kind"]:
             case "wake":
-                self._dormancy.wake(question)
+                self.dormancy.wake(question)
             case "usage":
-                self._dormancy.usage(question)
+                self.dormancy.usage(question)
             case "held":
-                self._dormancy.held(question)
+                self.dormancy.held(question)
             case "sniff":
-                self._plugins.sniff(question, lambda opinion: self.answer([opinion]))
+                self.plugins.sniff(question, lambda opinion: self.answer([opinion]))
+
+    # ---- upgrades ----------------------------------------------------------------------------------------------------
+
+    def begin_upgrade(self, executable: str | None) -> None:
+        """Replace the broker process by one of another program, then this one; `upgraded` says how it goes."""
+        self.upgraded = Upgrade(state="running", began=round(time.time(), 3))
+        self.keep_task(asyncio.create_task(self._upgrade(executable or sys.executable)))
+
+    async def _upgrade(self, executable: str) -> None:
+        begun_s, began = time.monotonic(), self.upgraded.began
+        self._log("upgrade_started", pid=self.pid, executable=executable)
+        try:
+            if self.leave is None:
+                raise EngineStopped("this supervisor cannot leave its place: it serves a demonstration")
+            await check(executable, self.estate())
+            await self._succeed(BrokerChild.executed(executable, self._hear))
+        except (FourtupleError, OSError) as error:
+            took_ms = round((time.monotonic() - begun_s) * 1e3)
+            self._log("upgrade_failed", why=str(error), took_ms=took_ms)
+            self.upgraded = Upgrade(state="failed", why=str(error), began=began)
+            return
+        moved = self.total.get("ended", {}).get("moved", 0)
+        self._log("upgrade_done", pid=self.pid, took_ms=round((time.monotonic() - begun_s) * 1e3), moved=moved)
+        await asyncio.sleep(_LATER_S)
+        # Nothing may be under way that only this image knows.
+        await self.dormancy.settled()
+        if self.before_leaving is not None:
+            await self.before_leaving()
+        try:
+            await self.plugins.aclose()
+            hand_over(executable, self.estate())
+        except EngineStopped as error:
+            self.upgraded = Upgrade(state="failed", why=str(error), began=began)
+
+    def estate(self) -> Estate:
+        """All that a successor needs; its descriptors are this process's."""
+        broker = self.accepting
+        if broker is None or self.leave is None:
+            raise EngineStopped("the broker process is being started again")
+        saved, words = self.launcher.save()
+        listeners = self.listeners.descriptors_by_name()
+        rest = self.leave()
+        channel = broker.channel.fileno()
+        kept = [*words, channel, *(fd for of_it in listeners.values() for fd in of_it)]
+        return Estate(
+            spec=self.spec.fields(),
+            listeners=listeners,
+            broker={"pid": broker.pid, "channel": channel, "ready": broker.ready.result()},
+            ended=self.total,
+            counts={"restarts": self.restarts, "lost": self.lost, **self.dormancy.counts()},
+            launcher=saved.row(),
+            words=words,
+            running=self.dormancy.running_templates(),
+            previous=sys.executable,
+            upgrade_began=self.upgraded.began,
+            kept=[*kept, *rest.pop("kept")],
+            **rest,
+        )
+
+    def begin_reload(self) -> None:
+        """Read the file again; raises BadConfig, and nothing has changed, if it cannot be used. What listens elsewhere
+        or has other workers needs a new start."""
+        file = BrokerFile.read(self.spec.path)
+        if {table.endpoint for table in file.listen} != set(self.listeners.endpoints):
+            raise EngineStopped("the file has other listeners; those need a new start")
+        text = self.spec.path.read_text()
+        self.spec = replace(self.spec, text=text)
+        self.launcher.replace(file.templates)
+        self.dormancy.replace({template.name: template for template in file.templates})
+        self._log("reloaded", config=self.spec.named)
+        self.keep_task(asyncio.create_task(self._renew()))
 
 
 def _added(rows: Iterable[Fields]) -> Fields:

@@ -6,13 +6,14 @@ Decides their form between two processes that may be of two versions. Knows no c
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from ipaddress import ip_address
 
 from fourtuple.engine import Engine
-from fourtuple.questions import Failed, Held, Known, Question, Refused, Slept, Sniff, Up, Usage, Wake
+from fourtuple.questions import Answer, Failed, Held, Known, Question, Refused, Slept, Sniff, Up, Usage, Wake
 from fourtuple.supervisor.channel import Fields
 
-_PLAIN = {"up": Up, "slept": Slept, "failed": Failed}
+_PLAIN: dict[str, Callable[[str], Answer]] = {"up": Up, "slept": Slept, "failed": Failed}
 
 
 def fields_of(question: Question) -> Fields:
@@ -35,6 +36,9 @@ def fields_of(question: Question) -> Fields:
             # An answer reaches all broker processes: only this one is to take it.
             whose = {"broker": os.getpid(), "worker": worker, "ticket": ticket}
             return {"kind": "sniff", **whose, "opening": opening.hex(), "is_all": is_all}
+        case _:
+            # The survey's, which never leaves the process.
+            return {"kind": "none"}
 
 
 def tell(engine: Engine, fields: Fields) -> None:

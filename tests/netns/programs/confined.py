@@ -1,13 +1,15 @@
 """A broker with the real engine, confined as `fourtuple serve` is, and code in it that somebody got in.
 
 Reads lines from its input: `attack` has that code try everything that it should not be able to, and prints by name what
-came of it; `report` prints counters. Knows what the test tells it in its arguments.
+came of it; `import` imports what nobody has yet, `crash` aborts, `report` prints counters. Knows what the test tells it
+in its arguments.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import json
 import os
 import resource
@@ -21,7 +23,7 @@ from pathlib import Path
 from fourtuple import confinement
 from fourtuple.broker import reasons
 from fourtuple.brokerfile import BrokerFile
-from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, Engine
+from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, CarrierSettings, Engine
 from fourtuple.errors import MissingPrivilege
 from fourtuple.registry import Registry
 from fourtuple.tuples import Endpoint
@@ -95,21 +97,27 @@ def attempts(given: dict[str, str], ports: dict[str, int]) -> Iterator[tuple[str
 
 
 def _elsewhere(given: dict[str, str], ports: dict[str, int]) -> Iterator[tuple[str, Callable[[], object]]]:
-    tcp = socket.socket()
-    tcp.settimeout(2)
-    stream = socket.socket(socket.AF_UNIX)
-    datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     fast_open = 0x2000_0000
-    yield "connect to a port", lambda: tcp.connect(("127.0.0.1", ports["elsewhere"]))
-    yield "connect to a path", lambda: stream.connect(given["elsewhere"])
-    yield "connect to a path by ..", lambda: stream.connect(f"{given['inside']}/../elsewhere/socket")
-    yield "connect by a link", lambda: stream.connect(f"{given['inside']}/socket-link")
-    yield "connect to a name", lambda: stream.connect("\0" + given["name"])
-    yield "send to a path", lambda: datagrams.sendto(b"!", given["elsewhere"] + ".dgram")
-    yield "send to a name", lambda: datagrams.sendto(b"!", "\0" + given["name"] + ".dgram")
-    yield "fast open", lambda: tcp.sendto(b"!", fast_open, ("127.0.0.1", ports["elsewhere"]))
-    yield "bind a port", lambda: tcp.bind(("127.0.0.1", ports["free"]))
-    yield "bind a path", lambda: stream.bind(f"{given['inside']}/new")
+
+    def tcp() -> socket.socket:
+        return socket.socket()
+
+    def stream() -> socket.socket:
+        return socket.socket(socket.AF_UNIX)
+
+    def datagrams() -> socket.socket:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    yield "connect to a port", lambda: tcp().connect(("127.0.0.1", ports["elsewhere"]))
+    yield "connect to a path", lambda: stream().connect(given["elsewhere"])
+    yield "connect to a path by ..", lambda: stream().connect(f"{given['inside']}/../elsewhere/socket")
+    yield "connect by a link", lambda: stream().connect(f"{given['inside']}/socket-link")
+    yield "connect to a name", lambda: stream().connect("\0" + given["name"])
+    yield "send to a path", lambda: datagrams().sendto(b"!", given["elsewhere"] + ".dgram")
+    yield "send to a name", lambda: datagrams().sendto(b"!", "\0" + given["name"] + ".dgram")
+    yield "fast open", lambda: tcp().sendto(b"!", fast_open, ("127.0.0.1", ports["elsewhere"]))
+    yield "bind a port", lambda: tcp().bind(("127.0.0.1", ports["free"]))
+    yield "bind a path", lambda: stream().bind(f"{given['inside']}/new")
     for name, family, kind, protocol in (
         ("UDP", socket.AF_INET, socket.SOCK_DGRAM, 0),
         ("Multipath TCP", socket.AF_INET, socket.SOCK_STREAM, _MPTCP),
@@ -128,16 +136,15 @@ def _elsewhere(given: dict[str, str], ports: dict[str, int]) -> Iterator[tuple[s
         yield "io_uring", Ring
         return
     ring = Ring()
-    fresh = socket.socket()
     yield "io_uring: open absolute", lambda: ring.open(given["secret"])
     yield "io_uring: open /etc/passwd", lambda: ring.open("/etc/passwd")
     yield "io_uring: open by a link", lambda: ring.open(f"{given['inside']}/link")
     yield "io_uring: open a file of an allowed folder", lambda: ring.open(f"{given['inside']}/file")
-    yield "io_uring: connect to a port", lambda: ring.connect(fresh.fileno(), inet(ports["elsewhere"]))
-    yield "io_uring: connect to a path", lambda: ring.connect(stream.fileno(), unix(given["elsewhere"]))
-    yield "io_uring: connect to a name", lambda: ring.connect(stream.fileno(), unix("@" + given["name"]))
-    yield "io_uring: bind a port", lambda: ring.bind(fresh.fileno(), inet(ports["free"]))
-    yield "io_uring: bind a path", lambda: ring.bind(stream.fileno(), unix(f"{given['inside']}/new"))
+    yield "io_uring: connect to a port", lambda: ring.connect(tcp().detach(), inet(ports["elsewhere"]))
+    yield "io_uring: connect to a path", lambda: ring.connect(stream().detach(), unix(given["elsewhere"]))
+    yield "io_uring: connect to a name", lambda: ring.connect(stream().detach(), unix("@" + given["name"]))
+    yield "io_uring: bind a port", lambda: ring.bind(tcp().detach(), inet(ports["free"]))
+    yield "io_uring: bind a path", lambda: ring.bind(stream().detach(), unix(f"{given['inside']}/new"))
     yield "io_uring: packet", lambda: ring.socket(socket.AF_PACKET, socket.SOCK_RAW)
     # Known gaps: the test looks whether the report names them.
     yield "gap: UDP", lambda: ring.connect(ring.socket(socket.AF_INET, socket.SOCK_DGRAM), inet(ports["elsewhere"]))
@@ -146,6 +153,15 @@ def _elsewhere(given: dict[str, str], ports: dict[str, int]) -> Iterator[tuple[s
         lambda: ring.connect(ring.socket(socket.AF_INET, socket.SOCK_STREAM, _MPTCP), inet(ports["elsewhere"])),
     )
     yield "gap: TCP Fast Open", lambda: ring.fast_open(socket.socket().detach(), inet(ports["elsewhere"]))
+
+
+def harmless(name: str) -> bool:
+    """Whether it changes nothing where it succeeds."""
+    return (
+        name in ("kill", "pidfd_open", "fast open")
+        or name.startswith(("connect ", "send ", "socket: ", "io_uring: open", "io_uring: connect", "gap: "))
+        or (name.startswith("open ") and name != "open relative")
+    )
 
 
 def outcome(attempt: Callable[[], object]) -> str:
@@ -202,7 +218,7 @@ def main() -> None:
             BrokerListener(
                 endpoint=Endpoint.parse(table.address),
                 default=table.default,
-                sniff_timeout_s=table.sniff_ms / 1000,
+                sniff_timeout_s=table.sniff_s,
                 fds=tuple(settings["fds"]),
             )
             for table in file.listen
@@ -211,13 +227,20 @@ def main() -> None:
         ledger=Path(settings["log"]),
         delivery_timeout_s=0.3,
     )
-    with Engine.start(config, CarrierName(carrier), workers=2) as engine:
+    faulthandler.enable()
+    # Small rings, so that more of them are made while it serves.
+    with Engine.start(config, CarrierName(carrier), 2, CarrierSettings(slots_per_ring=32)) as engine:
         engine.wait_for(lambda now: now.phase.value != "ramping", 10)
         print(json.dumps("ready"), flush=True)
         for line in sys.stdin:
             if line == "attack\n":
                 tried = attempts(settings["given"], settings["ports"])
                 print(json.dumps({name: outcome(attempt) for name, attempt in tried}), flush=True)
+            elif line == "crash\n":
+                os.abort()
+            elif line == "attack harmless\n":
+                tried = attempts(settings["given"], settings["ports"])
+                print(json.dumps({name: outcome(one) for name, one in tried if harmless(name)}), flush=True)
             elif line == "import\n":
                 # What nobody has imported yet, with a shared object of its own.
                 import sqlite3
@@ -225,7 +248,8 @@ def main() -> None:
                 print(json.dumps(sqlite3.sqlite_version), flush=True)
             else:
                 now = engine.snapshot()
-                print(json.dumps({"ended": reasons(now), "errors": now.errors}), flush=True)
+                numbers = {"rings": now.carrier.rings, "sniffing": now.sniffing_now, "errors": now.errors}
+                print(json.dumps({"ended": reasons(now), **numbers}), flush=True)
 
 
 if __name__ == "__main__":

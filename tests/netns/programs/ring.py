@@ -85,7 +85,11 @@ class Ring:
             "=QIxxxxQQQQixxxx", ctypes.addressof(name), len(address), ctypes.addressof(memory), 1, 0, 0, 0
         )
         message = ctypes.create_string_buffer(header, len(header))
-        return self.do(SENDMSG, fd, ctypes.addressof(message), 1, flags=_FASTOPEN)
+        try:
+            return self.do(SENDMSG, fd, ctypes.addressof(message), 1, flags=_FASTOPEN)
+        except BlockingIOError:
+            # EINPROGRESS: the SYN is on its way.
+            return 0
 
 
 def inet(port: int, host: str = "127.0.0.1") -> bytes:

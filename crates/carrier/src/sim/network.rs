@@ -93,9 +93,19 @@ impl World<'_> {
         let users = [tuple.1, SocketAddr::new(any, tuple.1.port())];
         let users = users.iter().filter_map(|local| self.listening.get(local)).find(|users| !users.is_empty());
         let listener = users.map(|users| users[serial as usize % users.len()]);
-        if !lost && (listener.is_none() || self.strikes(Fault::Refusal)) {
+        let orphaned = self.given.iter().position(|local| *local == tuple.1).filter(|_| listener.is_none());
+        if !lost && (listener.is_none() && orphaned.is_none() || self.strikes(Fault::Refusal)) {
             let (step, error) = (Step::Connect, Errno::ECONNREFUSED);
             return self.after_latency(Happening::Fail { host, ticket, serial, step, error });
+        }
+        if let Some(given) = orphaned.filter(|_| !lost) {
+            // Nobody listens with the socket at this moment; but it is open, and has its queue.
+            let link = self.links.len();
+            let ends = [End::new(host), End::new(self.client_count)];
+            self.links.push(Link { tuple, transport: Transport::Stream, ends, reset: false });
+            self.hosts[host].attempts.entry(ticket).and_modify(|attempt| attempt.link = Some(link));
+            self.after_latency(Happening::Establish { host, ticket, serial });
+            return self.orphans.entry(given as u32).or_default().push_back(link);
         }
         let row = listener.and_then(|(server, id)| Some((server, id, self.hosts[server].listeners.get_mut(&id)?)));
         let Some((server, id, _)) = row.filter(|row| !lost && row.2.queue.len() <= row.2.backlog as usize) else {
@@ -198,7 +208,7 @@ impl World<'_> {
         self.hosts[host].handed.insert(conn);
         let this = &mut self.links[link].ends[end];
         (this.host, this.phase) = (server, Phase::Unknown);
-        (this.peeking, this.paused, this.shown) = (false, false, 0);
+        (this.peeking, this.paused, this.shown, this.halted) = (false, false, 0, false);
         self.enqueue(link, server, id);
         self.tell(host, Event::HandedOff { conn }, cores)
     }
@@ -245,6 +255,7 @@ impl World<'_> {
             self.soon(Happening::Accept(host, listener));
         }
         self.hosts[host].accepted += 1;
+        self.links[link].ends[1].host = host;
         let conn = self.name((link, 1));
         // A carrier may know the peer at once or not.
         let peer = self.random.chance(500).then_some(self.links[link].tuple.0);
@@ -255,6 +266,9 @@ impl World<'_> {
         let Some(row) = self.hosts[host].listeners.remove(&listener) else { return };
         if let Some(users) = self.listening.get_mut(&row.local) {
             users.retain(|&user| user != (host, listener));
+        }
+        if let Some(given) = row.given {
+            return self.leave_queue(given, row.queue);
         }
         // inet_csk_listen_stop() resets what nobody accepted.
         for link in row.queue {
@@ -406,6 +420,9 @@ impl World<'_> {
     pub(super) fn read(&mut self, (link, end): Place, cores: &mut [&mut dyn Core]) -> Rule {
         let (late, slow) = (self.random.chance(300), self.strikes(Fault::SlowReader));
         let this = &mut self.links[link].ends[end];
+        if this.halted {
+            return Ok(());
+        }
         let (host, conn) = (this.host, this.conn);
         let may_read = match this.phase {
             Phase::Open => !this.paused || late,
@@ -419,6 +436,10 @@ impl World<'_> {
                 false => (Step::Receive, Errno::ECONNRESET),
             };
             return self.tell(host, Event::Failed { conn, step, error }, cores);
+        }
+        if this.watched && this.paused && this.peeking && this.fin && !this.fin_told && this.phase == Phase::Open {
+            this.watched = false;
+            return self.tell(host, Event::HungUp { conn }, cores);
         }
         if !may_read {
             return Ok(());

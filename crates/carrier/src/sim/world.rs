@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 
 use fourtuple_engine::report::Counter;
 use fourtuple_engine::{
-    Buf, Buffers, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Order, Outbox, Step, Transport,
+    Buf, Buffers, Command, ConnId, Core, Errno, Event, Given, Instant, ListenerId, Order, Outbox, Step, Transport,
 };
 
+use super::ferries::Ferry;
 use super::{Fault, Faults, Network, Random, Script, Sim, SimReport};
 
 pub(super) type Tuple = (SocketAddr, SocketAddr);
@@ -21,7 +22,7 @@ pub(super) type Place = (usize, usize);
 pub(super) enum Happening {
     Start(usize),
     Order(usize, Order),
-    Listen(usize, ListenerId, SocketAddr, u32, bool),
+    Listen(usize, ListenerId, SocketAddr, u32, bool, Option<Given>),
     Fail {
         host: usize,
         ticket: u32,
@@ -53,7 +54,12 @@ pub(super) enum Happening {
     TellNamed(Place),
     TellRoomy(Place),
     HandOff(Place, Option<SocketAddr>),
-    /// Of a connection that was handed off.
+    Halt(Place, usize),
+    CutFerry(Given),
+    /// At an end of a ferry.
+    Ship(Given, usize),
+    Fetch(Given, usize),
+    /// Of a connection that was handed off, or is another's.
     TellClosedHere(usize, ConnId),
 }
 
@@ -95,6 +101,8 @@ pub(super) struct End {
     pub(super) fin_told: bool,
     pub(super) broken: bool,
     pub(super) paused: bool,
+    /// Paused, and its end is to be told.
+    pub(super) watched: bool,
     /// Bytes are shown, not taken; how many were shown, and whether they are to be shown anyhow.
     pub(super) peeking: bool,
     pub(super) shown: usize,
@@ -103,6 +111,12 @@ pub(super) struct End {
     pub(super) shut: bool,
     /// Received by a server and not sent back yet.
     pub(super) unechoed: VecDeque<u8>,
+    /// `Halted` is told, and `Resume` not said.
+    pub(super) halted: bool,
+    /// Who holds it besides `host`.
+    pub(super) others: Vec<(usize, ConnId)>,
+    /// Messages that hold it.
+    pub(super) in_flight: u32,
 }
 
 impl End {
@@ -121,11 +135,15 @@ impl End {
             fin_told: false,
             broken: false,
             paused: false,
+            watched: false,
             peeking: false,
             shown: 0,
             show_again: false,
             shut: false,
             unechoed: VecDeque::new(),
+            halted: false,
+            others: Vec::new(),
+            in_flight: 0,
         }
     }
 }
@@ -153,6 +171,8 @@ pub(super) struct Listener {
     pub(super) accept: bool,
     pub(super) queue: VecDeque<usize>,
     pub(super) retry_pending: bool,
+    /// The socket is somebody else's, too.
+    pub(super) given: Option<Given>,
 }
 
 /// What the carrier keeps per core.
@@ -189,6 +209,11 @@ pub(super) struct World<'a> {
     pub(super) listening: HashMap<SocketAddr, Vec<(usize, ListenerId)>>,
     pub(super) report: SimReport,
     pub(super) current: usize,
+    /// Where the listening sockets listen that cores are given.
+    pub(super) given: Vec<SocketAddr>,
+    /// What waits in the queues of those that nobody listens with.
+    pub(super) orphans: HashMap<u32, VecDeque<usize>>,
+    pub(super) ferries: HashMap<u32, Ferry>,
 }
 
 pub(super) type Rule = Result<(), String>;
@@ -225,6 +250,9 @@ impl<'a> World<'a> {
             listening: HashMap::new(),
             report: SimReport::default(),
             current: 0,
+            given: sim.given.clone(),
+            orphans: HashMap::new(),
+            ferries: HashMap::new(),
         }
     }
 
@@ -353,9 +381,23 @@ impl<'a> World<'a> {
                 if self.hosts[host].listeners.contains_key(&listener) {
                     return Err(format!("{listener:?} is in use"));
                 }
-                self.soon(Happening::Listen(host, listener, local, backlog, accept));
+                self.soon(Happening::Listen(host, listener, local, backlog, accept, None));
             }
-            Command::Adopt { listener, .. } => return Err(format!("{listener:?} is given to nobody here")),
+            Command::Halt { conn } => {
+                if let Some(place) = self.place(host, conn)? {
+                    self.soon(Happening::Halt(place, host));
+                }
+            }
+            Command::OpenFerry { ferry } => self.open_ferry(host, ferry),
+            Command::CloseFerry { ferry } => self.close_ferry(host, ferry),
+            Command::Ship { ferry, conns, message } => return self.ship(host, ferry, conns, message),
+            Command::Fetch { ferry } => return self.fetch(host, ferry),
+            Command::Adopt { listener, given, backlog } => {
+                let Some(&local) = self.given.get(given.0 as usize) else {
+                    return Err(format!("{given:?} is nothing to listen with"));
+                };
+                self.soon(Happening::Listen(host, listener, local, backlog, true, Some(given)));
+            }
             Command::Connect { ticket, transport, source, destination, choice, range } => {
                 self.connect(host, ticket, transport, (source, destination), choice, range)?;
             }
@@ -366,10 +408,15 @@ impl<'a> World<'a> {
                     self.links[link].ends[end].paused = true;
                 }
             }
-            Command::Resume { conn } => {
+            Command::Watch { conn } => {
                 if let Some((link, end)) = self.place(host, conn)? {
-                    self.links[link].ends[end].paused = false;
+                    self.links[link].ends[end].watched = true;
                     self.soon(Happening::Read((link, end)));
+                }
+            }
+            Command::Resume { conn } => {
+                if let Some(place) = self.place(host, conn)? {
+                    return self.resume(place, host, conn);
                 }
             }
             Command::Close { conn, .. } if self.hosts[host].handed.remove(&conn) => {
@@ -377,6 +424,10 @@ impl<'a> World<'a> {
             }
             Command::Close { conn, abort } => {
                 if let Some(place) = self.place(host, conn)? {
+                    if self.is_held_by_others(place, host, conn) {
+                        self.soon(Happening::TellClosedHere(host, conn));
+                        return if abort { Err(format!("{conn:?} is another's, too, and is aborted")) } else { Ok(()) };
+                    }
                     self.leave(place, abort);
                     self.links[place.0].ends[place.1].phase = Phase::Closing;
                     self.soon(Happening::TellClosed(place));
@@ -456,14 +507,17 @@ impl<'a> World<'a> {
                 self.after(host, cores)
             }
             Happening::Order(host, order) => self.tell(host, Event::Ordered(order), cores),
-            Happening::Listen(host, listener, local, backlog, accept) => {
+            Happening::Listen(host, listener, local, backlog, accept, given) => {
                 let taken = self.listening.get(&local).is_some_and(|users| users.iter().any(|user| user.0 == host));
                 if taken {
                     let (step, error) = (Step::Bind, Errno::EADDRINUSE);
                     return self.tell(host, Event::ListenFailed { listener, step, error }, cores);
                 }
-                let (queue, retry_pending) = (VecDeque::new(), false);
-                let row = Listener { local, backlog, accept, queue, retry_pending };
+                let queue = given.and_then(|given| self.orphans.remove(&given.0)).unwrap_or_default();
+                if !queue.is_empty() {
+                    self.soon(Happening::Accept(host, listener));
+                }
+                let row = Listener { local, backlog, accept, queue, retry_pending: false, given };
                 self.hosts[host].listeners.insert(listener, row);
                 self.listening.entry(local).or_default().push((host, listener));
                 self.tell(host, Event::Listening { listener, local }, cores)
@@ -546,6 +600,13 @@ impl<'a> World<'a> {
                 let End { host, conn, phase, .. } = self.links[link].ends[end];
                 if phase == Phase::Open { self.tell(host, Event::Roomy { conn }, cores) } else { Ok(()) }
             }
+            Happening::Halt(place, host) => self.halted(place, host, cores),
+            Happening::CutFerry(ferry) => {
+                self.cut_ferry(ferry);
+                Ok(())
+            }
+            Happening::Ship(ferry, end) => self.ship_now(ferry, end, cores),
+            Happening::Fetch(ferry, end) => self.fetch_now(ferry, end, cores),
             Happening::HandOff(place, at) => self.hand_off(place, at, cores),
             Happening::TellClosedHere(host, conn) => {
                 self.release_name(host, conn);
@@ -570,6 +631,11 @@ impl<'a> World<'a> {
             ));
         }
         for place in left {
+            let conn = self.hosts[host].conns.iter().enumerate().find(|(_, row)| row.1 == Some(place));
+            let conn = conn.map(|(index, row)| ConnId { index: index as u32, generation: row.0 });
+            if conn.is_some_and(|conn| self.is_held_by_others(place, host, conn)) {
+                continue;
+            }
             self.leave(place, false);
             self.links[place.0].ends[place.1].phase = Phase::Gone;
             self.forget(place.0);

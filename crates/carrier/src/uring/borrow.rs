@@ -23,11 +23,13 @@ pub(super) enum Purpose {
     Name,
     Shutdown,
     HandOff,
+    Ship,
 }
 
 const NAME: u32 = Purpose::Name as u32;
 const SHUTDOWN: u32 = Purpose::Shutdown as u32;
 const HAND_OFF: u32 = Purpose::HandOff as u32;
+const SHIP: u32 = Purpose::Ship as u32;
 
 impl Machine {
     /// Ask for a descriptor.
@@ -102,6 +104,7 @@ impl Machine {
                     Err(error) => core.handle(Event::HandOffFailed { conn, error }, now, outbox),
                 }
             }
+            SHIP if !is_closing => self.lent(conn, socket.ok()),
             _ => {}
         }
         Ok(())

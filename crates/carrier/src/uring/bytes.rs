@@ -8,7 +8,8 @@ use io_uring::{cqueue, opcode};
 
 use super::ring::{Completion, Operation, user_data};
 use super::{
-    AGAIN, CLOSING, DATAGRAM, ENDED, GONE, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING, THIRSTY,
+    AGAIN, CLOSING, DATAGRAM, ENDED, FAILED, GONE, HUNG_UP, Machine, PAUSED, PEEKING, POLLING, RECEIVING, SENDING,
+    THIRSTY,
 };
 
 /// Receives under way at once, and so buffers taken before the core has seen them.
@@ -47,11 +48,11 @@ impl Transfers {
         self.places.len() as u32 - 1
     }
 
-    fn at(&mut self, place: u32) -> &mut Transfer {
+    pub(super) fn at(&mut self, place: u32) -> &mut Transfer {
         self.places[place as usize].as_mut().expect("a transfer completes once")
     }
 
-    fn take(&mut self, place: u32) -> Transfer {
+    pub(super) fn take(&mut self, place: u32) -> Transfer {
         self.free.push(place);
         self.places[place as usize].take().expect("a transfer completes once")
     }
@@ -96,13 +97,28 @@ impl Machine {
         if completion.outcome().is_ok_and(|events| events & libc::POLLHUP as u32 != 0) {
             *flags |= GONE;
         }
+        let flags = *flags;
+        if flags & (PEEKING | PAUSED) == PEEKING | PAUSED && flags & HUNG_UP != 0 {
+            let conn = ConnId {
+                index: self.place(ring, slot),
+                generation: self.rings[ring].conns[usize::from(slot)].generation,
+            };
+            let is_broken = completion.outcome().map_or(true, |events| events & libc::POLLERR as u32 != 0);
+            if is_broken {
+                // Which error it is, only a socket with a descriptor of its own could say.
+                *self.flags_mut(ring, slot) |= FAILED | ENDED;
+                self.happened.push_back(Event::Failed { conn, step: Step::Receive, error: Errno::ECONNRESET });
+                return Ok(());
+            }
+            self.happened.push_back(Event::HungUp { conn });
+        }
         self.receive(ring, slot, outbox)
     }
 
     /// Everything there has been received. The kernel ends a poll when the completion queue is full (io_poll_check_events());
     /// a new one is armed here and no sooner: while bytes wait it would speak at once, and fill the queue again. A
     /// connection that was looked at first has none before this.
-    fn rest(&mut self, ring: usize, slot: u16) -> Result<(), CarrierError> {
+    pub(super) fn rest(&mut self, ring: usize, slot: u16) -> Result<(), CarrierError> {
         if self.flags(ring, slot) & (POLLING | CLOSING | ENDED) != 0 {
             return Ok(());
         }
@@ -343,6 +359,10 @@ impl Machine {
         let transfer = self.transfers.at(place);
         let conn = transfer.conn;
         let outcome = completion.outcome();
+        if !self.halting.is_empty() && !closing && self.sent_in_part(place, conn, outcome, &mut outbox.buffers) {
+            return Ok(());
+        }
+        let transfer = self.transfers.at(place);
         if let (Way::Out(taken), Ok(count @ 1..), false) = (&mut transfer.way, outcome, closing) {
             *taken += count as usize;
             if *taken < transfer.buf.len() {

@@ -155,15 +155,7 @@ impl Machine {
     pub(super) fn reached(&mut self, ticket: u32, socket: Result<OwnedFd, (Step, Errno)>) -> Result<(), CarrierError> {
         let placed = socket.and_then(|socket| {
             sys::let_block(&socket);
-            let ring = self.roomy_ring().map_err(|error| (Step::Socket, error))?;
-            let slot = self.rings[ring].free.take().ok_or((Step::Socket, Errno::ENFILE))?;
-            match self.rings[ring].install(slot, &[socket.as_raw_fd()]) {
-                Ok(()) => Ok((ring, slot)),
-                Err(error) => {
-                    self.release_slot(ring, slot);
-                    Err((Step::Socket, error))
-                }
-            }
+            self.install(&socket).map_err(|error| (Step::Socket, error))
         });
         match placed {
             Ok((ring, slot)) => {
@@ -174,6 +166,19 @@ impl Machine {
             Err((step, error)) => self.connect_failed(ticket, step, error),
         }
         Ok(())
+    }
+
+    /// Put a socket into a free slot.
+    pub(super) fn install(&mut self, socket: &OwnedFd) -> Result<(usize, u16), Errno> {
+        let ring = self.roomy_ring()?;
+        let slot = self.rings[ring].free.take().ok_or(Errno::ENFILE)?;
+        match self.rings[ring].install(slot, &[socket.as_raw_fd()]) {
+            Ok(()) => Ok((ring, slot)),
+            Err(error) => {
+                self.release_slot(ring, slot);
+                Err(error)
+            }
+        }
     }
 
     fn connect_failed(&mut self, ticket: u32, step: Step, error: Errno) {

@@ -16,6 +16,7 @@
 
 mod borrow;
 mod bytes;
+mod crossing;
 mod making;
 mod probe;
 mod ring;
@@ -38,6 +39,7 @@ use self::bytes::{Transfer, Transfers, Way};
 use self::making::{Accepts, CONNECT_BATCH, Listening, Request};
 pub use self::probe::{UringAbilities, probe_uring};
 use self::ring::{Completion, Operation, Ring, user_data};
+use crate::ferries::Ferries;
 use crate::messenger::Messenger;
 use crate::shelf::Shelf;
 use crate::sys::{self, Clock, Poller, Wake};
@@ -45,6 +47,8 @@ use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
 /// Most slots of one ring: what a slot's number has room for in an operation's name, with one bit to spare.
 const MOST_SLOTS: u64 = 1 << 15;
+/// When a message to another process could not be sent or taken.
+const FERRY_PAUSE: Duration = Duration::from_millis(1);
 /// Completions taken from one ring in one turn.
 const REAP_BATCH: usize = 1024;
 
@@ -120,6 +124,8 @@ impl Uring {
             wake: wake.clone(),
             shelf: shelf.clone(),
             messenger: Messenger::new(),
+            ferries: Ferries::default(),
+            halting: HashMap::new(),
             counts: CarrierReport::default(),
             report: Rc::clone(report),
             rings: Vec::new(),
@@ -160,6 +166,7 @@ impl Carrier for Uring {
 /// What the wake's epoll item stands for; a sender's is its number with this bit, and a ring's its number.
 const WAKE: u64 = u64::MAX;
 const SENDER: u64 = 1 << 48;
+const FERRY: u64 = 1 << 49;
 
 struct Machine {
     /// Slots over all rings, at most.
@@ -170,6 +177,9 @@ struct Machine {
     wake: Wake,
     shelf: Shelf,
     messenger: Messenger,
+    ferries: Ferries,
+    /// Places that are to be halted, with what came back of a send.
+    halting: HashMap<u32, Option<Buf>>,
     counts: CarrierReport,
     report: Rc<Cell<CarrierReport>>,
     rings: Vec<Ring>,
@@ -224,9 +234,11 @@ impl Machine {
             }
             self.obey(outbox)?;
             self.quench(outbox)?;
+            let crossed = self.cross(outbox)?;
             self.accept_waiting(now)?;
             let reaped = self.submit_and_reap(core, outbox, &mut completions)?;
-            if reaped == 0 && self.happened.is_empty() && outbox.commands.is_empty() && !outbox.questions.is_fresh() {
+            let is_idle = self.happened.is_empty() && outbox.commands.is_empty() && !outbox.questions.is_fresh();
+            if reaped == 0 && !crossed && is_idle {
                 self.counts.enters += 1;
                 let woken = self
                     .poller
@@ -235,6 +247,7 @@ impl Machine {
                 for &libc::epoll_event { u64: data, .. } in &events[..woken] {
                     match data {
                         WAKE => self.wake.silence(),
+                        FERRY => self.ferries.roused(),
                         _ if data & SENDER != 0 => {
                             let roomy = self.messenger.roomy(data as u32);
                             self.happened.extend(roomy.map(|conn| Event::Roomy { conn }));
@@ -249,7 +262,7 @@ impl Machine {
     /// How long to sleep if no completion comes.
     fn nap(&self, core: &dyn Core) -> Duration {
         let now = self.clock.now();
-        let mut nap = PUBLISH_EVERY;
+        let mut nap = if self.ferries.is_waiting() { FERRY_PAUSE } else { PUBLISH_EVERY };
         if let Some(at) = core.poll_timeout() {
             nap = nap.min(at.since(now));
         }
@@ -357,6 +370,14 @@ impl Machine {
                         }
                     }
                 }
+                Command::Watch { conn } => {
+                    if let Some((ring, slot)) = self.open(conn) {
+                        match self.flags(ring, slot) & HUNG_UP {
+                            0 => self.rest(ring, slot)?,
+                            _ => self.happened.push_back(Event::HungUp { conn }),
+                        }
+                    }
+                }
                 Command::Reach { ticket, target: Target::Tcp(destination) } => {
                     let (source, choice, range) = (sys::any_endpoint(destination), SourceChoice::Kernel, (0, 0));
                     let transport = Transport::Stream;
@@ -396,9 +417,28 @@ impl Machine {
                 },
                 Command::Close { conn, abort } => {
                     if let Some((ring, slot)) = self.open(conn) {
+                        let rest = self.halting.remove(&conn.index).flatten();
+                        rest.into_iter().for_each(|buf| outbox.buffers.release(buf));
                         self.close(ring, slot, abort)?;
                     }
                 }
+                Command::Halt { conn } => {
+                    if let Some((ring, slot)) = self.open(conn) {
+                        self.halt(ring, slot)?;
+                    }
+                }
+                Command::OpenFerry { ferry } => {
+                    let lost = self.ferries.open(ferry, &self.shelf, &self.poller, FERRY);
+                    self.happened.extend(lost);
+                }
+                Command::CloseFerry { ferry } => {
+                    self.ferries.close(ferry, &self.shelf, &self.poller, &mut outbox.peeks);
+                }
+                Command::Ship { ferry, conns, message } => {
+                    self.ferries.ship(ferry, conns, message, &mut outbox.peeks);
+                    self.send_cargo(&mut outbox.peeks)?;
+                }
+                Command::Fetch { ferry } => self.ferries.fetch(ferry),
             }
         }
         self.connect()?;
@@ -477,6 +517,9 @@ impl Machine {
             Operation::Close => *self.flags_mut(ring, slot) &= !UNSLOTTING,
             Operation::Borrow => self.borrowed(ring, completion, core, now, outbox)?,
             Operation::Discard => self.discarded(ring, completion, core, now, outbox),
+        }
+        if !self.halting.is_empty() {
+            self.settle_halt(ring, slot);
         }
         let entry = &mut self.rings[ring].conns[usize::from(slot)];
         if entry.flags & (CLOSING | UNDER_WAY) == CLOSING {

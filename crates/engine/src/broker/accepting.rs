@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::counts::Prefix;
 use super::guide::Guide;
-use super::ledger::{Ledger, Reason};
+use super::ledger::{self, Ledger, Reason};
 use super::session::{CLIENT, Line, Session, State};
 use super::{BURST, BrokerCore, ListenAt};
 use crate::contract::{Command, ConnId, Errno, Instant, ListenerId, Outbox, Step};
@@ -117,7 +117,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             self.sessions.len() as u32 - 1
         });
         let wait = self.waits.begin(id);
-        self.sessions[id as usize] = Session::begin(listener, conn, wait, now);
+        self.sessions[id as usize] = Session::begin(listener, conn, wait, self.names.next(now));
         self.lines.write(conn.index, Line::of(id, CLIENT, conn));
         self.report.opened();
         self.report.add(Counter::Sniffing, 1);
@@ -135,6 +135,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let session = &mut self.sessions[id as usize];
         if let Some((peer, _)) = names {
             session.peer = Some(peer);
+            self.passed(id, ledger::Passing::Accepted);
+            let session = &self.sessions[id as usize];
             // A proxy counts as whom it speaks for.
             if !self.guide.trusts(session.listener, peer) && !self.count_source(id, peer) {
                 return self.end(id, Reason::OverSource, true, outbox);

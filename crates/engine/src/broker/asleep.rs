@@ -13,7 +13,7 @@ use super::guide::{Address, Asleep, Chosen, Guide, Why};
 use super::ledger::{Ledger, Reason};
 use super::session::{CLIENT, SENDING, State};
 use super::{BrokerConfig, BrokerCore};
-use crate::contract::{Command, Instant, Outbox};
+use crate::contract::{Command, ConnId, Instant, Outbox};
 use crate::questions::{Answer, Names, Question, Usage};
 use crate::report::Counter;
 
@@ -128,38 +128,29 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     /// What the guide wants for the client of a sleeper.
     pub(super) fn slept_on(&mut self, id: u32, manner: Asleep, last: bool, now: Instant, outbox: &mut Outbox) {
+        let session = &mut self.sessions[id as usize];
+        let wait = self.waits.at(session.extra);
+        wait.is_asleep = manner != Asleep::Wake;
         match manner {
             Asleep::Wake => self.found(id, now, outbox),
             Asleep::More if !last => {}
-            Asleep::Say if !last => {
-                let session = &mut self.sessions[id as usize];
-                let wait = self.waits.at(session.extra);
-                wait.is_talking = true;
-                let said = std::mem::take(&mut self.said);
-                if !said.is_empty()
-                    && said.len() <= outbox.buffers.buffer_bytes()
-                    && let Some(buf) = outbox.buffers.write(&said)
-                {
-                    session.sides[CLIENT] |= SENDING;
-                    outbox.push(Command::Send { conn: session.conns[CLIENT], buf });
-                    self.said = said;
-                    return;
-                }
-                self.said = Vec::new();
-                self.end(id, Reason::AnsweredAsleep, true, outbox);
+            Asleep::Say if !last && !self.said.is_empty() && self.said.len() <= outbox.buffers.buffer_bytes() => {
+                let Some(buf) = outbox.buffers.write(&self.said) else {
+                    self.report.add(Counter::BufferWaits, 1);
+                    return self.end(id, Reason::AnsweredAsleep, true, outbox);
+                };
+                wait.was_told = true;
+                session.sides[CLIENT] |= SENDING;
+                outbox.push(Command::Send { conn: session.conns[CLIENT], buf });
             }
-            Asleep::More | Asleep::Say => {
-                self.said.clear();
-                self.take_leave(id, Reason::AnsweredAsleep, now, outbox);
-            }
-            Asleep::Farewell => self.take_leave(id, Reason::AnsweredAsleep, now, outbox),
+            Asleep::More | Asleep::Say | Asleep::Farewell => self.take_leave(id, Reason::AnsweredAsleep, now, outbox),
         }
     }
 
     /// The connection waits until its service is up.
     pub(super) fn park(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
         let session = &self.sessions[id as usize];
-        let (place, row) = (session.extra, session.service - 1);
+        let (place, row, conn) = (session.extra, session.service - 1, session.conns[CLIENT]);
         let tag = self.services.tag(row);
         let sleeper = match tag.checked_sub(1) {
             Some(sleeper) => sleeper,
@@ -188,6 +179,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.sleepers.parked_bytes += bytes;
         self.sleepers.places[sleeper as usize].parked.push_back(place);
         self.report.add(Counter::Parked, 1);
+        outbox.push(Command::Watch { conn });
         if settle.is_zero() {
             self.ask(sleeper, place, now, outbox);
         }
@@ -239,9 +231,20 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if now >= deadline {
             return self.part(id, Reason::ServiceAbsent, now, outbox);
         }
+        if self.waits.at(place).hung_up {
+            // It does not wait for an answer, as a scanner does not.
+            return self.end(id, Reason::ClientLeft, true, outbox);
+        }
         self.waits.set_due(place, Some(deadline));
         let sleeper = self.services.tag(row) - 1;
         self.ask(sleeper, place, now, outbox);
+    }
+
+    /// The client will send no more: it may still wait for an answer, or be gone.
+    pub(super) fn hung_up(&mut self, conn: ConnId) {
+        if let Some((id, CLIENT)) = self.find(conn, State::Delivering) {
+            self.waits.at(self.sessions[id as usize].extra).hung_up = true;
+        }
     }
 
     // ---- asking -------------------------------------------------------------------------------------------------------
@@ -428,7 +431,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let said = std::mem::take(&mut self.said);
         let session = &mut self.sessions[id as usize];
         let place = session.extra;
-        let is_mute = said.is_empty() && !self.waits.at(place).is_talking;
+        let is_mute = said.is_empty() && !self.waits.at(place).was_told;
         if is_mute || session.sides[CLIENT] & SENDING != 0 || said.len() > outbox.buffers.buffer_bytes() {
             self.end(id, reason, true, outbox);
         } else if said.is_empty() {

@@ -113,6 +113,11 @@ impl<K: Clone + Eq + Hash> Counts<K> {
         self.rows[row as usize].count
     }
 
+    /// The count of a row, whether it is in use or not; None behind the last.
+    pub(super) fn count_at(&self, row: u32) -> Option<u32> {
+        self.rows.get(row as usize).map(|row| row.count)
+    }
+
     pub(super) fn key(&self, row: u32) -> &K {
         &self.rows[row as usize].key
     }

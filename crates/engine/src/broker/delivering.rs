@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::guide::{Address, Chosen, Delivery, Guide};
-use super::ledger::{Ledger, Reason};
+use super::ledger::{Ledger, Passing, Reason};
 use super::session::{CLIENT, CLOSING, Line, OPEN, OVERHEARD, SENDING, SERVICE, Session, State};
 use super::waits::Wait;
 use super::{BACKOFF_MS, BrokerCore, FULL_BACKOFF_MS, note};
@@ -25,6 +25,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     /// The service is known, and the client is to be brought to it.
     pub(super) fn found(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
+        self.passed(id, Passing::Found);
         let session = &mut self.sessions[id as usize];
         let row = session.service - 1;
         let wait = self.waits.at(session.extra);
@@ -32,6 +33,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.report.less(Counter::Sniffing);
         self.report.add(Counter::Delivering, 1);
         wait.deadline = now.after(wait.chosen.patience.unwrap_or(self.config.delivery_timeout));
+        wait.deadline = wait.given_up.map_or(wait.deadline, |given_up| given_up.min(wait.deadline));
         wait.backoff_ms = BACKOFF_MS.0;
         // What comes meanwhile waits in the kernel and is not looked at.
         let (place, conn) = (session.extra, session.conns[CLIENT]);
@@ -39,6 +41,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let bytes = wait.chosen.skip.min(wait.shown);
         if bytes > 0 {
             wait.shown -= bytes;
+            wait.touched = true;
             outbox.push(Command::Discard { conn, bytes });
         }
         let deadline = wait.deadline;
@@ -209,6 +212,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     /// Bytes go both ways from here on.
     pub(super) fn relay(&mut self, id: u32, outbox: &mut Outbox) {
+        self.is_delivered(id);
         let session = &mut self.sessions[id as usize];
         let place = std::mem::take(&mut session.extra);
         session.state = State::Relaying;
@@ -231,6 +235,13 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.pass_on_end(id, CLIENT, outbox);
     }
 
+    /// It has reached its service.
+    fn is_delivered(&mut self, id: u32) {
+        let took = self.now.since(self.sessions[id as usize].accepted);
+        self.report.opening_ns.record(took.as_nanos().min(u64::MAX.into()) as u64);
+        self.passed(id, Passing::Delivered);
+    }
+
     /// What the client, or the service before relaying, was told is with the kernel.
     pub(super) fn told(&mut self, id: u32, side: usize, now: Instant, outbox: &mut Outbox) {
         let session = &mut self.sessions[id as usize];
@@ -244,7 +255,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             State::Delivering if self.waits.at(session.extra).is_on_its_way() => self.deliver(id, now, outbox),
             State::Asking if side == SERVICE => self.say_turn(id, now, outbox),
             State::Leaving => self.told_farewell(id, outbox),
-            State::Delivering | State::Asking | State::Relaying | State::Ending | State::Free => {}
+            State::Delivering | State::Asking | State::Relaying | State::Moving | State::Ending | State::Free => {}
         }
     }
 
@@ -266,6 +277,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     pub(super) fn handed_off(&mut self, conn: ConnId, outbox: &mut Outbox) {
         let Some((id, CLIENT)) = self.find(conn, State::Delivering) else { return };
+        self.is_delivered(id);
         self.end(id, Reason::HandedOff, false, outbox);
     }
 

@@ -3,7 +3,7 @@
 //! Decides what an end of stream and an error mean in each state. Knows no cause of its own.
 
 use super::guide::Guide;
-use super::ledger::{Ended, Ledger, Reason};
+use super::ledger::{Ended, Ledger, Passed, Passing, Reason};
 use super::session::{CLIENT, CLOSING, FINISHED, GONE, Line, OPEN, OVERHEARD, SERVICE, SHUT, Session, State};
 use super::{BURST, BrokerCore, relay};
 use crate::contract::{Command, ConnId, Errno, Instant, Outbox, Step};
@@ -13,19 +13,20 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     /// Nothing more is done for the connection than closing what is open of it.
     pub(super) fn end(&mut self, id: u32, reason: Reason, abort: bool, outbox: &mut Outbox) {
         let session = &mut self.sessions[id as usize];
-        let gauge = match session.state {
-            State::Sniffing => Counter::Sniffing,
-            State::Delivering | State::Asking | State::Leaving => Counter::Delivering,
-            State::Relaying => Counter::Relaying,
-            State::Ending | State::Free => return,
-        };
-        self.report.less(gauge);
-        match session.state {
-            State::Relaying => {
+        if matches!(session.state, State::Ending | State::Free) {
+            return;
+        }
+        self.report.less(session.state.gauge());
+        let carries = session.state == State::Relaying || session.state == State::Moving && !session.has_wait;
+        if session.state == State::Moving {
+            self.moves.remove(&id);
+        }
+        match carries {
+            true => {
                 self.queues.drop_all(session.extra, &mut outbox.buffers);
                 session.extra = 0;
             }
-            _ => {
+            false => {
                 self.waits.set_due(session.extra, None);
                 let (place, row) = (session.extra, session.service.checked_sub(1));
                 if let Some(row) = row {
@@ -41,7 +42,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             }
         }
         let session = &mut self.sessions[id as usize];
-        session.has_wait = session.state != State::Relaying;
+        session.has_wait = !carries;
         session.state = State::Ending;
         session.reason = reason;
         for side in [CLIENT, SERVICE] {
@@ -70,7 +71,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             },
             // It has heard everything.
             State::Leaving if session.sides[side] & SHUT != 0 => self.leave(id, outbox),
-            State::Delivering | State::Asking | State::Leaving | State::Ending | State::Free => {}
+            State::Delivering | State::Asking | State::Leaving | State::Moving | State::Ending | State::Free => {}
         }
     }
 
@@ -102,6 +103,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         let reason = match session.state {
             State::Relaying => relay::broke(side),
+            State::Moving if !session.has_wait => relay::broke(side),
             State::Asking if side == SERVICE => Reason::ServiceDeclined,
             State::Leaving => session.reason,
             _ => Reason::ClientLeft,
@@ -110,7 +112,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     }
 
     pub(super) fn closed(&mut self, conn: ConnId, now: Instant, outbox: &mut Outbox) {
-        let Some((id, side)) = self.whose(conn) else { return };
+        let Some((id, side)) = self.whose(conn) else {
+            self.strangers -= 1;
+            return self.report.less(Counter::Open);
+        };
         self.lines.write(conn.index, Line::default());
         let session = &mut self.sessions[id as usize];
         if session.sides[side] & CLOSING != 0 {
@@ -124,6 +129,17 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         self.free(id, now);
     }
 
+    /// Tell the ledger how far the connection has come.
+    pub(super) fn passed(&mut self, id: u32, how_far: Passing) {
+        let session = &self.sessions[id as usize];
+        self.ledger.passed(&Passed {
+            id: session.accepted.0,
+            peer: session.peer,
+            service: session.service.checked_sub(1).map_or("", |row| self.services.key(row)),
+            how_far,
+        });
+    }
+
     /// Forget the connection once nothing of it is left.
     pub(super) fn free(&mut self, id: u32, now: Instant) {
         let session = self.sessions[id as usize];
@@ -133,6 +149,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         self.report.add(session.reason.counter(), 1);
         self.ledger.ended(&Ended {
+            id: session.accepted.0,
             peer: session.peer,
             service: session.service.checked_sub(1).map_or("", |row| self.services.key(row)),
             reason: session.reason,
@@ -142,6 +159,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             bytes_down: session.bytes[SERVICE],
         });
         if let Some(row) = session.service.checked_sub(1) {
+            self.past.ended(self.services.key(row), session.bytes);
             if self.services.count(row) == 1 {
                 self.sleepers.unused(self.services.tag(row), now);
             }

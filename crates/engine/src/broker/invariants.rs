@@ -23,13 +23,15 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             Some(wait) => wait.is_due() || wait.handing || wait.reaching || wait.last_look,
             None => false,
         };
-        let on_the_way = |session: &&&Session| !matches!(session.state, State::Free | State::Relaying | State::Ending);
+        let on_the_way = |session: &&&Session| {
+            !matches!(session.state, State::Free | State::Relaying | State::Moving | State::Ending)
+        };
         let rules = [
             (
                 "each accepted connection is held or has one reason",
-                count(Counter::Accepted) == held.len() as u64 + ended,
+                count(Counter::Accepted) + count(Counter::Landed) == held.len() as u64 + ended,
             ),
-            ("open_now is the number of open sides", count(Counter::Open) == open),
+            ("open_now is the number of open sides", count(Counter::Open) == open + u64::from(self.strangers)),
             ("each open side has its line", lines == open),
             ("closes under way are counted", closing as u32 == self.closes_under_way),
             ("sniffing_now", count(Counter::Sniffing) == in_state(State::Sniffing)),
@@ -39,6 +41,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                     == in_state(State::Delivering) + in_state(State::Asking) + in_state(State::Leaving),
             ),
             ("relaying_now", count(Counter::Relaying) == in_state(State::Relaying)),
+            ("moving_now", count(Counter::Moving) == in_state(State::Moving)),
+            ("who moves is known", self.moves.len() as u64 == in_state(State::Moving)),
             ("a wait belongs to one session or is free", waiting.count() == self.waits.in_use()),
             ("who stands in a line is on the way to its service", {
                 let delivering = held.iter().filter(|session| session.state == State::Delivering);

@@ -28,7 +28,7 @@ macro_rules! reasons {
 
 reasons! {
     HandedOff, Relayed, ClientBroke, ServiceBroke, ClientLeft, NoRoute, SniffDeadline, SniffTooLong, Garbage, Unproxied,
-    ServiceAbsent, ServiceFull, ServiceUnreachable, ServiceDeclined, OverTotal, OverSource, OverService, Stopped,
+    ServiceAbsent, ServiceFull, ServiceUnreachable, ServiceDeclined, OverTotal, OverSource, OverService, Moved, Stopped,
     StartFailed, WakeRefused, OverParked, AnsweredAsleep,
 }
 
@@ -42,6 +42,8 @@ impl Reason {
 /// A connection that is gone.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended<'a> {
+    /// What it was called since it was accepted.
+    pub id: u64,
     /// Who it was.
     pub peer: Option<SocketAddr>,
     /// The service it was for; empty if none was found.
@@ -58,10 +60,47 @@ pub struct Ended<'a> {
     pub bytes_down: u64,
 }
 
+/// How far a connection has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Passing {
+    /// It is known whose it is, or who speaks for whom.
+    Accepted,
+    /// Its service is known.
+    Found,
+    /// It is handed over, or relayed from now on.
+    Delivered,
+}
+
+impl Passing {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Passing::Accepted => "accepted",
+            Passing::Found => "found",
+            Passing::Delivered => "delivered",
+        }
+    }
+}
+
+/// A connection on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Passed<'a> {
+    /// What it is called.
+    pub id: u64,
+    /// Who it is.
+    pub peer: Option<SocketAddr>,
+    /// The service it is for; empty if that is not known yet.
+    pub service: &'a str,
+    /// How far it has come.
+    pub how_far: Passing,
+}
+
 /// Keeps what is written about connections.
 pub trait Ledger: Send {
     /// A connection is gone.
     fn ended(&mut self, entry: &Ended<'_>);
+    /// A connection has come so far.
+    fn passed(&mut self, _entry: &Passed<'_>) {}
 }
 
 /// Keeps nothing.

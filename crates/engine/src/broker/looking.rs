@@ -36,7 +36,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let is_long = shown >= self.config.sniff_bytes.min(PEEK_BYTES as u32) || wait.looked_at >= LOOKED_AT_MOST;
         let bytes = buf.map_or(&[][..], |buf| outbox.peeks.bytes(buf));
         let last = is_long || wait.last_look || last;
-        if wait.is_talking {
+        if wait.is_asleep {
             let shown = Shown { listener: session.listener, names: wait.names, bytes, last };
             self.said.clear();
             let manner = self.guide.asleep(&shown, &mut wait.memory, &wait.chosen, &mut self.said);
@@ -57,6 +57,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             shown = Shown { names: wait.names, bytes: &bytes[header as usize..], ..shown };
             if header > 0 {
                 wait.shown -= header;
+                wait.touched = true;
                 let conn = session.conns[CLIENT];
                 outbox.commands.push(Command::Discard { conn, bytes: header });
                 if shown.bytes.is_empty() && !last {
@@ -126,6 +127,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         if let Some(buf) = outbox.buffers.write(answer) {
             session.sides[CLIENT] |= SENDING;
+            self.waits.at(session.extra).touched = true;
             return outbox.push(Command::Send { conn: session.conns[CLIENT], buf });
         }
         // The guide is to say it once more.

@@ -13,14 +13,19 @@ mod ending;
 mod errand;
 pub mod guide;
 mod invariants;
+mod land;
 pub mod ledger;
 mod looking;
 pub mod note;
+pub mod record;
 mod relay;
 mod script;
 mod session;
+mod ship;
+pub mod survey;
 mod waits;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -28,9 +33,12 @@ use self::asleep::Sleepers;
 use self::consulting::Consulted;
 use self::counts::{Counts, Prefix};
 use self::guide::Guide;
+use self::land::Landing;
 use self::ledger::{Ledger, Reason};
 use self::relay::Queues;
 use self::session::{Line, Session, State};
+use self::ship::{Ferrying, Move};
+use self::survey::{Names, Past};
 use self::waits::Waits;
 use crate::contract::{Command, ConnId, Core, Event, Given, Instant, Order, Outbox, PEEK_BYTES, Step};
 use crate::pages::Pages;
@@ -74,6 +82,8 @@ pub struct BrokerConfig {
     pub settle: Duration,
     /// How long a client that is told something at its end has to hear it.
     pub linger: Duration,
+    /// Which of the workers of its process the core is; names of connections say it.
+    pub worker: u32,
     /// Who is given the sockets of services whose delivery is `Inetd`: a path as in `Address::Unix`.
     pub inetd_path: Vec<u8>,
 }
@@ -94,6 +104,7 @@ impl Default for BrokerConfig {
             parked_bytes: 0,
             settle: Duration::ZERO,
             linger: Duration::from_secs(1),
+            worker: 0,
             inetd_path: Vec::new(),
         }
     }
@@ -116,6 +127,10 @@ pub struct BrokerCore<G: Guide, L> {
     guide: G,
     ledger: L,
     report: Report,
+    /// Of the step that is being taken.
+    now: Instant,
+    names: Names,
+    past: Past,
     lines: Pages<Line>,
     sessions: Vec<Session>,
     free_sessions: Vec<u32>,
@@ -142,6 +157,14 @@ pub struct BrokerCore<G: Guide, L> {
     /// When closing: the next session to look at.
     closing: Option<u32>,
     closes_under_way: u32,
+    /// Where connections are moved to.
+    ferrying: Option<Ferrying>,
+    /// Sessions that are on their way there.
+    moves: HashMap<u32, Move>,
+    /// Where connections come from.
+    landings: Vec<Landing>,
+    /// Open connections that came from there and are no session's, or not yet.
+    strangers: u32,
 }
 
 impl<G: Guide, L: Ledger> BrokerCore<G, L> {
@@ -149,6 +172,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     pub fn new(config: BrokerConfig, guide: G, ledger: L) -> BrokerCore<G, L> {
         let (listening, locals) = (vec![false; config.listen.len()], vec![None; config.listen.len()]);
         BrokerCore {
+            now: Instant(0),
+            names: Names::of(config.worker),
+            past: Past::default(),
             config,
             guide,
             ledger,
@@ -172,6 +198,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             resuming: false,
             closing: None,
             closes_under_way: 0,
+            ferrying: None,
+            moves: HashMap::new(),
+            landings: Vec::new(),
+            strangers: 0,
         }
     }
 
@@ -201,7 +231,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 
     fn settle(&mut self) {
         let listens_pending = self.listens_under_way > 0 || (self.next_listener as usize) < self.config.listen.len();
-        let is_empty = self.sessions.len() == self.free_sessions.len();
+        let is_empty = self.sessions.len() == self.free_sessions.len()
+            && self.strangers == 0
+            && self.ferrying.is_none()
+            && self.landings.is_empty();
         self.report.phase = match (self.draining, is_empty) {
             (true, true) if self.listens_under_way == 0 => Phase::Done,
             (true, _) => Phase::Closing,
@@ -220,6 +253,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
     }
 
     fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
+        self.now = now;
         match event {
             Event::Listening { listener, local } => self.listening(listener, local, outbox),
             Event::ListenFailed { step, error, .. } => self.listen_failed(step, error, outbox),
@@ -236,15 +270,28 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::HandedOff { conn } => self.handed_off(conn, outbox),
             Event::HandOffFailed { conn, error } => self.hand_off_failed(conn, error, now, outbox),
             Event::Roomy { conn } => self.roomy(conn),
+            Event::HungUp { conn } => self.hung_up(conn),
             Event::Received { conn, buf } => self.received(conn, buf, now, outbox),
             Event::Sent { conn } => self.sent(conn, now, outbox),
             Event::Finished { conn, gone } => self.finished(conn, gone, now, outbox),
             Event::Failed { conn, step, error } => self.failed(conn, step, error, now, outbox),
             Event::Closed { conn } => self.closed(conn, now, outbox),
+            Event::Halted { conn, rest } => self.halted(conn, rest, now, outbox),
+            Event::Shipped { ferry } if self.is_ferrying(ferry) => self.shipped(now, outbox),
+            Event::Shipped { ferry } => self.answer_shipped(ferry, now, outbox),
+            Event::Landed { ferry, conns, message } => self.landed(ferry, conns, message, now, outbox),
+            Event::FerryLost { ferry, .. } if self.is_ferrying(ferry) => self.ferry_lost(now, outbox),
+            Event::FerryLost { ferry, .. } => self.landing_lost(ferry, outbox),
+            Event::Ordered(Order::Ferry(ferry)) => self.ferry(ferry, outbox),
+            Event::Ordered(Order::Land(ferry)) => self.land(ferry, outbox),
             Event::Ordered(Order::Drain) => self.stop_listening(outbox),
-            Event::Ordered(Order::Resume) => self.resume(outbox),
+            Event::Ordered(Order::Resume) => {
+                self.stop_ferrying();
+                self.resume(outbox);
+            }
             Event::Ordered(Order::Close) => {
                 self.stop_listening(outbox);
+                self.stop_landing(outbox);
                 self.closing.get_or_insert(0);
                 self.close_some(outbox);
             }
@@ -252,13 +299,23 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::Ordered(Order::Answer(answer)) => self.answered(&answer, now, outbox),
             Event::Ordered(Order::Hold(service)) => self.hold(&service, now, outbox),
             Event::Ordered(Order::Usage { ticket, services }) => self.usage(ticket, &services, now, outbox),
+            Event::Ordered(Order::Limits { most_connections, most_per_source, most_per_service }) => {
+                let config = &mut self.config;
+                (config.most_connections, config.most_per_source) = (most_connections, most_per_source);
+                config.most_per_service = most_per_service;
+            }
+            Event::Ordered(order @ (Order::Survey { .. } | Order::Busiest { .. } | Order::End { .. })) => {
+                self.looked_for(&order, now, outbox);
+            }
             // The other orders are not for a broker, and datagrams are not either.
             Event::Ordered(_) | Event::Disturbed { .. } => {}
         }
+        self.ferry_some(now, outbox);
         self.settle();
     }
 
     fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.now = now;
         for _ in 0..BURST {
             let Some(place) = self.waits.take_due(now) else { break };
             let wait = self.waits.at(place);
@@ -275,21 +332,23 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                 }
                 State::Delivering => self.try_again(id, now, outbox),
                 State::Asking => self.turn_is_due(id, now, outbox),
-                State::Relaying | State::Ending | State::Free => {}
+                State::Relaying | State::Moving | State::Ending | State::Free => {}
             }
         }
         self.ask_again(now, outbox);
         self.close_some(outbox);
+        self.land_some(now, outbox);
+        self.ferry_some(now, outbox);
         self.settle();
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let more_to_close = self.has_more_to_close() && self.closes_under_way < BURST;
         if more_to_close {
-            Some(Instant(0))
-        } else {
-            self.waits.next_due().into_iter().chain(self.sleepers.next_due()).min()
+            return Some(Instant(0));
         }
+        let due = [self.waits.next_due(), self.sleepers.next_due(), self.ferry_due(), self.landing_due()];
+        due.into_iter().flatten().min()
     }
 
     fn is_done(&self) -> bool {

@@ -22,7 +22,7 @@ pub(super) struct Queues {
 
 impl Queues {
     /// Put `buf` behind the others for `side`; `extra` is the session's place, plus one.
-    fn push(&mut self, extra: &mut u32, side: usize, buf: Buf) {
+    pub(super) fn push(&mut self, extra: &mut u32, side: usize, buf: Buf) {
         if *extra == 0 {
             *extra = self.free.pop().unwrap_or_else(|| {
                 self.places.push(Default::default());
@@ -33,13 +33,25 @@ impl Queues {
     }
 
     /// The next buffer for `side`. A place with nothing left for either side is given back.
-    fn pop(&mut self, extra: &mut u32, side: usize) -> Option<Buf> {
+    pub(super) fn pop(&mut self, extra: &mut u32, side: usize) -> Option<Buf> {
         let place = self.places.get_mut(extra.checked_sub(1)? as usize)?;
         let buf = place[side].pop_front();
         if place.iter().all(VecDeque::is_empty) {
             self.free.push(std::mem::take(extra));
         }
         buf
+    }
+
+    /// Put `buf` before the others for `side`.
+    pub(super) fn push_front(&mut self, extra: &mut u32, side: usize, buf: Buf) {
+        self.push(extra, side, buf);
+        self.places[*extra as usize - 1][side].rotate_right(1);
+    }
+
+    /// What waits for `side`, in order.
+    pub(super) fn waiting(&self, extra: u32, side: usize) -> impl Iterator<Item = &Buf> + Clone {
+        let place = extra.checked_sub(1).and_then(|place| self.places.get(place as usize));
+        place.into_iter().flat_map(move |place| place[side].iter())
     }
 
     pub(super) fn drop_all(&mut self, extra: u32, buffers: &mut Buffers) {
@@ -53,7 +65,12 @@ impl Queues {
     }
 
     pub(super) fn check<'a>(&self, sessions: impl Iterator<Item = &'a Session>) -> bool {
-        let used = sessions.filter(|session| session.state == State::Relaying && session.extra != 0).count();
+        let carries = |session: &&Session| match session.state {
+            State::Relaying => true,
+            State::Moving => !session.has_wait,
+            _ => false,
+        };
+        let used = sessions.filter(carries).filter(|session| session.extra != 0).count();
         used + self.free.len() == self.places.len()
     }
 }
@@ -63,7 +80,11 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if let Some((id, SERVICE)) = self.find(conn, State::Asking) {
             return self.service_answered(id, buf, now, outbox);
         }
-        let Some((id, from)) = self.find(conn, State::Relaying).filter(|_| !buf.is_empty()) else {
+        let carries = |(id, _): &(u32, usize)| {
+            let session = &self.sessions[*id as usize];
+            session.state == State::Relaying || session.state == State::Moving && !session.has_wait
+        };
+        let Some((id, from)) = self.whose(conn).filter(|it| carries(it) && !buf.is_empty()) else {
             return outbox.buffers.release(buf);
         };
         let to = 1 - from;
@@ -73,6 +94,10 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         if session.sides[from] & OVERHEARD != 0 && from == SERVICE {
             let goes_on = self.guide.overhears(id, outbox.buffers.bytes(&buf));
             session.sides[SERVICE] &= if goes_on { !0 } else { !OVERHEARD };
+        }
+        if session.state == State::Moving {
+            // It goes along.
+            return self.queues.push(&mut session.extra, to, buf);
         }
         if session.sides[to] & SENDING == 0 {
             session.sides[to] |= SENDING;

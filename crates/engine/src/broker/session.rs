@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use super::ledger::Reason;
 use crate::contract::{ConnId, Instant, ListenerId};
+use crate::report::Counter;
 
 /// The two sides of a session, as places in its arrays.
 pub(super) const CLIENT: usize = 0;
@@ -26,7 +27,6 @@ pub(super) const SHUT: u8 = 16;
 pub(super) const CLOSING: u8 = 32;
 /// It has said that it will send no more, and receives no more, either.
 pub(super) const GONE: u8 = 64;
-
 /// Of the service: the guide hears what it says. Of the client: the guide has been told of it, and is to forget it.
 pub(super) const OVERHEARD: u8 = 128;
 
@@ -44,8 +44,36 @@ pub(super) enum State {
     Leaving,
     /// Bytes go both ways.
     Relaying,
+    /// It is halted, or about to be, and on its way to another process.
+    Moving,
     /// It has its reason; what is open is being closed.
     Ending,
+}
+
+impl State {
+    /// As it is told.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            State::Free => "free",
+            State::Sniffing => "sniffing",
+            State::Delivering => "delivering",
+            State::Asking => "asking",
+            State::Leaving => "leaving",
+            State::Relaying => "relaying",
+            State::Moving => "moving",
+            State::Ending => "ending",
+        }
+    }
+
+    /// How many are in it.
+    pub(super) fn gauge(self) -> Counter {
+        match self {
+            State::Sniffing => Counter::Sniffing,
+            State::Delivering | State::Asking | State::Leaving => Counter::Delivering,
+            State::Moving => Counter::Moving,
+            State::Relaying | State::Ending | State::Free => Counter::Relaying,
+        }
+    }
 }
 
 /// One accepted connection, with the one to its service once that stands.
@@ -54,6 +82,7 @@ pub(super) struct Session {
     pub(super) conns: [ConnId; 2],
     /// Bytes received from each side.
     pub(super) bytes: [u64; 2],
+    /// Its name, too (`survey`).
     pub(super) accepted: Instant,
     pub(super) peer: Option<SocketAddr>,
     /// Before relaying its place among the waits; then its queues plus one, or 0.
@@ -66,8 +95,10 @@ pub(super) struct Session {
     pub(super) state: State,
     /// Meaningful when leaving or ending.
     pub(super) reason: Reason,
-    /// When ending: `extra` is a place among the waits.
+    /// When ending or moving: `extra` is a place among the waits.
     pub(super) has_wait: bool,
+    /// Another process has refused to take it over.
+    pub(super) stays: bool,
 }
 
 impl Session {
@@ -87,7 +118,7 @@ impl Session {
     pub(super) fn waits(&self) -> bool {
         match self.state {
             State::Sniffing | State::Delivering | State::Asking | State::Leaving => true,
-            State::Ending => self.has_wait,
+            State::Ending | State::Moving => self.has_wait,
             State::Relaying | State::Free => false,
         }
     }
@@ -109,6 +140,7 @@ impl Default for Session {
             state: State::Free,
             reason: Reason::default(),
             has_wait: false,
+            stays: false,
         }
     }
 }

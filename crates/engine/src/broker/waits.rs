@@ -40,6 +40,10 @@ pub(super) struct Wait<M> {
     pub(super) handing: bool,
     /// The client was told that its service is reached.
     pub(super) replied: bool,
+    /// Something was sent to the client, or taken off its stream.
+    pub(super) touched: bool,
+    /// It has waited before, in another process: delivery is given up then.
+    pub(super) given_up: Option<Instant>,
     /// In the line of its service.
     pub(super) in_line: bool,
     /// The turn of the script that the service is in.
@@ -54,10 +58,14 @@ pub(super) struct Wait<M> {
     pub(super) on_errand: bool,
     /// Why the last try failed.
     pub(super) error: Option<Errno>,
-    /// The client of a sleeper was told something, and is looked at again.
-    pub(super) is_talking: bool,
+    /// Its service was found asleep, and is not to be woken for it: what it shows is for `Guide::asleep`.
+    pub(super) is_asleep: bool,
+    /// It was told something then.
+    pub(super) was_told: bool,
     /// What its waiting for a sleeper counts; 0 is not parked.
     pub(super) parked_bytes: u64,
+    /// Its client has said that it will send no more.
+    pub(super) hung_up: bool,
     /// It is to be ended for this reason when its turn comes.
     pub(super) parting: Option<Reason>,
 }

@@ -1,0 +1,154 @@
+"""What stands around a supervisor that runs as a command: the control socket, the place where sockets for processes of
+their own are brought, the registry as far as it is looked into, and the init system.
+
+Decides what of these there is, and that nothing of it is left behind. Knows no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import socket
+
+from fourtuple import systemd
+from fourtuple.brokerfile import BrokerFile
+from fourtuple.control import door
+from fourtuple.errors import FourtupleError
+from fourtuple.eventlog import EventLog
+from fourtuple.launcher import Inetd
+from fourtuple.registry import Registry
+from fourtuple.service import Note
+from fourtuple.services import Delivery, Service
+from fourtuple.supervisor.channel import Fields
+from fourtuple.supervisor.controlled import Control
+from fourtuple.supervisor.spec import Spec
+from fourtuple.supervisor.supervisor import Supervisor
+from fourtuple.templates import Call
+
+
+@dataclass(slots=True)
+class Services:
+    """Services by their names, wherever they stand. A registry is opened when it is first asked: not before the first
+    broker process is forked, for LMDB is not to be taken along."""
+
+    spec: Spec
+    _registry: Registry | None = None
+    _named: dict[str, Service] | None = None
+
+    def find(self, name: str) -> Service | None:
+        """The service of that name; BadConfig if it is no name."""
+        if self.spec.store is None:
+            if self._named is None:
+                self._named = {one.name: one for one in self.spec.file().services}
+            return self._named.get(name)
+        if self._registry is None:
+            self._registry = Registry(Path(self.spec.store), create=False)
+        return self._registry.service(name)
+
+    def close(self) -> None:
+        """Close the registry, if it was opened."""
+        if self._registry is not None:
+            self._registry.close()
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What there is of them."""
+
+    control: socket | None = None
+    control_path: Path | None = None
+    inetd: Inetd | None = None
+    events: EventLog | None = None
+    events_path: str | None = None
+    keeping: asyncio.Task[None] | None = None
+    """Of the control socket."""
+    shown: Fields = field(default_factory=dict)
+    begun_s: float = 0.0
+
+    async def quiet(self) -> None:
+        """End what cannot be left to a successor: the process of the control API. Who asks it next wakes another."""
+        if self.keeping is not None:
+            await _cancelled(self.keeping)
+
+    def left(self) -> Fields:
+        """What a successor has to know of this."""
+        control = None if self.control is None else self.control.fileno()
+        return {
+            "shown": self.shown,
+            "begun_s": self.begun_s,
+            "control": control,
+            "events": self.events_path,
+            "kept": [] if control is None else [control],
+        }
+
+
+def inetd_path(spec: Spec) -> Path:
+    """Where sockets for processes of their own are brought: one place for one file, so that what a supervisor has left
+    that was killed is found and replaced."""
+    folder = Path("/run/fourtuple") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
+    name = "".join(letter if letter.isalnum() else "-" for letter in spec.named)[-60:]
+    return folder / f"inetd-{os.geteuid()}-{name.strip('-')}"
+
+
+@asynccontextmanager
+async def surrounded(
+    supervisor: Supervisor, file: BrokerFile, around: Surroundings, say: Callable[..., None]
+) -> AsyncIterator[None]:
+    """While the block runs, they are there."""
+    async with AsyncExitStack() as stack:
+        services = Services(supervisor.spec)
+        stack.callback(services.close)
+        if supervisor.spec.inetd is not None:
+            around.inetd = _inetd(supervisor, services)
+            stack.push_async_callback(around.inetd.aclose)
+        if around.control is not None and file.control is not None:
+            opened = door.Door(Control(supervisor, services.find), around.control, file.control.access, say=say)
+            supervisor.control_of = lambda: opened.pid
+            around.keeping = asyncio.create_task(opened.keep())
+            stack.callback(_unlinked, around)
+            stack.push_async_callback(_cancelled, around.keeping)
+        if (every_s := systemd.watchdog_s()) is not None:
+            beating = asyncio.create_task(_beat(supervisor, every_s))
+            stack.push_async_callback(_cancelled, beating)
+        yield
+        systemd.notify(stopping=True)
+
+
+def _unlinked(around: Surroundings) -> None:
+    if around.control is not None and around.control_path is not None:
+        door.unlink(around.control_path, around.control)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _beat(supervisor: Supervisor, every_s: float) -> None:
+    """Tell the init system that all is well, while a broker process is there."""
+    while True:
+        if supervisor.accepting is not None:
+            with suppress(OSError):
+                systemd.notify(watchdog=True)
+        await asyncio.sleep(every_s)
+
+
+def _inetd(supervisor: Supervisor, services: Services) -> Inetd:
+    def called(note: Note) -> Call | None:
+        try:
+            found = services.find(note.service)
+        except FourtupleError:
+            return None
+        if found is None or found.start is None or found.delivery is not Delivery.INETD:
+            return None
+        return Call(
+            service=found.name, template=found.start, target=found.target, delivery=Delivery.INETD, name=found.name
+        )
+
+    assert supervisor.spec.inetd is not None
+    Path(supervisor.spec.inetd).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return Inetd(supervisor.launcher, supervisor.spec.inetd, called)
