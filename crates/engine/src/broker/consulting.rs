@@ -53,6 +53,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     pub(super) fn opined(&mut self, ticket: u64, opinion: &Opinion, outbox: &mut Outbox) {
         let Some(place) = self.consulted.places.remove(&ticket) else { return };
         let wait = self.waits.at(place);
+        if wait.ticket != ticket {
+            return;
+        }
         wait.ticket = 0;
         wait.chosen.opinion = opinion.clone();
         let session = &self.sessions[wait.session as usize];
