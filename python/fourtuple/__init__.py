@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fourtuple.host import read_host
     from fourtuple.limits import LIMITS
     from fourtuple.plan import Means, Plan
+    from fourtuple.plugin import sniffer
     from fourtuple.registry import Registry
     from fourtuple.services import Match, Route, Seen, Service
     from fourtuple.sources import SourcePool
@@ -59,6 +60,7 @@ __all__ = [
     "TupleSpaces",
     "diagnose",
     "read_host",
+    "sniffer",
 ]
 
 _LATER = {
@@ -95,6 +97,7 @@ _LATER = {
     "TupleSpaces": "fourtuple.tuples",
     "diagnose": "fourtuple.doctor",
     "read_host": "fourtuple.host",
+    "sniffer": "fourtuple.plugin",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw it would believe that every name exists

@@ -28,10 +28,12 @@ from fourtuple.questions import (
     Busiest,
     Closed,
     Held,
+    Known,
     Question,
     Refused,
     SeenConnection,
     ServiceUsage,
+    Sniff,
     Surveyed,
     Usage,
     Wake,
@@ -293,6 +295,8 @@ class BrokerListener:
     """Asked after all probes, in their order."""
     door: Door | None = None
     """With one, neither probes nor patterns are asked."""
+    consults: bool = False
+    """What none of these know is asked about (`questions.Sniff`); it waits for the answer until its deadline."""
     fds: tuple[int, ...] = ()
     """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
 
@@ -698,6 +702,13 @@ class Engine:
         peer = answer.peer if isinstance(answer, Refused) else None
         self._workers.answer(type(answer).__name__.lower(), answer.service, peer)
 
+    def opine(self, worker: int, ticket: int, known: Known | None, more_than: int | None = None) -> None:
+        """Answer a `Sniff`: what it is; or that more than so many bytes are needed; or that nobody knows."""
+        row = None
+        if known is not None:
+            row = (known.protocol, known.name, known.user, known.database, known.client)
+        self._workers.opine(worker, ticket, more_than, row)
+
     def hold(self, service: str) -> None:
         """New connections of the service wait, until `Up` or `Slept` is answered; each worker says `Held`."""
         self._workers.hold(service)
@@ -870,6 +881,8 @@ def _question(row: _core._Question) -> Question:
                 for service, live, parked, unused_s in usage["rows"]
             )
             return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
+        case ("sniff", worker, sniff):
+            return Sniff(worker=worker, **sniff)
         case ("surveyed", worker, surveyed):
             found = tuple(
                 SeenConnection(

@@ -44,6 +44,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::broker::guide::Opinion;
 use crate::buffers::{Buf, Buffers};
 use crate::questions::{Answer, By, Filter, Names, Questions};
 use crate::report::Report;
@@ -371,6 +372,13 @@ pub enum Order {
     Land(Given),
     /// What became of a service.
     Answer(Answer),
+    /// What the outside says of a connection that `Question::Sniff` asked about.
+    Opinion {
+        /// The question's.
+        ticket: u64,
+        /// What it is.
+        opinion: Opinion,
+    },
     /// New connections of this service wait; answered by `Question::Held`, and over with an answer of the outside.
     Hold(String),
     /// How much are these used? Answered by `Question::Usage`.

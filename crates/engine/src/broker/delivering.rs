@@ -45,6 +45,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             outbox.push(Command::Discard { conn, bytes });
         }
         let deadline = wait.deadline;
+        self.consult_no_more(place);
         if !self.is_awake(row, place) {
             return self.park(id, now, outbox);
         }
