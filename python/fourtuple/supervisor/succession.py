@@ -21,7 +21,7 @@ from fourtuple.supervisor.channel import Fields
 
 VERSION = 1
 MODULE = "fourtuple.supervisor"
-CHECKS_WITHIN_S = 30.0
+CHECKS_WITHIN_S = 60.0
 _MOST_BYTES = 256 << 20
 _WAITING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that wait for the successor to have its handlers."""

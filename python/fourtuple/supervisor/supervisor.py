@@ -36,7 +36,7 @@ from fourtuple.supervisor.succession import Estate, check, hand_over
 from fourtuple.supervisor.wakes import WakeRules, Wakes
 from fourtuple.templates import Template
 
-READY_WITHIN_S = 15.0
+READY_WITHIN_S = 60.0
 MOVES_WITHIN_S = 60.0
 _BACKOFF_S = (0.05, 10.0)
 _QUIET_S = 10.0
