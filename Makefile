@@ -77,7 +77,8 @@ system: ## install the system packages that tests use (root with apt-get only); 
 	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc c++:g++ musl-gcc:musl-tools \
 	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
 	        nginx:nginx-light haproxy:haproxy sslh-select:sslh redis-server:redis-server postgres:postgresql \
-	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn systemd-analyze:systemd; do \
+	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn slapd:slapd ldapwhoami:ldap-utils \
+	        rdesktop:rdesktop Xvfb:xvfb systemd-analyze:systemd; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \
 	done; \
@@ -86,7 +87,7 @@ system: ## install the system packages that tests use (root with apt-get only); 
 	elif [ "$$(id -u)" != 0 ]; then echo "system: not root, so these stay missing: $${missing[*]}; tests that need them skip"; \
 	elif ! command -v apt-get >/dev/null; then echo "system: no apt-get; install yourself: $${missing[*]}"; \
 	else \
-	    daemons() { ps -eo comm= | grep -xE 'nginx|haproxy|sslh|sslh-select|redis-server|postgres|mosquitto|sshd|gunicorn' | sort | uniq -c; }; \
+	    daemons() { ps -eo comm= | grep -xE 'nginx|haproxy|sslh|sslh-select|redis-server|postgres|mosquitto|sshd|gunicorn|slapd' | sort | uniq -c; }; \
 	    policy=/usr/sbin/policy-rc.d; before=$$(daemons || true); \
 	    if [ ! -e "$$policy" ]; then \
 	        trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \

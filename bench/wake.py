@@ -96,7 +96,10 @@ def sleeping(services: int, *, idle_s: float, most_starting: int = 32) -> Iterat
         target = f"unix:{folder}/run/"
         with Registry(folder / "store") as registry:
             if services > STORM:
-                rows = "".join(f'{{"name":"{name_of(n)}","target":"{target}{name_of(n)}","start":"sleeper"}}\n' for n in range(services))
+                rows = "".join(
+                    f'{{"name":"{name_of(n)}","target":"{target}{name_of(n)}","start":"sleeper"}}\n'
+                    for n in range(services)
+                )
                 registry.import_text(io.BytesIO(rows.encode()), "jsonl")
             else:
                 registry.add_routes([Route(match=Match(name=f"*.{DOMAIN}"), to=target + "{name}", start="sleeper")])
@@ -172,9 +175,7 @@ async def ask(names: Sequence[str], at_once: int) -> Asked:
 
     begun_s = time.monotonic()
     await asyncio.gather(*map(visit, names))
-    return Asked(
-        right=len(names) - len(wrong), wrong=wrong, took_s=time.monotonic() - begun_s, first_byte_ms=took
-    )
+    return Asked(right=len(names) - len(wrong), wrong=wrong, took_s=time.monotonic() - begun_s, first_byte_ms=took)
 
 
 def storm(count: int) -> dict[str, Any]:
@@ -195,9 +196,7 @@ def storm(count: int) -> dict[str, Any]:
         }
         for line in asked.wrong[:10]:
             print(line)
-        return {
-            "storm": asked.figures(), "again": again.figures(), "before": before, "awake": at_most, "after": after
-        }
+        return {"storm": asked.figures(), "again": again.figures(), "before": before, "awake": at_most, "after": after}
 
 
 def million(services: int, awake: int) -> dict[str, Any]:

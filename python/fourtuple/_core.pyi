@@ -166,8 +166,10 @@ class Workers:
         """Ask every running worker for something; `value` is the whole engine's and is shared out."""
 
     def give(self, kind: str, fds: Sequence[int]) -> None:
-        """Give copies of sockets to running workers, dealt out from the first on: "ferry" moves their connections to whoever
-        is at the other end, "land" takes what comes."""
+        """Give copies of sockets to running workers, dealt out from the first on.
+
+        "ferry" moves their connections to whoever is at the other end, "land" takes what comes.
+        """
 
     @property
     def questions_fd(self) -> int:

@@ -212,8 +212,8 @@ PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name !=
 """What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
 
 PROTOCOLS = tuple(probe for probe in PROBES if probe not in {"socks4", "socks5", "tcpmux"})
-"""What a broker looks for if nobody says. Three are left out, which would take what is another's: `tcpmux` is any line of
-text, SOCKS begins with a byte or two that many have, and both are answered in the service's place."""
+"""What a broker looks for if nobody says. Three are left out, which would take what is another's: `tcpmux` is any line
+of text, SOCKS begins with a byte or two that many have, and both are answered in the service's place."""
 
 
 class PostgresTls(Enum):
@@ -285,8 +285,8 @@ class BrokerListener:
     """Connections from there may do without."""
     postgres_tls: PostgresTls = PostgresTls.OFFERED
     answers_socks: bool = True
-    """What a SOCKS client asks for is answered here, and its service sees what comes behind. If false, a service gets all of
-    it and answers itself; of version 5 only the protocol is known then."""
+    """What a SOCKS client asks for is answered here, and its service sees what comes behind. If false, a service gets
+    all of it and answers itself; of version 5 only the protocol is known then."""
     protocols: tuple[str, ...] = PROTOCOLS
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
@@ -367,7 +367,7 @@ class BrokerConfig:
     inetd_path: Path | None = None
     """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
     handoff."""
-    manners: Manners = field(default_factory=lambda: Manners())
+    manners: Manners = field(default_factory=Manners)
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
@@ -663,10 +663,10 @@ class Engine:
     def ferry(self, fds: Sequence[int]) -> None:
         """As `drain`, and move the connections that there are to another process, which takes them with `land`.
 
-        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is seen.
-        A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for its
-        service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine ends
-        when it has nothing more, or accepts again after `resume`.
+        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is
+        seen. A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for
+        its service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine
+        ends when it has nothing more, or accepts again after `resume`.
         """
         if len(fds) != self.workers:
             raise BadConfig("fds", f"are {len(fds)}, and there are {self.workers} workers")
@@ -825,7 +825,7 @@ class Sniffed:
     starttls: bool = False
     """It asks to go on with TLS, within the protocol, before anything else."""
     reply: bytes | None = None
-    """What it waits for, to be told when its service is reached; everything up to `end` is then not for the service."""
+    """What it waits for, to be told when its service is reached; all up to `end` is then not for the service."""
     proxied: tuple[str, str] | None = None
     """Source and destination out of a PROXY header."""
 

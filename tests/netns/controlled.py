@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=60.0)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--stuck", type=float, default=door.STUCK_S)
+    parser.add_argument("--steps", action="store_true")
     parser.add_argument("--carrier", default="auto")
     parser.add_argument("--command", action="append", default=[])
     given = parser.parse_args()
@@ -76,6 +77,7 @@ def main() -> None:
             store=served,
             limits=BrokerLimits(delivery_timeout_s=60),
             ledger=given.folder / "log",
+            ledger_steps=given.steps,
             carrier=CarrierName(given.carrier),
             workers=2,
         ) as engine,

@@ -287,3 +287,55 @@ def test_inetd_gives_the_socket_to_the_supervisor(tmp_path: Path, carrier: Carri
             assert rest(client) == b"done"
         assert handed.note.service == "app.test"
         assert engine.wait_for(lambda now: now.ended_handed_off == 1, PATIENCE_S).wakes_asked == 0
+
+
+@contextmanager
+def failing(carrier: CarrierName, *services: Service) -> Iterator[tuple[Engine, int]]:
+    """A broker whose sleepers cannot be started."""
+    with ExitStack() as stack:
+        engine, port = stack.enter_context(broker(list(services), carrier))
+        stack.enter_context(Outside(engine, _failed))
+        yield engine, port
+
+
+def _failed(question: Question) -> Answer | None:
+    return Failed(question.service) if isinstance(question, Wake) else None
+
+
+def test_who_waited_in_vain_is_told_so_and_not_cut_off(tmp_path: Path, carrier: CarrierName) -> None:
+    body = b"x" * 300_000
+    post = b"POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with failing(carrier, sleeper(tmp_path / "app.sock")) as (engine, port):
+        for opening in (request("app.test"), post + body):
+            with connect(port) as client:
+                client.sendall(opening)
+                head, _, text = rest(client).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nRetry-After: 5\r\n" in head
+            assert text == b"This service could not be started.\n"
+        engine.wait_for(lambda now: now.ended_start_failed == 2, PATIENCE_S)
+
+
+def test_probes_are_answered_and_wake_nothing(tmp_path: Path, carrier: CarrierName) -> None:
+    with broker([sleeper(tmp_path / "app.sock")], carrier) as (engine, port):
+        for probe in (b"HEAD / HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\n"):
+            with connect(port) as client:
+                client.sendall(probe + b"Host: app.test\r\n\r\n")
+                head, _, text = rest(client).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert (text == b"") == probe.startswith(b"HEAD")
+        now = engine.wait_for(lambda now: now.ended_answered_asleep == 2, PATIENCE_S)
+        assert (now.wakes_asked, now.parked_now) == (0, 0)
+
+
+def test_who_hangs_up_at_once_wakes_nothing(tmp_path: Path, carrier: CarrierName) -> None:
+    with broker([sleeper(tmp_path / "app.sock")], carrier, settle_s=1.0) as (engine, port):
+        with connect(port) as client:
+            client.sendall(request("app.test"))
+            engine.wait_for(lambda now: now.parked_now == 1, PATIENCE_S)
+        with connect(port) as client:
+            client.sendall(request("app.test"))
+            engine.wait_for(lambda now: now.accepts_succeeded == 2 and now.parked_now >= 1, PATIENCE_S)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        now = engine.wait_for(lambda now: now.ended_client_left == 2, PATIENCE_S)
+        assert now.wakes_asked == 0

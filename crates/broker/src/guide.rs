@@ -274,7 +274,7 @@ impl Guide for BrokerGuide {
             Verdict::More(_) => return Guidance::More,
             Verdict::No => seen.protocol = Some("unknown"),
             Verdict::Refused(..) => return Guidance::Garbage,
-            Verdict::Answer(_) if postgres_tls == PostgresTls::Left => {
+            Verdict::Answer(b"S" | b"N") if postgres_tls == PostgresTls::Left => {
                 (seen.protocol, skip) = (Some("postgres"), 0);
             }
             Verdict::Answer(answer) => return Guidance::Answer(answer),

@@ -38,8 +38,8 @@
 //! 14. A ferry leads to another process. It carries messages, whole and in order, each with two connections at most, which
 //!     are halted. `Ship` is answered by `Shipped` when the kernel has the message; one is outstanding per ferry. Each
 //!     `Fetch` is answered by one message (`Landed`), its connections as after `Halted`, or by `FerryLost` behind the last
-//!     of them. A connection that was shipped is held by both processes: the one that closes it last ends it, and a `Close`
-//!     before that says nothing to the peer. Which of them may use it is the cores' business.
+//!     of them. A connection that was shipped is held by both processes: the one that closes it last ends it, as who was to
+//!     use it has said, and a `Close` before that says nothing to the peer. Which of them may use it is the cores' business.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -30,7 +30,6 @@ from fourtuple.templates import Call, Template
 
 _GLANCE_S = 0.5
 _ANSWERED_WITHIN_S = 5.0
-_SETTLES_S = 10.0
 _MOST_FAILURES = 1_024
 """Remembered, for who asks."""
 _USAGE_PER_MESSAGE = 64
@@ -177,24 +176,27 @@ class Dormancy:
         """Templates for starts from now on."""
         self._templates = templates
 
-    def resume(self, templates: dict[str, str], counts: Mapping[str, int]) -> None:
-        """These are running, says a supervisor whose place this one has taken: service and template."""
-        for service, name in templates.items():
+    def resume(self, running: dict[str, str], unsettled: Iterable[str], counts: Mapping[str, int]) -> None:
+        """What a supervisor has left whose place this one has taken: services and their templates, and those of which
+        the launcher alone knows how far they are. Their clients ask anew, and find the start going on."""
+        for service, name in running.items():
             if (template := self._templates.get(name)) is not None:
                 self._services[service] = _Service(template, State.UP)
+        self._tell("up", self._services)
+        self._tell("slept", unsettled)
         self.woken, self.failed = counts["services_woken"], counts["starts_failed"]
         self.refused, self.stopped = counts["wakes_refused"], counts["services_stopped"]
         self.ended = counts["services_ended"]
 
-    async def settled(self) -> None:
-        """Wait until no start and no stop is under way, or it has taken too long."""
-        until_s = time.monotonic() + _SETTLES_S
-        while self._tasks and time.monotonic() < until_s:
-            await asyncio.wait(self._tasks, timeout=_GLANCE_S)
-
     def running_templates(self) -> dict[str, str]:
-        """As `resume` takes it."""
-        return {name: one.template.name for name, one in self._services.items() if one.state is not State.STARTING}
+        """As `resume` takes it: who is running."""
+        running = (State.UP, State.HOLDING)
+        return {name: one.template.name for name, one in self._services.items() if one.state in running}
+
+    def unsettled(self) -> list[str]:
+        """As `resume` takes it: who is about to run, or not to."""
+        between = (State.STARTING, State.STOPPING)
+        return [name for name, one in self._services.items() if one.state in between]
 
     async def stop(self, service: str) -> bool:
         """Stop it now, whoever uses it; says whether it was there."""
@@ -234,6 +236,11 @@ class Dormancy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _tell(self, kind: str, services: Iterable[str]) -> None:
+        rows = [{"kind": kind, "service": service} for service in services]
+        for at in range(0, len(rows), _USAGE_PER_MESSAGE):
+            self._brokers.answer(rows[at : at + _USAGE_PER_MESSAGE])
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

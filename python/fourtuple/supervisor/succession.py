@@ -46,6 +46,8 @@ class Estate:
     """Descriptors of the launcher's, in its order."""
     running: dict[str, str]
     """Services that are up, and their templates."""
+    unsettled: list[str]
+    """Services that are being started or stopped."""
     control: int | None = None
     """The control socket."""
     inetd: int | None = None

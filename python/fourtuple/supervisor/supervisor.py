@@ -127,8 +127,8 @@ class Supervisor:
         self.dormancy = Dormancy(self.launcher, templates, Wakes(settings.rules), self, log)
         if estate is not None:
             self.total, self.restarts, self.lost = estate.ended, estate.counts["restarts"], estate.counts["lost"]
-            self.dormancy.resume(estate.running, estate.counts)
             self._adopt(BrokerChild.inherited(estate.broker, self._hear))
+            self.dormancy.resume(estate.running, estate.unsettled, estate.counts)
             state, why = ("done", None) if not estate.why_back else ("failed", estate.why_back)
             self.upgraded = Upgrade(state=state, why=why, began=estate.upgrade_began)
 
@@ -198,7 +198,10 @@ class Supervisor:
             with suppress(EngineStopped):
                 broker.last = await broker.ask("summary")
             rows.append(broker.last)
-        return {**_added(rows), "supervisor": self.wakes()}
+        total = _added(rows)
+        # From one broker process to another: accepted once, and ended once.
+        moved = total["ended"].pop("moved", 0)
+        return {**total, "supervisor": {**self.wakes(), "connections_moved": moved}}
 
     def wakes(self) -> dict[str, int]:
         """What the supervisor counts itself."""
@@ -364,8 +367,6 @@ class Supervisor:
         moved = self.total.get("ended", {}).get("moved", 0)
         self._log("upgrade_done", pid=self.pid, took_ms=round((time.monotonic() - begun_s) * 1e3), moved=moved)
         await asyncio.sleep(_LATER_S)
-        # Nothing may be under way that only this image knows.
-        await self.dormancy.settled()
         if self.before_leaving is not None:
             await self.before_leaving()
         try:
@@ -392,6 +393,7 @@ class Supervisor:
             launcher=saved.row(),
             words=words,
             running=self.dormancy.running_templates(),
+            unsettled=self.dormancy.unsettled(),
             previous=sys.executable,
             upgrade_began=self.upgraded.began,
             kept=[*kept, *rest.pop("kept")],
