@@ -231,9 +231,7 @@ class Run:
 
     def send(self, service: str, manner: Manner | None = None, source: str = "") -> asyncio.Task[Any]:
         """A client on its way."""
-        chosen = manner or self.dice.choices(
-            list(Manner), weights=[30, 6, 10, 10, 5, 10, 2, 2], k=1
-        )[0]
+        chosen = manner or self.dice.choices(list(Manner), weights=[30, 6, 10, 10, 5, 10, 2, 2], k=1)[0]
         one = Visit(
             service=service,
             manner=chosen,
@@ -246,9 +244,9 @@ class Run:
     def task(self, work: Awaitable[Any]) -> asyncio.Task[Any]:
         """Until it has ended."""
         made = asyncio.ensure_future(work)
-        self._tasks.add(made)  # type: ignore[arg-type]
+        self._tasks.add(made)
         made.add_done_callback(self._tasks.discard)
-        return made  # type: ignore[return-value]
+        return made
 
     async def clients(self, until_s: float) -> None:
         """They come at random, as many per second as `rate`."""
