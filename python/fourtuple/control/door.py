@@ -25,7 +25,7 @@ from fourtuple.errors import BadConfig, MissingFeature
 
 IDLE_S = 60.0
 """Without a client for so long, the process of the API ends."""
-STUCK_S = 15.0
+STUCK_S = 60.0
 """If it accepts nobody for so long, it is ended."""
 BACKLOG = 64
 COMMAND = (sys.executable, "-m", "fourtuple.control")

@@ -22,7 +22,7 @@ from ipaddress import ip_address
 from typing import Any, Protocol
 
 from fourtuple.errors import MissingPrivilege
-from fourtuple.launcher import Exit, Launcher, StartFailed
+from fourtuple.launcher import Exit, Launcher, Phase, StartFailed
 from fourtuple.services import Delivery
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.wakes import Wakes
@@ -92,6 +92,8 @@ class Dormancy:
         self._log = log
         self._services: dict[str, _Service] = {}
         self._failures: OrderedDict[str, str] = OrderedDict()
+        self._unsettled: set[str] = set()
+        """Services that may come up without anybody who has asked for them here."""
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.woken = self.failed = self.refused = self.stopped = self.ended = 0
@@ -147,6 +149,12 @@ class Dormancy:
         self._log("service_failed", service=service, status=exit.status)
         self._brokers.answer([{"kind": "slept", "service": service}])
 
+    def broker_ended(self) -> None:
+        """A broker process is gone, and with it what it has not answered: who was held back for that is let through."""
+        for service, one in self._services.items():
+            if one.state is State.HOLDING:
+                self._let_go(service, one)
+
     # ---- from outside ------------------------------------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:
@@ -183,7 +191,8 @@ class Dormancy:
             if (template := self._templates.get(name)) is not None:
                 self._services[service] = _Service(template, State.UP)
         self._tell("up", self._services)
-        self._tell("slept", unsettled)
+        self._unsettled.update(unsettled)
+        self._tell("slept", self._unsettled)
         self.woken, self.failed = counts["services_woken"], counts["starts_failed"]
         self.refused, self.stopped = counts["wakes_refused"], counts["services_stopped"]
         self.ended = counts["services_ended"]
@@ -210,6 +219,7 @@ class Dormancy:
         """Stop what nobody uses, until cancelled."""
         while True:
             await asyncio.sleep(_GLANCE_S)
+            self._settle()
             now_s = time.monotonic()
             asked = []
             self._tickets += 1
@@ -234,6 +244,21 @@ class Dormancy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _settle(self) -> None:
+        """Look after those that have come up for clients who have all left while this program took its place."""
+        if not self._unsettled:
+            return
+        there = {one.service: one for one in self._launcher.services()}
+        for service in list(self._unsettled):
+            one = there.get(service)
+            if one is None or service in self._services:
+                self._unsettled.discard(service)
+            elif one.phase is Phase.RUNNING:
+                self._unsettled.discard(service)
+                template = self._templates.get(one.template)
+                if template is not None:
+                    self._services[service] = _Service(template, State.UP)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
