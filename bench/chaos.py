@@ -132,12 +132,12 @@ class World:
 
     def measured(self) -> Measured:
         """As it is now."""
-        pids = {"supervisor": self.process.pid, **{"broker": pid for pid in self.brokers()[:1]}}
+        pids = {"supervisor": self.process.pid, **dict(zip(("broker",), self.brokers(), strict=False))}
         return Measured(
-            descriptors={name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()},
+            descriptors={name: len(list(Path(f"/proc/{pid}/fd").iterdir())) for name, pid in pids.items()},
             kinds={name: _kinds(pid) for name, pid in pids.items()},
             private_bytes={name: _private(pid) for name, pid in pids.items()},
-            threads={name: len(os.listdir(f"/proc/{pid}/task")) for name, pid in pids.items()},
+            threads={name: len(list(Path(f"/proc/{pid}/task").iterdir())) for name, pid in pids.items()},
             processes=len(self.children()),
             socket_files=sum(1 for _ in (self.folder / "run").iterdir()),
         )
@@ -325,7 +325,7 @@ class Run:
         pid = self.world.brokers()[0]
         with suppress(ProcessLookupError, FileNotFoundError):
             before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            taken = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1
+            taken = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()) + 1
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken, before[1]))
             await asyncio.sleep(self.dice.uniform(0.5, 3.0))
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (before[1], before[1]))
@@ -450,7 +450,7 @@ class Run:
         until_s = time.monotonic() + _SETTLES_S
         while self.world.services() or any((self.world.folder / "run").iterdir()) or len(self.world.brokers()) != 1:
             if time.monotonic() > until_s:
-                left = {*self.world.services(), *os.listdir(self.world.folder / "run")}
+                left = {*self.world.services(), *(file.name for file in (self.world.folder / "run").iterdir())}
                 self.unwelcome.append(f"do not sleep: {sorted(left)}, {len(self.world.brokers())} broker processes")
                 break
             await asyncio.sleep(0.2)
@@ -495,7 +495,7 @@ def _expected(one: Visit) -> tuple[Outcome, ...]:
 def chaos(
     seconds: float, seed: int, rate: float, only: frozenset[str] = frozenset(), kept: Path | None = None
 ) -> dict[str, Any]:
-    """A tenth of the time, at most a minute, to come to what is usual; then the rest. `wrong` is empty, or it failed."""
+    """A tenth of the time, at most a minute, to come to what is usual; then the rest. `wrong` is empty or it failed."""
     with world(kept) as made:
         run = Run(made, random.Random(seed), rate, only)
         first_s = min(60.0, seconds / 6)
