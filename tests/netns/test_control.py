@@ -209,9 +209,9 @@ def test_metrics_are_what_prometheus_reads(broker: Controlled) -> None:
     assert {family.name for family in open_metrics(body)} == set(families)  # type: ignore[no-untyped-call]
 
 
-def test_there_are_as_many_series_with_a_million_services_as_with_a_thousand(tmp_path: Path) -> None:
+def test_there_are_as_many_series_with_many_services_as_with_few(tmp_path: Path) -> None:
     series = []
-    for number in (1_000, 1_000_000):
+    for number in (100, 100_000):
         lines = (f"s{one}.example.com,unix:/run/s{one}\n" for one in range(number))
         with Registry(tmp_path / str(number)) as registry:
             registry.import_text(io.BytesIO("".join(lines).encode()), "csv")
