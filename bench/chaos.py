@@ -333,7 +333,7 @@ class Run:
     async def churn(self) -> None:
         """A service is taken away, moved, or comes back, while clients come."""
         name = f"churned{self.dice.randrange(CHURNED)}.example"
-        if name in self.moving and self.moving[name] == ():
+        if len(self.moving.get(name, (name,))) != 1:
             return
         old, registry = self.moving.get(name, (self.world.path(name),)), self.world.registry
         what = self.dice.choice(("away", "moved"))
@@ -351,7 +351,9 @@ class Run:
             self.harm("service removed", name, begun_s)
         else:
             registry.set([Service(name=name, target=f"unix:{new}", start="echoer")])
-            await asyncio.sleep(0.5)
+            # Those that it has where it was are given ten seconds; new ones wait, and meet it where it is to be.
+            self.harm("service moved", name, begun_s, 15.0)
+            await asyncio.sleep(15.0)
             self.moving[name] = (new,)
 
     async def jump(self) -> None:
@@ -368,7 +370,8 @@ class Run:
             begun_s = time.monotonic()
             await self._upgraded()
             state = await self._state()
-            was_killed = any(harm.service is None and harm.ended_s >= begun_s for harm in self.harms)
+            # Nor can it begin while a broker process is being started again.
+            was_killed = any(harm.service is None and harm.ended_s >= begun_s - 60 for harm in self.harms)
             if state["state"] != "done" and not was_killed:
                 self.unwelcome.append(f"upgrade: {state}")
 

@@ -158,7 +158,14 @@ class Launcher:
     def services(self) -> tuple[State, ...]:
         """Those that are not dormant."""
         return tuple(
-            State(service=name, template=unit.template.name, phase=unit.phase, pid=unit.pid, since_s=unit.since_s)
+            State(
+                service=name,
+                template=unit.template.name,
+                target=unit.call.target,
+                phase=unit.phase,
+                pid=unit.pid,
+                since_s=unit.since_s,
+            )
             for name, unit in self._units.items()
         )
 
