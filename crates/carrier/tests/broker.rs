@@ -220,6 +220,24 @@ impl World {
         world
     }
 
+    /// The same, in peace and with all services asleep.
+    fn sleepy(seed: u64) -> World {
+        let mut random = Random::new(seed ^ 0x736c_6565_7079);
+        let mut world = World::of(seed);
+        (world.faults, world.drain_at_ms, world.errands) = (Faults::NONE, None, false);
+        let BrokerConfig { listen, delivery_timeout, .. } = world.broker;
+        world.broker = BrokerConfig { listen, delivery_timeout, ..BrokerConfig::default() };
+        for (row, sleep) in world.services.iter_mut().zip(&mut world.sleeps) {
+            (row.0.sleeps, row.1) = (true, Health::Well);
+            *sleep = match random.between(0, 2) {
+                0 => Sleep::Wakes(random.between(0, 1000)),
+                1 => Sleep::Picky(random.between(0, 1000)),
+                _ => Sleep::Flighty,
+            };
+        }
+        world
+    }
+
     fn is_peaceful(&self) -> bool {
         self.faults.per_mille.iter().all(|&often| often == 0) && self.drain_at_ms.is_none()
     }
@@ -668,14 +686,14 @@ impl Core for Flawed {
             let mut asked = Vec::new();
             outbox.questions.drain(|question| {
                 asked.push(question);
-                Ok(())
+                None
             });
             for question in asked {
                 if let Question::Wake { service, .. } = &question {
                     let up = Answer::Up { service: service.clone() };
                     self.core.handle(Event::Ordered(Order::Answer(up)), now, outbox);
                 }
-                drop(outbox.questions.ask(question));
+                outbox.questions.ask(question);
             }
         }
         self.spoil(outbox);
@@ -748,6 +766,7 @@ fn wrong_brokers_are_caught() {
     for (flaw, wrap) in wraps {
         let world = match flaw {
             Flaw::LostRest | Flaw::NotHalted | Flaw::Restless => World::moving,
+            Flaw::DeafToUp | Flaw::WakesItself | Flaw::RefusesAll | Flaw::HoldsNothing => World::sleepy,
             _ => World::of,
         };
         let caught = (0..2_000).find_map(|seed| run_world(world(seed), seed, wrap).err());

@@ -252,7 +252,7 @@ fn bad_lines_name_line_and_field() {
         (Format::Csv, "a b,unix:/a\n", "line 1, name"),
         (Format::Csv, "target,name,speed\n", "line 1, header"),
         (Format::Csv, "target,name\nunix:/a,a,1\n", "line 2, text"),
-        (Format::Csv, "a,unix:/a,relay,1,2,3,1,9\n", "line 1, text"),
+        (Format::Csv, "a,unix:/a,relay,1,2,3,1,app,9\n", "line 1, text"),
         (Format::Csv, "a,\"unix:/a\n", "line 1, text"),
         (Format::Csv, "a,unix:/a,relay,0\n", "line 1, wide_port"),
         (Format::Csv, "a,unix:/a,relay,+1\n", "line 1, wide_port"),

@@ -124,7 +124,7 @@ impl Outside {
         let mut asked = Vec::new();
         outbox.questions.drain(|question| {
             asked.push(question);
-            Ok(())
+            None
         });
         asked.into_iter().for_each(|question| self.asked(question, now));
         for command in &outbox.commands {
