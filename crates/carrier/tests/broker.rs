@@ -426,6 +426,14 @@ fn moved_sweep() {
     }
 }
 
+#[test]
+fn sleepy_sweep() {
+    let (seeds, ran) = swept(World::sleepy, 4);
+    if seeds >= 500 {
+        assert!(ran.right > seeds, "worlds without whole talks prove nothing");
+    }
+}
+
 #[derive(Default)]
 struct Swept {
     reasons: Vec<u64>,
