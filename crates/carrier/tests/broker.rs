@@ -4,7 +4,7 @@
 //! other direction is open; each accepted connection has one reason and one entry; no buffer is lost; and a service that
 //! is absent, late, full or stalled does not delay the others.
 //!
-//! `FOURTUPLE_SEEDS=n` changes how many; `FOURTUPLE_SEED=n` replays one.
+//! `FOURTUPLE_SEEDS=n` changes how many; `FOURTUPLE_SEED=n` replays one, in a `FOURTUPLE_WORLD=moving` or `sleepy` too.
 
 #[path = "broker/outside.rs"]
 mod outside;
@@ -176,7 +176,8 @@ impl World {
         if may_sleep {
             for talk in talks.iter_mut().flatten().filter(|talk| talk.opening == Opening::None && !greets) {
                 if pick(0, 3) == 0 {
-                    (talk.probe, talk.say, talk.hear) = (true, 0, talk.hear.min(60));
+                    // Whoever is told nothing is cut.
+                    (talk.probe, talk.say, talk.hear) = (true, 0, talk.hear.clamp(1, 60));
                 }
             }
             broker.most_parked = [0, 0, 4][pick(0, 2) as usize];
@@ -486,7 +487,11 @@ fn swept(world: fn(u64) -> World, share: u64) -> (u64, Swept) {
 #[test]
 fn replay() {
     let seed = std::env::var("FOURTUPLE_SEED").map_or(7, |text| text.parse().expect("FOURTUPLE_SEED is a number"));
-    let world = if std::env::var_os("FOURTUPLE_MOVING").is_some() { World::moving } else { World::of };
+    let world = match std::env::var("FOURTUPLE_WORLD").as_deref() {
+        Ok("moving") => World::moving,
+        Ok("sleepy") => World::sleepy,
+        _ => World::of,
+    };
     println!("{:#?}", world(seed));
     let counts = || {
         run_world(world(seed), seed, plain)
