@@ -477,6 +477,7 @@ pub(crate) fn receive_sockets(socket: &OwnedFd, memory: &mut [u8]) -> Result<(us
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while let Some(head) = header.as_ref() {
             if (head.cmsg_level, head.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                #[allow(clippy::unnecessary_cast, reason = "musl has it in 32 bits")]
                 let length = head.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
                 for place in 0..length / size_of::<RawFd>() {
                     let fd = libc::CMSG_DATA(header).cast::<RawFd>().add(place).read_unaligned();

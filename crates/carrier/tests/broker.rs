@@ -4,7 +4,7 @@
 //! other direction is open; each accepted connection has one reason and one entry; no buffer is lost; and a service that
 //! is absent, late, full or stalled does not delay the others.
 //!
-//! `FOURTUPLE_SEEDS=n` changes how many; `FOURTUPLE_SEED=n` replays one.
+//! `FOURTUPLE_SEEDS=n` changes how many; `FOURTUPLE_SEED=n` replays one, in a `FOURTUPLE_WORLD=moving` or `sleepy` too.
 
 #[path = "broker/outside.rs"]
 mod outside;
@@ -176,7 +176,8 @@ impl World {
         if may_sleep {
             for talk in talks.iter_mut().flatten().filter(|talk| talk.opening == Opening::None && !greets) {
                 if pick(0, 3) == 0 {
-                    (talk.probe, talk.say, talk.hear) = (true, 0, talk.hear.min(60));
+                    // Whoever is told nothing is cut.
+                    (talk.probe, talk.say, talk.hear) = (true, 0, talk.hear.clamp(1, 60));
                 }
             }
             broker.most_parked = [0, 0, 4][pick(0, 2) as usize];
@@ -216,6 +217,24 @@ impl World {
         world.moves_at_ms.sort_unstable();
         if random.between(0, 2) == 0 {
             world.faults = world.faults.with(Fault::FerryLost, 500);
+        }
+        world
+    }
+
+    /// The same, in peace and with all services asleep.
+    fn sleepy(seed: u64) -> World {
+        let mut random = Random::new(seed ^ 0x736c_6565_7079);
+        let mut world = World::of(seed);
+        (world.faults, world.drain_at_ms, world.errands) = (Faults::NONE, None, false);
+        let BrokerConfig { listen, delivery_timeout, .. } = world.broker;
+        world.broker = BrokerConfig { listen, delivery_timeout, ..BrokerConfig::default() };
+        for (row, sleep) in world.services.iter_mut().zip(&mut world.sleeps) {
+            (row.0.sleeps, row.1) = (true, Health::Well);
+            *sleep = match random.between(0, 2) {
+                0 => Sleep::Wakes(random.between(0, 1000)),
+                1 => Sleep::Picky(random.between(0, 1000)),
+                _ => Sleep::Flighty,
+            };
         }
         world
     }
@@ -408,6 +427,14 @@ fn moved_sweep() {
     }
 }
 
+#[test]
+fn sleepy_sweep() {
+    let (seeds, ran) = swept(World::sleepy, 4);
+    if seeds >= 500 {
+        assert!(ran.right > seeds, "worlds without whole talks prove nothing");
+    }
+}
+
 #[derive(Default)]
 struct Swept {
     reasons: Vec<u64>,
@@ -460,7 +487,11 @@ fn swept(world: fn(u64) -> World, share: u64) -> (u64, Swept) {
 #[test]
 fn replay() {
     let seed = std::env::var("FOURTUPLE_SEED").map_or(7, |text| text.parse().expect("FOURTUPLE_SEED is a number"));
-    let world = if std::env::var_os("FOURTUPLE_MOVING").is_some() { World::moving } else { World::of };
+    let world = match std::env::var("FOURTUPLE_WORLD").as_deref() {
+        Ok("moving") => World::moving,
+        Ok("sleepy") => World::sleepy,
+        _ => World::of,
+    };
     println!("{:#?}", world(seed));
     let counts = || {
         run_world(world(seed), seed, plain)
@@ -748,6 +779,7 @@ fn wrong_brokers_are_caught() {
     for (flaw, wrap) in wraps {
         let world = match flaw {
             Flaw::LostRest | Flaw::NotHalted | Flaw::Restless => World::moving,
+            Flaw::DeafToUp | Flaw::WakesItself | Flaw::RefusesAll | Flaw::HoldsNothing => World::sleepy,
             _ => World::of,
         };
         let caught = (0..2_000).find_map(|seed| run_world(world(seed), seed, wrap).err());

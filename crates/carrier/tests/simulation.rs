@@ -260,7 +260,9 @@ fn sweep() {
     let shown: Vec<&String> = failures.iter().take(20).collect();
     assert!(failures.is_empty(), "{} seeds broke a rule: {shown:#?}\nreplay: FOURTUPLE_SEED=n", failures.len());
     if seeds >= 1000 {
-        assert!(total.faults.iter().all(|&count| count > 0), "a fault that never struck proves nothing");
+        // Nobody moves to another process here.
+        let struck = |row: (&Fault, u64)| row.1 > 0 || matches!(row.0, Fault::FerryFull | Fault::FerryLost);
+        assert!(FAULTS.iter().zip(total.faults).all(struck), "a fault that never struck proves nothing");
         assert!(total.connections > 10 * seeds, "worlds without connections prove nothing");
     }
 }

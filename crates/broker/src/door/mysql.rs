@@ -104,8 +104,11 @@ pub(super) fn hears(said: &[u8], with_tls: bool) -> Heard {
     }
 }
 
-/// User and database of a login, behind its fixed part.
-fn login(flags: u32, bytes: &[u8]) -> Option<(Option<&[u8]>, Option<&[u8]>)> {
+/// User and database; each may be missing.
+type Login<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
+
+/// What a login says behind its fixed part.
+fn login(flags: u32, bytes: &[u8]) -> Option<Login<'_>> {
     let (user, rest) = text(bytes)?;
     let rest = match flags {
         _ if flags & PLUGIN_AUTH_LENENC != 0 => match rest {

@@ -635,7 +635,7 @@ impl Replier {
         if it.line.starts_with(b"x") || (it.asked.is_none() && it.line.is_empty() && bytes.starts_with(b"x")) {
             // Half of them leave it to the other side to close.
             it.line.extend_from_slice(bytes);
-            it.finished |= self.at.port() % 2 == 0;
+            it.finished |= self.at.port().is_multiple_of(2);
             return if ERRAND.starts_with(&it.line) { Ok(()) } else { Err("said more than the errand".to_owned()) };
         }
         if self.greets && it.greeted < GREETING.len() {

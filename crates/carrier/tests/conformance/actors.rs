@@ -382,6 +382,7 @@ impl Guest {
 
 impl Core for Guest {
     fn start(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.next_look = now;
         self.look(now, outbox);
     }
 
