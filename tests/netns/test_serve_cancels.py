@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.netns.brokering import wait_for
-from tests.netns.test_serve_postgres import CARRIERS, Clusters, asked, broker, clusters, psql, served
+from tests.netns.test_serve_postgres import Clusters, asked, broker, clusters, psql, served
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 
@@ -51,8 +51,7 @@ def query(port: int, name: str, sslmode: str) -> Iterator[Any]:
         assert isinstance(ended[0], psycopg.errors.QueryCanceled), ended
 
 
-@CARRIERS
-@pytest.mark.parametrize("sslmode", ["disable", "require"])
+@pytest.mark.parametrize(("sslmode", "carrier"), [("disable", "uring"), ("require", "epoll")])
 def test_a_query_is_cancelled_in_its_cluster(tmp_path: Path, clusters: Clusters, carrier: str, sslmode: str) -> None:
     with broker(tmp_path, clusters, carrier) as (port, counted):
         queries = (query(port, name, sslmode) for name in ("one", "two"))

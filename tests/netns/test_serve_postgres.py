@@ -172,11 +172,8 @@ def test_clusters_are_told_apart_by_the_server_name(tmp_path: Path, clusters: Cl
     assert served(counted) == 9
 
 
-@CARRIERS
-def test_a_cluster_without_tls_breaks_the_promise_and_libpq_comes_again(
-    tmp_path: Path, clusters: Clusters, carrier: str
-) -> None:
-    with broker(tmp_path, clusters, carrier) as (port, counted):
+def test_a_cluster_without_tls_breaks_the_promise_and_libpq_comes_again(tmp_path: Path, clusters: Clusters) -> None:
+    with broker(tmp_path, clusters, "epoll") as (port, counted):
         host, database = "bare.pg.example.com", "d_bare"
         assert "bare" not in asked(port, host, "require", database=database)
         # The second connection says in the clear which database is meant.
@@ -187,20 +184,16 @@ def test_a_cluster_without_tls_breaks_the_promise_and_libpq_comes_again(
     assert served(counted) == 4
 
 
-@CARRIERS
-def test_a_listener_without_tls_sees_user_and_database(tmp_path: Path, clusters: Clusters, carrier: str) -> None:
-    with broker(tmp_path, clusters, carrier, 'postgres_tls = "declined"\n') as (port, _):
+def test_a_listener_without_tls_sees_user_and_database(tmp_path: Path, clusters: Clusters) -> None:
+    with broker(tmp_path, clusters, "uring", 'postgres_tls = "declined"\n') as (port, _):
         for name in CLUSTERS:
             for sslmode in ("prefer", "disable"):
                 assert asked(port, "localhost", sslmode, database=f"d_{name}") == f"{name} f"
         assert "does not support SSL" in asked(port, "one.pg.example.com", "require", database="d_one")
 
 
-@CARRIERS
-def test_a_listener_that_leaves_it_to_the_service_knows_the_protocol_alone(
-    tmp_path: Path, clusters: Clusters, carrier: str
-) -> None:
-    with broker(tmp_path, clusters, carrier, 'postgres_tls = "left"\n') as (port, _):
+def test_a_listener_that_leaves_it_to_the_service_knows_the_protocol_alone(tmp_path: Path, clusters: Clusters) -> None:
+    with broker(tmp_path, clusters, "epoll", 'postgres_tls = "left"\n') as (port, _):
         assert asked(port, "one.pg.example.com", "require", database="d_two") == "two t"
         assert asked(port, "one.pg.example.com", "disable", database="d_one") == "one f"
 
@@ -219,7 +212,9 @@ def test_a_cluster_that_is_handed_its_clients(tmp_path: Path, clusters: Clusters
     )
     file = tmp_path / "broker.toml"
     file.write_text(
-        f'{listens_at}[[service]]\nname = "handed"\ntarget = "unix:{path}"\ndelivery = "handoff"\n'
+        # Its socket is nobody's alone, and a broker has no capabilities that would replace that right.
+        f'{listens_at}[confine]\nuser = "nobody"\n'
+        f'[[service]]\nname = "handed"\ntarget = "unix:{path}"\ndelivery = "handoff"\n'
         '[[route]]\nprotocol = "postgres"\nto = "service:handed"\n'
     )
     run_it = [sys.executable, "-m", "fourtuple", "run", "--handoff", f"{listener}={path}", "--", *daemon]
