@@ -143,7 +143,8 @@ def broker(folder: Path, clusters: Clusters, carrier: str, listen: str = "") -> 
     serve = [sys.executable, "-m", "fourtuple", "serve", "-c", str(path), "--carrier", carrier, "--json"]
     last: dict[str, Any] = {}
     with process(*serve, "--log", str(folder / "log")) as running:
-        wait_for(lambda: listens(port))
+        wait_for(lambda: listens(port) or running.poll() is not None)
+        assert running.poll() is None, running.communicate()[0]
         yield port, last
         running.send_signal(signal.SIGTERM)
         output, _ = running.communicate(timeout=PATIENCE_S)
