@@ -116,7 +116,8 @@ def broker(tmp_path: Path, door: str, targets: dict[str, int], rest: str = "", c
     path.write_text(f'[[listen]]\naddress = "127.0.0.1:{port}"\ndoor = "{door}"\n{rest}{services}')
     ended: dict[str, int] = {}
     with process(*SERVE, "-c", str(path), "--carrier", carrier, "--json") as running:
-        wait_for(lambda: listens(port))
+        wait_for(lambda: listens(port) or running.poll() is not None)
+        assert running.poll() is None, running.communicate()[0]
         yield port, ended
         running.send_signal(signal.SIGTERM)
         output, _ = running.communicate(timeout=PATIENCE_S)

@@ -1,4 +1,7 @@
-"""`fourtuple serve` between psql and PostgreSQL clusters, with TLS and without: by server name, user and database."""
+"""`fourtuple serve` between psql and PostgreSQL clusters, with TLS and without: by server name, user and database.
+
+And requests to cancel: a query of one of two clusters is cancelled, whose key the broker has overheard, or could not.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from fourtuple.preload import LIBRARY
@@ -98,12 +104,13 @@ def clusters() -> Iterator[Clusters]:
             data = folder / name
             copied(Path(template), data)
             ports[name] = free_port()
-            stack.enter_context(process(*server(folder, name, ports[name], tls=name != "bare")))
+            started = stack.enter_context(process(*server(folder, name, ports[name], tls=name != "bare")))
+            # At once, without a checkpoint: nobody needs the data.
+            stack.callback(started.send_signal, signal.SIGQUIT)
         for name, port in ports.items():
             wait_for(partial(answers, port))
-            setup = f"create role alice superuser login; create database d_{name}"
-            for statement in setup.split("; "):
-                run(*psql(port, "localhost", "disable", user="postgres", database="postgres"), "-c", statement)
+            setup = ("-c", "create role alice superuser login", "-c", f"create database d_{name}")
+            assert run(*psql(port, "localhost", "disable"), *setup) == ""
         yield Clusters(ports=ports, certificate=folder / "cert", folder=folder)
 
 
@@ -136,7 +143,8 @@ def broker(folder: Path, clusters: Clusters, carrier: str, listen: str = "") -> 
     serve = [sys.executable, "-m", "fourtuple", "serve", "-c", str(path), "--carrier", carrier, "--json"]
     last: dict[str, Any] = {}
     with process(*serve, "--log", str(folder / "log")) as running:
-        wait_for(lambda: listens(port))
+        wait_for(lambda: listens(port) or running.poll() is not None)
+        assert running.poll() is None, running.communicate()[0]
         yield port, last
         running.send_signal(signal.SIGTERM)
         output, _ = running.communicate(timeout=PATIENCE_S)
@@ -172,11 +180,8 @@ def test_clusters_are_told_apart_by_the_server_name(tmp_path: Path, clusters: Cl
     assert served(counted) == 9
 
 
-@CARRIERS
-def test_a_cluster_without_tls_breaks_the_promise_and_libpq_comes_again(
-    tmp_path: Path, clusters: Clusters, carrier: str
-) -> None:
-    with broker(tmp_path, clusters, carrier) as (port, counted):
+def test_a_cluster_without_tls_breaks_the_promise_and_libpq_comes_again(tmp_path: Path, clusters: Clusters) -> None:
+    with broker(tmp_path, clusters, "epoll") as (port, counted):
         host, database = "bare.pg.example.com", "d_bare"
         assert "bare" not in asked(port, host, "require", database=database)
         # The second connection says in the clear which database is meant.
@@ -187,20 +192,16 @@ def test_a_cluster_without_tls_breaks_the_promise_and_libpq_comes_again(
     assert served(counted) == 4
 
 
-@CARRIERS
-def test_a_listener_without_tls_sees_user_and_database(tmp_path: Path, clusters: Clusters, carrier: str) -> None:
-    with broker(tmp_path, clusters, carrier, 'postgres_tls = "declined"\n') as (port, _):
+def test_a_listener_without_tls_sees_user_and_database(tmp_path: Path, clusters: Clusters) -> None:
+    with broker(tmp_path, clusters, "uring", 'postgres_tls = "declined"\n') as (port, _):
         for name in CLUSTERS:
             for sslmode in ("prefer", "disable"):
                 assert asked(port, "localhost", sslmode, database=f"d_{name}") == f"{name} f"
         assert "does not support SSL" in asked(port, "one.pg.example.com", "require", database="d_one")
 
 
-@CARRIERS
-def test_a_listener_that_leaves_it_to_the_service_knows_the_protocol_alone(
-    tmp_path: Path, clusters: Clusters, carrier: str
-) -> None:
-    with broker(tmp_path, clusters, carrier, 'postgres_tls = "left"\n') as (port, _):
+def test_a_listener_that_leaves_it_to_the_service_knows_the_protocol_alone(tmp_path: Path, clusters: Clusters) -> None:
+    with broker(tmp_path, clusters, "epoll", 'postgres_tls = "left"\n') as (port, _):
         assert asked(port, "one.pg.example.com", "require", database="d_two") == "two t"
         assert asked(port, "one.pg.example.com", "disable", database="d_one") == "one f"
 
@@ -219,7 +220,9 @@ def test_a_cluster_that_is_handed_its_clients(tmp_path: Path, clusters: Clusters
     )
     file = tmp_path / "broker.toml"
     file.write_text(
-        f'{listens_at}[[service]]\nname = "handed"\ntarget = "unix:{path}"\ndelivery = "handoff"\n'
+        # Its socket is nobody's alone, and a broker has no capabilities that would replace that right.
+        f'{listens_at}[confine]\nuser = "nobody"\n'
+        f'[[service]]\nname = "handed"\ntarget = "unix:{path}"\ndelivery = "handoff"\n'
         '[[route]]\nprotocol = "postgres"\nto = "service:handed"\n'
     )
     run_it = [sys.executable, "-m", "fourtuple", "run", "--handoff", f"{listener}={path}", "--", *daemon]
@@ -255,3 +258,77 @@ def test_what_comes_behind_the_request_before_its_answer_is_refused(tmp_path: Pa
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
     assert counted["ended"]["garbage"] == 2
+
+
+# ---- requests to cancel ----------------------------------------------------------------------------------------------
+
+SLEEPS = "select pg_sleep(60)"
+
+
+def sleeping(clusters: Clusters, name: str) -> int:
+    """How many sleep there."""
+    where = f"host=127.0.0.1 port={clusters.ports[name]} sslmode=disable gssencmode=disable user=postgres"
+    with psycopg.connect(where) as connection:
+        query = "select count(*) from pg_stat_activity where query = %s and state = 'active'"
+        found = connection.execute(query, [SLEEPS]).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+@contextmanager
+def query(port: int, name: str, sslmode: str) -> Iterator[Any]:
+    """A connection in which a query sleeps that has to be cancelled."""
+    where = f"host={name}.pg.example.com hostaddr=127.0.0.1 port={port} sslmode={sslmode} gssencmode=disable"
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            connection.execute(SLEEPS)
+        except psycopg.Error as error:
+            ended.append(error)
+
+    with psycopg.connect(f"{where} user=postgres dbname=d_{name}", autocommit=True) as connection:
+        thread = threading.Thread(target=run)
+        thread.start()
+        yield connection
+        thread.join(30)
+        assert not thread.is_alive()
+        assert isinstance(ended[0], psycopg.errors.QueryCanceled), ended
+
+
+@pytest.mark.parametrize(("sslmode", "carrier"), [("disable", "uring"), ("require", "epoll")])
+def test_a_query_is_cancelled_in_its_cluster(tmp_path: Path, clusters: Clusters, carrier: str, sslmode: str) -> None:
+    with broker(tmp_path, clusters, carrier) as (port, counted):
+        queries = (query(port, name, sslmode) for name in ("one", "two"))
+        with next(queries) as first, next(queries) as second:
+            wait_for(lambda: sleeping(clusters, "one") == 1 and sleeping(clusters, "two") == 1)
+            for connection, name, other in ((first, "one", "two"), (second, "two", "one")):
+                before = sleeping(clusters, other)
+                connection.cancel()
+                wait_for(lambda name=name: sleeping(clusters, name) == 0)  # type: ignore[misc]
+                assert sleeping(clusters, other) == before
+    assert served(counted) == 4
+
+
+def test_a_wrong_key_cancels_nothing(tmp_path: Path, clusters: Clusters) -> None:
+    with broker(tmp_path, clusters, "uring") as (port, counted), query(port, "one", "disable") as connection:
+        wait_for(lambda: sleeping(clusters, "one") == 1)
+        process = connection.info.backend_pid
+        for secret in (0, 0xFFFFFFFF):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                client.sendall(struct.pack("!IIII", 16, 80_877_102, process, secret))
+                assert client.recv(1) == b""
+        assert sleeping(clusters, "one") == 1
+        connection.cancel()
+    assert served(counted) == 4
+
+
+def test_the_usual_psql_is_cancelled(tmp_path: Path, clusters: Clusters) -> None:
+    """Ctrl-C of psql, which opens a connection of its own."""
+    with broker(tmp_path, clusters, "uring") as (port, _):
+        command = [*psql(port, "two.pg.example.com", "require", database="d_two"), "-c", SLEEPS]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+            wait_for(lambda: sleeping(clusters, "two") == 1)
+            running.send_signal(signal.SIGINT)
+            output, _ = running.communicate(timeout=30)
+        assert "canceling statement due to user request" in output

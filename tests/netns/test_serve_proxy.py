@@ -51,8 +51,7 @@ def nginx_file(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("carrier", ["uring", "epoll"])
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("version", "carrier"), [(1, "uring"), (2, "epoll")])
 def test_the_client_is_known_behind_two_proxies(tmp_path: Path, carrier: str, version: int) -> None:
     needed("haproxy", "nginx", "curl")
     port, one, two = free_ports(3)
