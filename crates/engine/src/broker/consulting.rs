@@ -39,7 +39,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let ticket = self.consulted.next + 1;
         let is_all = bytes.len() >= OPENING_BYTES;
         let opening = Opening { ticket, listener, bytes, is_all };
-        if self.consulted.places.len() >= MOST || outbox.questions.ask(Question::Sniff(opening)).is_err() {
+        if self.consulted.places.len() >= MOST || !outbox.questions.ask(Question::Sniff(opening)) {
             wait.chosen.opinion = Opinion::Nothing;
             self.report.add(Counter::QuestionWaits, 1);
             return outbox.commands.push(Command::Peek { conn });
