@@ -125,8 +125,10 @@ class Fleet:
         return last
 
 
-def run(relays: int, parked: int, services: int, upgrades: int, carrier: str, slow_s: float = SLOW_S) -> dict[str, Any]:
-    """All of it; RuntimeError says what somebody has noticed."""
+def run(
+    relays: int, parked: int, services: int, upgrades: int, carrier: str, slow_s: float = SLOW_S, rest_s: float = 0
+) -> dict[str, Any]:
+    """All of it; RuntimeError says what somebody has noticed. Those that come and go rest after each slice."""
     with tempfile.TemporaryDirectory(prefix="fourtuple-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         (folder / "run").mkdir()
@@ -138,7 +140,7 @@ def run(relays: int, parked: int, services: int, upgrades: int, carrier: str, sl
         echo.wait_for(lambda now: now.listening_now > 0, WAIT_S)
         fleet = Fleet(folder, carrier, slow_s)
         try:
-            numbers = _played(fleet, program, echo, relays, parked, services, upgrades)
+            numbers = _played(fleet, program, echo, relays, parked, services, upgrades, rest_s)
             ended = fleet.end()
         finally:
             if fleet.process.poll() is None:
@@ -150,12 +152,23 @@ def run(relays: int, parked: int, services: int, upgrades: int, carrier: str, sl
 
 
 def _played(
-    fleet: Fleet, program: traffic.Traffic, echo: Engine, relays: int, parked: int, services: int, upgrades: int
+    fleet: Fleet,
+    program: traffic.Traffic,
+    echo: Engine,
+    relays: int,
+    parked: int,
+    services: int,
+    upgrades: int,
+    rest_s: float,
 ) -> dict[str, Any]:
     pids = _woken(services)
     children = _children(fleet.process.pid)
     supervisor = fleet.process.pid
-    with _relaying(relays) as load, _visiting(program, fleet.folder) as visits, ThreadPoolExecutor(parked or 1) as pool:
+    with (
+        _relaying(relays) as load,
+        _visiting(program, fleet.folder, rest_s) as visits,
+        ThreadPoolExecutor(parked or 1) as pool,
+    ):
         took = list[float]()
         waiting = [pool.submit(_ask, "slow.example") for _ in range(parked)]
         rounds = load.snapshot().pings_right
@@ -245,7 +258,7 @@ def _relaying(count: int) -> Iterator[Engine]:
 
 
 @contextmanager
-def _visiting(program: traffic.Traffic, folder: Path) -> Iterator[dict[str, Any]]:
+def _visiting(program: traffic.Traffic, folder: Path, rest_s: float) -> Iterator[dict[str, Any]]:
     """Clients that come, are answered and go, slice after slice."""
     hellos = traffic.write_hellos(folder / "hellos", ["visit.example"])
     seen: dict[str, Any] = {"count": 0, "failed": [], "begun_s": time.monotonic()}
@@ -256,6 +269,7 @@ def _visiting(program: traffic.Traffic, folder: Path) -> Iterator[dict[str, Any]
             try:
                 program.visit(PORT, hellos, 4, VISITS)
                 seen["count"] += VISITS
+                over.wait(rest_s)
             except RuntimeError as error:
                 seen["failed"].append(str(error))
                 time.sleep(0.1)
@@ -327,12 +341,13 @@ def main() -> int:
     options.add_argument("--upgrades", type=int, default=10)
     options.add_argument("--carrier", default="auto")
     options.add_argument("--slow", type=float, default=SLOW_S, help="seconds that the slow service takes to start")
+    options.add_argument("--rest", type=float, default=0.0, help="seconds between slices of those that come and go")
     given = options.parse_args()
     raise_soft_descriptors()
     namespaces.enter(namespaces.Membership())
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     Path("/proc/sys/net/core/somaxconn").write_text("65535")
-    seen = run(given.relays, given.parked, given.services, given.upgrades, given.carrier, given.slow)
+    seen = run(given.relays, given.parked, given.services, given.upgrades, given.carrier, given.slow, given.rest)
     print(json.dumps(seen, indent=1))
     return 0
 

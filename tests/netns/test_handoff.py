@@ -112,10 +112,12 @@ class Broker:
     ssh_port: int
 
     @contextmanager
-    def served(self, *names: str, command: Sequence[str], listeners: Sequence[str] = ()) -> Iterator[Path]:
+    def served(
+        self, *names: str, command: Sequence[str], listeners: Sequence[str] = (), options: Sequence[str] = ()
+    ) -> Iterator[Path]:
         """A daemon that listens on the broker's port, once its socket files are there; its output, in a file."""
         paths = [self.folder / name for name in names]
-        words = [*FOURTUPLE, "run"]
+        words = [*FOURTUPLE, "run", *options]
         for path, listener in zip(paths, listeners or [f"127.0.0.1:{self.port}"], strict=True):
             words += ["--handoff", f"{listener}={path}"]
         with self.started(*words, "--", *command, paths=paths) as (said, _):
@@ -159,8 +161,8 @@ class Broker:
 def broker() -> Iterator[Broker]:
     with tempfile.TemporaryDirectory(prefix="fourtuple-handoff-") as name:
         folder, port, ssh_port = Path(name), free_port(), free_port()
-        # PostgreSQL is another user.
-        folder.chmod(0o777)
+        # PostgreSQL is another user: its socket file has the folder's group, which is the broker's.
+        folder.chmod(0o2777)
         file = folder / "broker.toml"
         services = "".join(
             f'[[service]]\nname = "{name}"\ntarget = "unix:{folder}/{name}"\ndelivery = "handoff"\n'
@@ -300,7 +302,8 @@ def test_postgresql(broker: Broker, kind: str) -> None:
         return run(*FOURTUPLE, "run", "--from", source, "--", psql, "-Atc", question, uri)
 
     command = [*user, postgres, "-D", str(data), *words]
-    with broker.served("postgres", command=command, listeners=[listener]) as output:
+    # A broker of root has no capability that would open another user's socket file to it.
+    with broker.served("postgres", command=command, listeners=[listener], options=["--mode", "660"]) as output:
         wait_for(lambda: "ready to accept connections" in output.read_text())
         assert ask(HERE).strip() == f"{HERE}|{broker.port}"
         assert f'no pg_hba.conf entry for host "{ELSEWHERE}"' in ask(ELSEWHERE)

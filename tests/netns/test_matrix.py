@@ -19,6 +19,9 @@ from tests.netns.certificates import Authority
 
 NAME = "one.example.com"
 SERVER_HELLO = 2
+FIRST = next(one for one in matrix.PROGRAMS if one.ours)
+STEP = 11
+"""Prime to the numbers of cuts, so that each occurs."""
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +70,11 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_patient")
 @pytest.mark.parametrize("program", [one for one in matrix.PROGRAMS if one.ours], ids=lambda one: one.name)
 def test_ours_is_right_in_every_cut(program: matrix.Program) -> None:
-    outcomes = matrix.run(program, matrix.some_cells())
+    # A hello is understood the same whatever carries it, so that the other carrier is shown a part of them.
+    cells = matrix.some_cells()[:: 1 if program is FIRST else STEP]
+    outcomes = matrix.run(program, cells)
     wrong = [f"{what}: {cell}" for cell, what in outcomes.items() if what != "right"]
-    assert len(outcomes) == 630
+    assert len(outcomes) == (630 if program is FIRST else 630 // STEP + 1)
     assert not wrong, "\n".join(wrong)
 
 

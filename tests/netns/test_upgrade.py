@@ -16,7 +16,7 @@ def test_nobody_notices() -> None:
     counts = {"relays": 150, "parked": 20, "services": 5, "upgrades": 2}
     options = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.upgrade", "--slow", "4", *options],
+        [sys.executable, "-m", "bench.upgrade", "--slow", "4", "--rest", "0.3", *options],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
