@@ -47,7 +47,7 @@ IDLE_S = 2.0
 SNIFF_MS = 5_000
 DENIED = "127.0.0.66"
 """Who may wake nothing."""
-_SETTLES_S = 60.0
+_SETTLES_S, _BEGINS_S = 60.0, 180.0
 _HARM_LASTS_S = 0.2
 """So much later than a kill somebody may still connect to what is just dying."""
 _PAUSE_MOST_S = 0.5
@@ -182,7 +182,7 @@ def world(kept: Path | None) -> Iterator[World]:
                         process.send_signal(signal.SIGTERM)
                         process.wait(_SETTLES_S)
                     if kept is not None:
-                        for name in ("said", "events", "log"):
+                        for name in {"said", "events", "log"} & {one.name for one in folder.iterdir()}:
                             (kept / name).write_bytes((folder / name).read_bytes())
 
 
@@ -572,7 +572,7 @@ def _answers(control: Client) -> bool:
 
 
 def _until(holds: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + _SETTLES_S
+    until_s = time.monotonic() + _BEGINS_S
     while not holds():
         if time.monotonic() > until_s:
             raise RuntimeError("it does not come to that")

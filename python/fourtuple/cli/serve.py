@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import socket
 import sys
 import time
@@ -144,6 +145,7 @@ def serve(
             carrier=carrier.value,
             workers=workers or len(os.sched_getaffinity(0)),
             grace_s=grace,
+            soft_descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         )
         if source.file.template:
             from fourtuple.supervisor.surroundings import inetd_path
@@ -156,11 +158,13 @@ async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool, events:
     from fourtuple import systemd
     from fourtuple.control import door
     from fourtuple.control.verbs import unsaid
+    from fourtuple.engine import raise_soft_descriptors
     from fourtuple.eventlog import EventLog
     from fourtuple.supervisor import Listeners, Settings, Supervisor
     from fourtuple.supervisor.life import obey_signals
     from fourtuple.supervisor.surroundings import Surroundings, surrounded
 
+    raise_soft_descriptors()
     file = source.file
     endpoints = [table.endpoint for table in file.listen]
     passed = [socket.socket(fileno=given.fd) for given in systemd.listen_fds()]

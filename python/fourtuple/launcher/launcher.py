@@ -92,6 +92,7 @@ class Launcher:
         instance: str | None = None,
         socket_owner: tuple[int, int] | None = None,
         ports: frozenset[int] = frozenset(),
+        soft_descriptors: int | None = None,
         exited: Callable[[Exit], object] | None = None,
         saved: Saved | None = None,
         descriptors: Sequence[int] = (),
@@ -100,7 +101,8 @@ class Launcher:
 
         `instance`: a name that stays over restarts of this program; what an earlier one left behind that was killed is
         ended now. `socket_owner`: user and group who may connect to sockets that are made here. `ports`: of the
-        listeners whose connections are handed off (`busy`). `exited` is called for whoever ends without being told to.
+        listeners whose connections are handed off (`busy`). `soft_descriptors`: RLIMIT_NOFILE of services, if this
+        process has raised its own. `exited` is called for whoever ends without being told to.
         `saved` and `descriptors`: what `save` has given in an earlier image of this process.
         """
         processes.become_subreaper()
@@ -108,6 +110,7 @@ class Launcher:
         self._templates = by_name(templates)
         self._slots = asyncio.Semaphore(most_starting)
         self.most_running, self.socket_owner, self.ports = most_running, socket_owner, ports
+        self._soft_descriptors = soft_descriptors
         self._exited = exited
         self._units: dict[str, _Unit] = {}
         self._pids: dict[int, _Unit] = {}
@@ -396,6 +399,7 @@ class Launcher:
                     variables=variables,
                     cgroup=None if unit.cgroup is None else unit.cgroup.procs,
                     socket_folder=unit.place.path.rpartition("/")[0] or None,
+                    soft_descriptors=self._soft_descriptors,
                 )
             except (BadConfig, MissingFeature) as error:
                 return StartFailed(Failure.BAD_VALUE, str(error))

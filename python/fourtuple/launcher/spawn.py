@@ -66,8 +66,12 @@ def birth(
     variables: Mapping[str, str],
     cgroup: int | None,
     socket_folder: str | None,
+    soft_descriptors: int | None = None,
 ) -> Birth:
-    """Looks up all that can be known before there is a process. BadConfig, by its key, for what is not there."""
+    """Looks up all that can be known before there is a process. BadConfig, by its key, for what is not there.
+
+    `soft_descriptors`: RLIMIT_NOFILE where the template says nothing of it, if this process has raised its own.
+    """
     user, group, groups, environment = _identity(command)
     environment |= command.env | dict(variables)
     program = shutil.which(command.argv[0], path=environment["PATH"])
@@ -86,7 +90,7 @@ def birth(
         group=group,
         groups=groups,
         umask=template.umask,
-        limits=(_mark(mark), *_limits(template)),
+        limits=(_mark(mark), *_limits(template, soft_descriptors)),
         nice=template.nice,
         cgroup=cgroup,
         session=_has_terminal(),
@@ -171,8 +175,12 @@ def _mark(mark: int) -> tuple[int, int, int]:
     return (MARK, mark, _unsigned(hard))
 
 
-def _limits(template: Template) -> list[tuple[int, int, int]]:
+def _limits(template: Template, soft_descriptors: int | None) -> list[tuple[int, int, int]]:
     found = []
+    if soft_descriptors is not None and "nofile" not in template.rlimits:
+        # A program that uses select() would write behind its sets (select(2)) if it had more.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        found.append((resource.RLIMIT_NOFILE, _unsigned(soft_descriptors), _unsigned(hard)))
     for name, both in template.rlimits.items():
         soft, hard = both if isinstance(both, tuple) else (both, both)
         found.append((getattr(resource, f"RLIMIT_{name.upper()}"), _unsigned(soft), _unsigned(hard)))

@@ -13,6 +13,7 @@ A service is in one of these states; one that sleeps is not in the table at all,
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -28,6 +29,7 @@ from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.wakes import Wakes
 from fourtuple.templates import Call, Template
 
+_trouble = logging.getLogger("fourtuple.dormancy")
 _GLANCE_S = 0.5
 _ANSWERED_WITHIN_S = 5.0
 _MOST_FAILURES = 1_024
@@ -241,34 +243,41 @@ class Dormancy:
         """Stop what nobody uses, until cancelled."""
         while True:
             await asyncio.sleep(_GLANCE_S)
-            self._settle()
-            self._look_for_moved()
-            now_s = time.monotonic()
-            asked = []
-            self._tickets += 1
-            for service, one in self._services.items():
-                if one.state is State.UP and one.template.idle_s is not None and now_s >= one.next_look_s:
-                    # The first look is due when it could first be over, and every look is answered or repeated.
-                    if one.looked_at_s == 0.0 and now_s - one.since_s < one.template.idle_s:
-                        one.next_look_s = one.since_s + (one.template.idle_s or 0.0)
-                        continue
-                    one.looked_at_s, one.next_look_s = now_s, now_s + _ANSWERED_WITHIN_S
-                    one.ticket, one.heard, one.live = self._tickets, 0, 0
-                    one.idle_s = now_s - one.since_s
-                    asked.append(service)
-                elif one.state is State.HOLDING and one.moves_by_s:
-                    self._move(service, one, now_s)
-                elif one.state is State.HOLDING and now_s - one.since_s > _ANSWERED_WITHIN_S:
-                    self._let_go(service, one)
-            for at in range(0, len(asked), _USAGE_PER_MESSAGE):
-                some = asked[at : at + _USAGE_PER_MESSAGE]
-                self._brokers.answer([{"kind": "usage", "ticket": self._tickets, "services": some}])
+            try:
+                self._look()
+            except Exception:
+                # Without this, nothing would ever sleep again, and nobody would hear of it.
+                _trouble.exception("services cannot be looked after")
 
     async def aclose(self) -> None:
         """Begin nothing more."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _look(self) -> None:
+        self._settle()
+        self._look_for_moved()
+        now_s = time.monotonic()
+        asked = []
+        self._tickets += 1
+        for service, one in self._services.items():
+            if one.state is State.UP and one.template.idle_s is not None and now_s >= one.next_look_s:
+                # The first look is due when it could first be over, and every look is answered or repeated.
+                if one.looked_at_s == 0.0 and now_s - one.since_s < one.template.idle_s:
+                    one.next_look_s = one.since_s + (one.template.idle_s or 0.0)
+                    continue
+                one.looked_at_s, one.next_look_s = now_s, now_s + _ANSWERED_WITHIN_S
+                one.ticket, one.heard, one.live = self._tickets, 0, 0
+                one.idle_s = now_s - one.since_s
+                asked.append(service)
+            elif one.state is State.HOLDING and one.moves_by_s:
+                self._move(service, one, now_s)
+            elif one.state is State.HOLDING and now_s - one.since_s > _ANSWERED_WITHIN_S:
+                self._let_go(service, one)
+        for at in range(0, len(asked), _USAGE_PER_MESSAGE):
+            some = asked[at : at + _USAGE_PER_MESSAGE]
+            self._brokers.answer([{"kind": "usage", "ticket": self._tickets, "services": some}])
 
     def _look_for_moved(self) -> None:
         """Who runs where the registry does not have it any more is stopped there: its next clients start it where they

@@ -50,6 +50,8 @@ class Spec:
     extra_sockets: tuple[str, ...] = ()
     """Folders of sockets that have become known since, besides those of the file and the registry."""
     is_confined: bool = True
+    soft_descriptors: int | None = None
+    """RLIMIT_NOFILE of services, as the supervisor found it: having a descriptor for each, it has raised its own."""
 
     @property
     def path(self) -> Path:

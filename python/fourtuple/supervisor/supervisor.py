@@ -122,6 +122,7 @@ class Supervisor:
             most_running=settings.most_running,
             socket_owner=settings.socket_owner,
             ports=frozenset(endpoint.port for endpoint in listeners.endpoints),
+            soft_descriptors=spec.soft_descriptors,
             exited=lambda exit: self.dormancy.exited(exit),
             saved=saved,
             descriptors=() if estate is None else estate.words,
