@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_service_is_its_user(tmp_path: Path) -> None:
             for name, groups in (("sh", "65534\n65534"), ("group", "1\n1")):
                 await launcher.start(call(tmp_path, name))
                 with suppress(AssertionError):
-                    await eventually(lambda groups=groups: _text(report).count("\n") == 4)
+                    await eventually(lambda: _text(report).count("\n") == 4)
                 assert _text(report) == f"65534\n{groups}\n/nonexistent nobody\n"
                 report.unlink()
 
@@ -310,24 +311,26 @@ def test_services_that_do_not_come_up(tmp_path: Path) -> None:
 
 
 def test_who_crashes_is_held_back_and_each_time_longer(tmp_path: Path) -> None:
-    asked = template("dying", "dying", "{socket}", backoff_s=0.2, backoff_most_s=0.5, backoff_reset_s=1.0)
+    failing = program("failing", "false", ready=Ready.NOTIFY, backoff_s=0.2, backoff_most_s=0.5, backoff_reset_s=0.3)
+    dying = template("dying", "dying", "{socket}", backoff_s=100, backoff_most_s=100)
 
     async def scene() -> None:
-        async with launching(asked) as (launcher, exits):
-            for pause_s in (0.2, 0.4, 0.5):
-                await launcher.start(call(tmp_path, "dying"))
-                with socket.socket(socket.AF_UNIX) as client:
-                    client.connect(str(tmp_path / "dying"))
-                    ended = await exits.next()
-                assert (ended.status, ended.crashed) == (-signal.SIGSEGV, True)
-                assert list(tmp_path.iterdir()) == []
-                error = await failure(launcher, call(tmp_path, "dying"))
-                assert error.failure is Failure.BACKING_OFF
-                assert pause_s - 0.2 < error.retry_after_s <= pause_s
-                await asyncio.sleep(error.retry_after_s)
+        async with launching(failing, dying) as (launcher, exits):
+            for pause_s in (0.2, 0.4, 0.5, 0.5):
+                error = await failure(launcher, call(tmp_path, "failing"))
+                assert (error.failure, error.retry_after_s) == (Failure.ENDED, pause_s)
+                await eventually(lambda: launcher._crashes["failing"].until_s <= time.monotonic())
             # Forgotten after a quiet time, as if it had never been.
-            await asyncio.sleep(1.0)
-            assert launcher._crashes == {}
+            await eventually(lambda: launcher._crashes == {})
+            assert (await failure(launcher, call(tmp_path, "failing"))).retry_after_s == 0.2
+            await launcher.start(call(tmp_path, "dying"))
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "dying"))
+                ended = await exits.next()
+            assert (ended.status, ended.crashed) == (-signal.SIGSEGV, True)
+            assert list(tmp_path.iterdir()) == []
+            error = await failure(launcher, call(tmp_path, "dying"))
+            assert (error.failure, 0 < error.retry_after_s <= 100) == (Failure.BACKING_OFF, True)
 
     asyncio.run(scene())
 
@@ -340,16 +343,19 @@ def test_a_service_that_forks_away(tmp_path: Path) -> None:
             error = await failure(launcher, call(tmp_path, "lost"))
             assert (error.failure, "forks = true" in error.why) == (Failure.ENDED, True)
             assert list(tmp_path.iterdir()) == []
-            for ends in (launcher.stop, None):
+
+            async def away() -> int:
                 await launcher.start(call(tmp_path, "daemon"))
                 pid = answer(tmp_path / "daemon")
                 # Its first process has ended by now, and perhaps the second has not.
-                await eventually(lambda pid=pid: [one.pid for one in launcher.services()] == [pid])
-                if ends is not None:
-                    await ends("daemon")
-                    assert not runs(pid)
-                    assert list(tmp_path.iterdir()) == []
-            os.kill(pid, signal.SIGKILL)
+                await eventually(lambda: [one.pid for one in launcher.services()] == [pid])
+                return pid
+
+            pid = await away()
+            await launcher.stop("daemon")
+            assert not runs(pid)
+            assert list(tmp_path.iterdir()) == []
+            os.kill(await away(), signal.SIGKILL)
             ended = await exits.next()
             assert (ended.service, ended.status) == ("daemon", -signal.SIGKILL)
 
@@ -539,11 +545,20 @@ def test_a_launcher_that_is_killed(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2],
     ) as killed:
         assert killed.stdout is not None
-        pids = [int(pid) for pid in killed.stdout.readline().split()]
-        mark = mark_of(pids[1])
-        sleepers = [int(one.name) for one in Path("/proc").glob("[0-9]*") if mark_of(int(one.name)) == mark]
-        assert len(sleepers) == 2
-        killed.kill()
+        try:
+            pids = [int(pid) for pid in killed.stdout.readline().split()]
+            mark = mark_of(pids[1])
+            sleepers: list[int] = []
+
+            def two() -> bool:
+                # Which are no shells any more.
+                numbers = [int(one.name) for one in Path("/proc").glob("[0-9]*") if mark_of(int(one.name)) == mark]
+                sleepers[:] = [pid for pid in numbers if _text(Path(f"/proc/{pid}/comm")) == "sleep\n"]
+                return len(sleepers) == 2
+
+            asyncio.run(eventually(two))
+        finally:
+            killed.kill()
 
     async def scene() -> None:
         await eventually(lambda: not any(runs(pid) for pid in pids))

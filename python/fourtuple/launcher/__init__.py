@@ -4,7 +4,8 @@ Needs no engine and no broker: whoever has a `Template` and a `Call` can start o
 """
 
 from fourtuple.launcher.inetd import Inetd
-from fourtuple.launcher.launcher import Exit, Failure, Launcher, Phase, Started, StartFailed, State
+from fourtuple.launcher.launcher import Launcher
+from fourtuple.launcher.outcomes import Exit, Failure, Phase, Started, StartFailed, State
 from fourtuple.launcher.state import Saved
 
 __all__ = ["Exit", "Failure", "Inetd", "Launcher", "Phase", "Saved", "StartFailed", "Started", "State"]

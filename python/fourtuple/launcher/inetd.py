@@ -13,7 +13,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from fourtuple.launcher.launcher import Launcher, StartFailed
+from fourtuple.launcher.launcher import Launcher
+from fourtuple.launcher.outcomes import StartFailed
 from fourtuple.service import Handed, Listener, Note, Reader
 from fourtuple.templates import Call
 from fourtuple.tuples import Endpoint

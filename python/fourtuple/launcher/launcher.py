@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from enum import Enum
 from errno import EADDRINUSE
 
-from fourtuple.errors import BadConfig, FourtupleError, MissingFeature
+from fourtuple.errors import BadConfig, MissingFeature
 from fourtuple.launcher import processes, sockets
 from fourtuple.launcher.cgroups import Cgroup
 from fourtuple.launcher.clients import holds_clients
+from fourtuple.launcher.outcomes import Exit, Failure, Phase, Started, StartFailed, State
 from fourtuple.launcher.readiness import Folders, Word
 from fourtuple.launcher.spawn import birth, spawn, standard
 from fourtuple.launcher.state import Record, Saved
@@ -38,80 +38,6 @@ _TICK_S = 1.0
 _FORGET_S = 60.0
 """After execve(), crashes are remembered for so long after the pause."""
 _log = logging.getLogger("fourtuple.launcher")
-
-
-class Phase(Enum):
-    """Where a service is."""
-
-    WAITING = "waiting"
-    """For its turn to start."""
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    """It has been told to."""
-    ENDING = "ending"
-    """Its first process is gone; what is left is cleared away."""
-
-
-class Failure(Enum):
-    """Why a service was not started: a word for counters and for what waiting clients are told."""
-
-    NO_TEMPLATE = "no_template"
-    BAD_VALUE = "bad_value"
-    """Template, call and host do not fit: a placeholder without a value, no such user, no cgroups here."""
-    OVER_RUNNING = "over_running"
-    BACKING_OFF = "backing_off"
-    TARGET_TAKEN = "target_taken"
-    NOT_EXECUTED = "not_executed"
-    ENDED = "ended"
-    """It ended before it was ready."""
-    TIMEOUT = "timeout"
-    STOPPED = "stopped"
-    """Somebody stopped it before it was ready, or the launcher is closing."""
-
-
-class StartFailed(FourtupleError):
-    """A service was not started: `failure` in a word, `why` in a sentence."""
-
-    def __init__(self, failure: Failure, why: str, retry_after_s: float = 0.0) -> None:
-        """`retry_after_s`: before that, another try fails at once."""
-        self.failure, self.why, self.retry_after_s = failure, why, retry_after_s
-        super().__init__(why)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
-    """A service that is there."""
-
-    service: str
-    pid: int
-    since_s: float
-    """When its program was executed, on the monotonic clock."""
-    ready_s: float
-    """When it was ready."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """A service that is not dormant."""
-
-    service: str
-    template: str
-    phase: Phase
-    pid: int
-    """0 before it has one."""
-    since_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
-    """A service that has ended without being told to; nothing of it is left."""
-
-    service: str
-    status: int
-    """Of its first process; negative for a signal."""
-    crashed: bool
-    """Its status was not 0."""
 
 
 class _Unit:
@@ -139,6 +65,7 @@ class _Unit:
         self.connection: socket.socket | None = None
         self.variables: dict[str, str] = {}
         self.work: asyncio.Task[None] | None = None
+        self.given_up = False
 
     @property
     def started(self) -> Started:
@@ -211,14 +138,14 @@ class Launcher:
             await self._worked(unit)
         unit = self._admitted(call)
         self._units[call.service] = unit
-        unit.work = self._loop.create_task(self._begin(unit))
+        self._let_begin(unit)
         return await self._begun(unit)
 
     async def stop(self, service: str) -> None:
         """Have it dormant: no process, no socket file, no cgroup. Nothing happens to one that is."""
         while (unit := self._units.get(service)) is not None:
-            if unit.phase in (Phase.WAITING, Phase.STARTING) and unit.work is not None:
-                unit.work.cancel()
+            if unit.phase in (Phase.WAITING, Phase.STARTING):
+                self._give_up(unit)
             elif unit.phase is Phase.RUNNING:
                 unit.phase, unit.until_s = Phase.STOPPING, time.monotonic() + unit.template.stop_timeout_s
                 processes.signal_to(unit.pidfd, signal.Signals[f"SIG{unit.template.stop_signal}"])
@@ -301,11 +228,13 @@ class Launcher:
                 # Our child, and not waited for: the number is its own still, even if it has ended.
                 unit.pidfd = os.pidfd_open(unit.pid)
                 self._watch(unit)
-            work = {Phase.STARTING: self._begin, Phase.STOPPING: self._stop, Phase.ENDING: self._end}.get(unit.phase)
-            if work is not None:
+            if unit.phase is Phase.STARTING:
+                self._let_begin(unit)
+                continue
+            unit.begun.set_result(unit.started)
+            if unit.phase is not Phase.RUNNING:
+                work = self._stop if unit.phase is Phase.STOPPING else self._end
                 unit.work = self._loop.create_task(work(unit))
-            if unit.phase is not Phase.STARTING:
-                unit.begun.set_result(unit.started)
         self._connections = max(
             (int(key.rpartition("#")[2]) for key, one in self._units.items() if one.single), default=0
         )
@@ -333,7 +262,7 @@ class Launcher:
         key = f"{call.service}#{self._connections}"
         unit.key, unit.single, unit.connection, unit.variables = key, True, connection, dict(variables)
         self._units[key] = unit
-        unit.work = self._loop.create_task(self._begin(unit))
+        self._let_begin(unit)
         try:
             await self._begun(unit)
         except asyncio.CancelledError:
@@ -365,6 +294,26 @@ class Launcher:
             raise StartFailed(outcome.failure, outcome.why, outcome.retry_after_s)
         return outcome
 
+    def _let_begin(self, unit: _Unit) -> None:
+        def over(_: object) -> None:
+            # A task that is cancelled before its first step never runs.
+            if not unit.begun.done():
+                self._failed(unit, _stopped())
+
+        unit.work = self._loop.create_task(self._begin(unit))
+        unit.work.add_done_callback(over)
+
+    def _give_up(self, unit: _Unit) -> None:
+        """Once: a second time would interrupt the clearing away."""
+        if unit.work is not None and not unit.given_up:
+            unit.given_up = True
+            unit.work.cancel()
+
+    def _failed(self, unit: _Unit, why: StartFailed) -> None:
+        self._forget(unit)
+        unit.ended.cancel()
+        unit.begun.set_result(why)
+
     def _background(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -385,7 +334,7 @@ class Launcher:
                 await asyncio.sleep(0)
                 failed = failed or await self._until_ready(unit)
         except asyncio.CancelledError:
-            failed = StartFailed(Failure.STOPPED, "it was stopped before it was ready")
+            failed = _stopped()
         except Exception as error:
             # Whoever waits must hear of it, whatever it is.
             _log.exception("%s: the start failed", unit.call.service)
@@ -402,9 +351,7 @@ class Launcher:
         finally:
             if failed.failure in (Failure.NOT_EXECUTED, Failure.ENDED, Failure.TIMEOUT) and not unit.single:
                 failed.retry_after_s = self._crashed(unit)
-            self._forget(unit)
-            unit.ended.cancel()
-            unit.begun.set_result(failed)
+            self._failed(unit, failed)
 
     def _spawned(self, unit: _Unit) -> StartFailed | None:
         """Executes the program, with all that it needs."""
@@ -650,6 +597,10 @@ class Launcher:
     def _forget(self, unit: _Unit) -> None:
         if self._units.get(unit.key) is unit:
             del self._units[unit.key]
+
+
+def _stopped() -> StartFailed:
+    return StartFailed(Failure.STOPPED, "it was stopped before it was ready")
 
 
 def _ended_early(unit: _Unit, status: int) -> str:

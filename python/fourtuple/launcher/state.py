@@ -60,10 +60,10 @@ class Saved:
         }
 
     @classmethod
-    def read(cls, row: Mapping[str, object]) -> Saved:
+    def read(cls, row: object) -> Saved:
         """BadConfig if it is of another version, or not what `row` makes."""
-        if row.get("version") != VERSION:
-            raise BadConfig("version", f"is {row.get('version')!r}; this is {VERSION}")
+        if not isinstance(row, dict) or row.get("version") != VERSION:
+            raise BadConfig("version", f"is not {VERSION}, the one that can be read")
         try:
             return cls(
                 marks=_pair(row["marks"]),
