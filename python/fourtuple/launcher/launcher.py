@@ -26,6 +26,7 @@ from fourtuple.launcher.outcomes import Exit, Failure, Phase, Started, StartFail
 from fourtuple.launcher.readiness import Folders, Word
 from fourtuple.launcher.spawn import birth, spawn, standard
 from fourtuple.launcher.state import Record, Saved
+from fourtuple.services import Delivery
 from fourtuple.templates import Call, Missing, Place, Ready, Socket, Template, by_name
 
 MOST_STARTING = 16
@@ -114,6 +115,9 @@ class Launcher:
         self._folders = Folders()
         self._marks = processes.Marks(instance)
         self._tick: asyncio.TimerHandle | None = None
+        self._look: asyncio.Future[Mapping[int, int]] | None = None
+        """The next one at all children, for whoever waits for it."""
+        self._look_took_s = 0.0
         self._closing = False
         self._connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -175,7 +179,10 @@ class Launcher:
         first such connection is found.
         """
         unit = self._units.get(service)
-        return unit is not None and holds_clients(self._members(unit), self.ports)
+        if unit is None or unit.call.delivery is not Delivery.HANDOFF:
+            # What is relayed, the broker sees itself.
+            return False
+        return holds_clients(self._members(unit, self._orphans()), self.ports)
 
     def save(self) -> tuple[Saved, list[int]]:
         """For the next image of this process, into which the descriptors have to come along, in their order.
@@ -525,7 +532,7 @@ class Launcher:
             unit.word.close()
             unit.word = None
         until_s, look_s = time.monotonic() + _KILL_PATIENCE_S, _LOOKS_S[0]
-        while alive := self._members(unit):
+        while alive := self._members(unit, await self._fresh_orphans()):
             if unit.cgroup is not None:
                 unit.cgroup.kill()
             for pid in alive:
@@ -544,18 +551,37 @@ class Launcher:
                 await asyncio.sleep(look_s)
             unit.cgroup = None
 
-    def _members(self, unit: _Unit) -> set[int]:
-        """Its living processes; of orphans that have ended, nothing is left after this."""
+    def _members(self, unit: _Unit, orphans: Mapping[int, int]) -> set[int]:
+        """Its living processes."""
         roots = {unit.pid} if unit.pid in self._pids else set()
-        for pid, mark in self._orphans().items():
-            if mark == unit.mark:
-                roots.add(pid)
+        # Mostly there are none at all.
+        roots.update(pid for pid, mark in orphans.items() if mark == unit.mark)
         found = processes.descendants(roots)
         if unit.cgroup is not None:
             found.update(unit.cgroup.members())
         return {pid for pid in found if processes.is_alive(pid)}
 
+    async def _fresh_orphans(self) -> Mapping[int, int]:
+        """As they are found after this was asked for. All children are looked at for it, so that stopping each of ten
+        thousand services would look at ten thousand: whoever asks before the next look shares it."""
+        if self._look is None:
+            self._look = self._loop.create_future()
+            self._loop.call_later(self._look_took_s, self._look_for_orphans)
+        return await asyncio.shield(self._look)
+
+    def _look_for_orphans(self) -> None:
+        look, self._look = self._look, None
+        assert look is not None
+        begun_s = time.monotonic()
+        try:
+            look.set_result(self._orphans())
+        except Exception as error:
+            look.set_exception(error)
+        # No more than half of the time goes into it, however many children there are.
+        self._look_took_s = time.monotonic() - begun_s
+
     def _orphans(self) -> dict[int, int]:
+        """Of those that have ended, nothing is left after this."""
         found = processes.orphans(self._marks, self._pids.keys())
         return {pid: mark for pid, mark in found.items() if processes.is_alive(pid) or not processes.reap(pid)}
 

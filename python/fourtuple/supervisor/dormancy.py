@@ -249,6 +249,8 @@ class Dormancy:
             delivery=Delivery(asked.get("delivery", "relay")),
             # A route's pattern has no name of its own: its service is known by its target.
             name=str(asked["name"]) if service.startswith(_TARGETS) and asked["name"] else None,
+            user=_shown(asked, "user"),
+            database=_shown(asked, "database"),
         )
         try:
             pid = (await self._launcher.start(call)).pid
@@ -274,7 +276,7 @@ class Dormancy:
         if len(self._failures) > _MOST_FAILURES:
             self._failures.popitem(last=False)
         self._log("service_failed", service=service, why=why)
-        self._brokers.answer([{"kind": "failed", "service": service, "why": why}])
+        self._brokers.answer([{"kind": "failed", "service": service}])
 
     def _heard(self, service: str, one: _Service, live: int) -> None:
         one.heard += 1
@@ -321,3 +323,9 @@ class Dormancy:
             self.stopped += 1
             self._log("service_stopped", service=service)
             self._brokers.answer([{"kind": "slept", "service": service}])
+
+
+def _shown(asked: Fields, key: str) -> str | None:
+    """What the client has shown, unless no command could have it: then the template has no value for it."""
+    text = asked.get(key)
+    return text if text and text[0] not in ".-" else None
