@@ -5,7 +5,9 @@ named, none is dropped; afterwards no process, no socket file and no descriptor 
 of thirty lines (`peers/sleeper.c`), so that what is measured is ours. There is no peer: none of the brokers that are
 compared elsewhere starts a service.
 
-    python -m bench.wake [--storm COUNT] [--services COUNT --awake COUNT]
+    python -m bench.wake [--storm COUNT] [--services COUNT --awake COUNT] [--wakes COUNT]
+
+Of real services it is `bench.waking` that says what they are.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import waking
 from fourtuple.lab import namespaces
 from fourtuple.registry import Registry
 from fourtuple.services import Match, Route
@@ -36,7 +39,7 @@ from fourtuple.services import Match, Route
 DOMAIN = "sleep.example"
 PORT = 700
 WAIT_S = 120.0
-STORM, SERVICES, AWAKE = 10_000, 1_000_000, 2_000
+STORM, SERVICES, AWAKE, WAKES = 10_000, 1_000_000, 2_000, 20
 _SOURCE = Path(__file__).parent / "peers" / "sleeper.c"
 
 
@@ -82,7 +85,7 @@ class World:
 
     def descriptors(self) -> int:
         """Open in the broker's processes."""
-        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.broker_pids)
+        return sum(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()) for pid in self.broker_pids)
 
 
 @contextmanager
@@ -96,8 +99,9 @@ def sleeping(services: int, *, idle_s: float, most_starting: int = 32) -> Iterat
         target = f"unix:{folder}/run/"
         with Registry(folder / "store") as registry:
             if services > STORM:
-                rows = "".join(f'{{"name":"{name_of(n)}","target":"{target}{name_of(n)}","start":"sleeper"}}\n' for n in range(services))
-                registry.import_text(io.BytesIO(rows.encode()), "jsonl")
+                names = map(name_of, range(services))
+                rows = (json.dumps({"name": name, "target": target + name, "start": "sleeper"}) for name in names)
+                registry.import_text(io.BytesIO("\n".join(rows).encode()), "jsonl")
             else:
                 registry.add_routes([Route(match=Match(name=f"*.{DOMAIN}"), to=target + "{name}", start="sleeper")])
         (folder / "broker.toml").write_text(
@@ -172,9 +176,7 @@ async def ask(names: Sequence[str], at_once: int) -> Asked:
 
     begun_s = time.monotonic()
     await asyncio.gather(*map(visit, names))
-    return Asked(
-        right=len(names) - len(wrong), wrong=wrong, took_s=time.monotonic() - begun_s, first_byte_ms=took
-    )
+    return Asked(right=len(names) - len(wrong), wrong=wrong, took_s=time.monotonic() - begun_s, first_byte_ms=took)
 
 
 def storm(count: int) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def storm(count: int) -> dict[str, Any]:
         asked = asyncio.run(ask([name_of(number) for number in range(count)], count))
         at_most = {"services": world.services(), "own_mib": world.own_bytes() / 2**20}
         again = asyncio.run(ask([name_of(number) for number in range(0, count, 10)], 100))
-        _until(lambda: world.services() == 0)
+        _until(lambda: world.services() == 0 and world.sockets() == 0)
         after = {
             "own_mib": world.own_bytes() / 2**20,
             "descriptors": world.descriptors(),
@@ -195,9 +197,7 @@ def storm(count: int) -> dict[str, Any]:
         }
         for line in asked.wrong[:10]:
             print(line)
-        return {
-            "storm": asked.figures(), "again": again.figures(), "before": before, "awake": at_most, "after": after
-        }
+        return {"storm": asked.figures(), "again": again.figures(), "before": before, "awake": at_most, "after": after}
 
 
 def million(services: int, awake: int) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def _own_start_ms(program: Path, count: int) -> float:
             listener.listen()
             begun_s = time.monotonic()
             pid = os.posix_spawn(
-                program, [program, name_of(number)], {}, file_actions=[(os.POSIX_SPAWN_DUP2, listener.fileno(), 3)]
+                program, [str(program), name_of(number)], {}, file_actions=[(os.POSIX_SPAWN_DUP2, listener.fileno(), 3)]
             )
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(f"{name}/socket")
@@ -248,7 +248,7 @@ def _listens() -> bool:
         return probe.connect_ex(("127.0.0.1", PORT)) == 0
 
 
-def _until(holds: Any) -> None:
+def _until(holds: Callable[[], bool]) -> None:
     until_s = time.monotonic() + WAIT_S
     while not holds():
         if time.monotonic() > until_s:
@@ -262,6 +262,7 @@ def main() -> int:
     options.add_argument("--storm", type=int, default=STORM, help="services of the storm; 0: none")
     options.add_argument("--services", type=int, default=SERVICES, help="of the other; 0: none")
     options.add_argument("--awake", type=int, default=AWAKE)
+    options.add_argument("--wakes", type=int, default=WAKES, help="of each kind of real service; 0: none")
     given = options.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     results: dict[str, Any] = {}
@@ -272,6 +273,10 @@ def main() -> int:
         results["storm"] = storm(given.storm)
     if given.services:
         results["million"] = million(given.services, given.awake)
+    if given.wakes:
+        results["real"] = waking.measured(given.wakes)
+        print(waking.table(results["real"]))
+    results["load"] = os.getloadavg()
     print(json.dumps(results, indent=1))
     return 0
 
