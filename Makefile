@@ -77,7 +77,8 @@ system: ## install the system packages that tests use (root with apt-get only); 
 	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc c++:g++ musl-gcc:musl-tools \
 	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
 	        nginx:nginx-light haproxy:haproxy sslh-select:sslh redis-server:redis-server postgres:postgresql \
-	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn systemd-analyze:systemd; do \
+	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn systemd-analyze:systemd \
+	        nmap:nmap sslscan:sslscan socat:socat; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \
 	done; \

@@ -38,7 +38,9 @@ from fourtuple.services import Match, Route
 
 DOMAIN = "sleep.example"
 PORT = 700
-WAIT_S = 120.0
+WAIT_S = 330.0
+PATIENCE_S = 300
+"""Of the broker, with clients that have not said anything yet, too: ten thousand of one process take their time."""
 STORM, SERVICES, AWAKE, WAKES = 10_000, 1_000_000, 2_000, 20
 _SOURCE = Path(__file__).parent / "peers" / "sleeper.c"
 
@@ -105,13 +107,13 @@ def sleeping(services: int, *, idle_s: float, most_starting: int = 32) -> Iterat
             else:
                 registry.add_routes([Route(match=Match(name=f"*.{DOMAIN}"), to=target + "{name}", start="sleeper")])
         (folder / "broker.toml").write_text(
-            f'[[listen]]\naddress = "127.0.0.1:{PORT}"\n'
+            f'[[listen]]\naddress = "127.0.0.1:{PORT}"\nsniff_ms = {PATIENCE_S * 1000}\n'
             f"[wake]\nmost_starting = {most_starting}\n"
             f'[[template]]\nname = "sleeper"\nargv = ["{program}", "{{name}}"]\nsocket = "pass"\nready = "started"\n'
             f"idle_s = {idle_s}\n"
         )
         command = [sys.executable, "-m", "fourtuple", "serve", "-c", f"{folder}/broker.toml", "--store"]
-        command += [f"{folder}/store", "--json", "--every", "1", "--patience", "100"]
+        command += [f"{folder}/store", "--json", "--every", "1", "--patience", str(PATIENCE_S)]
         with (
             (folder / "said").open("w") as said,
             subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True) as process,
