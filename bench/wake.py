@@ -67,23 +67,14 @@ class World:
         """Socket files of services that there are."""
         return sum(1 for _ in (self.folder / "run").iterdir())
 
-    def own_bytes(self) -> int:
-        """Memory of the broker's processes without pages of files: what two share counts for each one half."""
-        total = 0
-        for pid in self.broker_pids:
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                    total += int(line.split()[1]) << 10
-        return total
-
-    def resident_bytes(self) -> int:
-        """The same with what of files is mapped and in memory."""
-        total = 0
-        for pid in self.broker_pids:
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) << 10
-        return total
+    def memory_mib(self) -> dict[str, float]:
+        """Memory of the supervisor and of the broker process without pages of files, what two share counting for each
+        one half; their sum, `own`; and `resident`, the sum with what of files is mapped and in memory."""
+        rows = [_mapped_kib(pid) for pid in self.broker_pids]
+        own = [row["Pss_Anon"] + row["Pss_Shmem"] for row in rows]
+        found = dict(zip(("supervisor", "broker"), own, strict=False))
+        found |= {"own": sum(own), "resident": sum(row["Pss"] for row in rows)}
+        return {name: round(kib / 1024, 1) for name, kib in found.items()}
 
     def descriptors(self) -> int:
         """Open in the broker's processes."""
@@ -108,7 +99,7 @@ def sleeping(services: int, *, idle_s: float, most_starting: int = 32) -> Iterat
                 registry.add_routes([Route(match=Match(name=f"*.{DOMAIN}"), to=target + "{name}", start="sleeper")])
         (folder / "broker.toml").write_text(
             f'[[listen]]\naddress = "127.0.0.1:{PORT}"\nsniff_ms = {PATIENCE_S * 1000}\n'
-            f"[wake]\nmost_starting = {most_starting}\n"
+            f"[wake]\nmost_starting = {most_starting}\nmost_running = {services + 1}\n"
             f'[[template]]\nname = "sleeper"\nargv = ["{program}", "{{name}}"]\nsocket = "pass"\nready = "started"\n'
             f"idle_s = {idle_s}\n"
         )
@@ -186,13 +177,13 @@ def storm(count: int) -> dict[str, Any]:
     with sleeping(count, idle_s=20.0) as world:
         warm = asyncio.run(ask([name_of(count)], 1))
         assert warm.right == 1, warm.wrong
-        before = {"own_mib": world.own_bytes() / 2**20, "descriptors": world.descriptors()}
+        before = {"mib": world.memory_mib(), "descriptors": world.descriptors()}
         asked = asyncio.run(ask([name_of(number) for number in range(count)], count))
-        at_most = {"services": world.services(), "own_mib": world.own_bytes() / 2**20}
+        at_most = {"services": world.services(), "mib": world.memory_mib()}
         again = asyncio.run(ask([name_of(number) for number in range(0, count, 10)], 100))
         _until(lambda: world.services() == 0 and world.sockets() == 0)
         after = {
-            "own_mib": world.own_bytes() / 2**20,
+            "mib": world.memory_mib(),
             "descriptors": world.descriptors(),
             "services": world.services(),
             "sockets": world.sockets(),
@@ -214,8 +205,7 @@ def million(services: int, awake: int) -> dict[str, Any]:
             "own_start_p50_ms": round(own, 3),
             "over_own_start_p50_ms": round(figures["p50_ms"] - own, 3),
             "awake": world.services(),
-            "own_mib": round(world.own_bytes() / 2**20, 1),
-            "resident_mib": round(world.resident_bytes() / 2**20, 1),
+            "mib": world.memory_mib(),
             "descriptors": world.descriptors(),
         }
 
@@ -239,6 +229,11 @@ def _own_start_ms(program: Path, count: int) -> float:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     return statistics.median(took)
+
+
+def _mapped_kib(pid: int) -> dict[str, int]:
+    words = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return {name.rstrip(":"): int(kib) for name, kib, _ in words}
 
 
 def _children(pid: int) -> list[int]:
