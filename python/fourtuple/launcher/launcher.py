@@ -107,7 +107,8 @@ class Launcher:
         self._loop = asyncio.get_running_loop()
         self._templates = by_name(templates)
         self._slots = asyncio.Semaphore(most_starting)
-        self.most_running, self.socket_owner, self.ports = most_running, socket_owner, ports
+        self.most_starting, self.most_running = most_starting, most_running
+        self.socket_owner, self.ports = socket_owner, ports
         self._exited = exited
         self._units: dict[str, _Unit] = {}
         self._pids: dict[int, _Unit] = {}
@@ -445,8 +446,15 @@ class Launcher:
                 self._loop.add_reader(unit.word.socket, news.set)
                 watched.callback(self._loop.remove_reader, unit.word.socket)
             look_s = _LOOKS_S[0]
+
+            def over(_: object) -> None:
+                news.set()
+
             while True:
-                unit.status.add_done_callback(lambda _: news.set())
+                # One at a time, and none for as long as it runs.
+                unit.status.remove_done_callback(over)
+                unit.status.add_done_callback(over)
+                watched.callback(unit.status.remove_done_callback, over)
                 if unit.status.done():
                     status = unit.status.result()
                     if not self._adopt_heir(unit):

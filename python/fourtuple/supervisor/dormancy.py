@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -93,6 +93,10 @@ class Dormancy:
         self._log = log
         self._services: dict[str, _Service] = {}
         self._failures: OrderedDict[str, str] = OrderedDict()
+        self._waiting: deque[tuple[str, Fields]] = deque()
+        """Services whose turn to start has not come. When ten thousand are called at once, nothing is to be there for
+        each but what was asked; a start of its own takes ten times that."""
+        self._starting = 0
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.woken = self.failed = self.refused = self.stopped = self.ended = 0
@@ -120,7 +124,8 @@ class Dormancy:
             return
         self._log("service_asked", service=service, start=name, peer=asked.get("peer"), protocol=asked.get("protocol"))
         self._services[service] = _Service(template)
-        self._spawn(self._start(service, template, asked))
+        self._waiting.append((service, asked))
+        self._begin_next()
 
     def usage(self, told: Fields) -> None:
         """A worker says how much some services are used."""
@@ -227,8 +232,17 @@ class Dormancy:
                 some = asked[at : at + _USAGE_PER_MESSAGE]
                 self._brokers.answer([{"kind": "usage", "ticket": self._tickets, "services": some}])
 
+    def give_back(self) -> None:
+        """Forget the starts that are not over: who asked is told that they sleep, and asks whoever comes next here."""
+        starting = [service for service, one in self._services.items() if one.state is State.STARTING]
+        for service in starting:
+            del self._services[service]
+        self._waiting.clear()
+        self._brokers.answer([{"kind": "slept", "service": service} for service in starting])
+
     async def aclose(self) -> None:
         """Begin nothing more."""
+        self._waiting.clear()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -239,6 +253,21 @@ class Dormancy:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _begin_next(self) -> None:
+        while self._waiting and self._starting < self._launcher.most_starting:
+            service, asked = self._waiting.popleft()
+            one = self._services.get(service)
+            if one is not None and one.state is State.STARTING:
+                self._starting += 1
+                self._spawn(self._take_turn(service, one.template, asked))
+
+    async def _take_turn(self, service: str, template: Template, asked: Fields) -> None:
+        try:
+            await self._start(service, template, asked)
+        finally:
+            self._starting -= 1
+            self._begin_next()
 
     async def _start(self, service: str, template: Template, asked: Fields) -> None:
         begun_s = time.monotonic()

@@ -392,6 +392,7 @@ class Supervisor:
         if self.before_leaving is not None:
             await self.before_leaving()
         try:
+            self.dormancy.give_back()
             hand_over(executable, self.estate())
         except EngineStopped as error:
             self.upgraded = Upgrade(state="failed", why=str(error), began=began)
