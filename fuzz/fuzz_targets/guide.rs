@@ -11,16 +11,24 @@ use fourtuple_engine::broker::guide::{Address, Chosen, Guidance, Guide, Shown};
 use fourtuple_registry::{Batch, Conditions, Delivery, Mode, Options, Route, Service, Store, Target};
 use fourtuple_sniff::Protocol;
 
-const PROTOCOLS: [Protocol; 9] = [
+const PROTOCOLS: [Protocol; 17] = [
     Protocol::Tls,
     Protocol::Http2,
     Protocol::Connect,
     Protocol::WebSocket,
     Protocol::Http,
+    Protocol::Rtsp,
+    Protocol::Xmpp,
+    Protocol::Amqp,
+    Protocol::Amqp1,
     Protocol::Ssh,
     Protocol::Postgres,
     Protocol::Mqtt,
+    Protocol::Rdp,
+    Protocol::Ldap,
+    Protocol::Minecraft,
     Protocol::Redis,
+    Protocol::Socks4,
 ];
 /// SSLRequest and GSSENCRequest (PostgreSQL's "Message Formats") want an answer before anything else is said, so that
 /// what is behind them changes the verdict.

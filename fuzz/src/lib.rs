@@ -15,8 +15,8 @@ pub fn holds(sniffer: &Sniffer<'_>, data: &[u8]) {
     let Some((&segment, bytes)) = data.split_first() else { return };
     let segment = usize::from(segment) + 1;
     let told = support::converse(sniffer, bytes);
-    if told.starts_with("answer") {
-        return; // what comes before its answer is refused, so cuts matter there; a conversation has only one
+    if told.starts_with("answer S") || told.starts_with("answer N") {
+        return; // what comes before PostgreSQL's answer is refused, so cuts matter; a conversation has only one
     }
     let whole = support::look(sniffer, bytes);
     assert_eq!(support::feed(sniffer, bytes, (segment..bytes.len()).step_by(segment)), whole);

@@ -93,6 +93,12 @@ class _Held(TypedDict):
     service: str
     live: int
 
+class _Sniff(TypedDict):
+    ticket: int
+    listener: int
+    opening: bytes
+    is_all: bool
+
 class _SeenConnection(TypedDict):
     id: int
     peer: tuple[IPv4Address | IPv6Address, int] | None
@@ -123,10 +129,12 @@ _Question: TypeAlias = (
     tuple[Literal["wake"], int, _Wake]
     | tuple[Literal["usage"], int, _Usage]
     | tuple[Literal["held"], int, _Held]
+    | tuple[Literal["sniff"], int, _Sniff]
     | tuple[Literal["surveyed"], int, _Surveyed]
     | tuple[Literal["busiest"], int, _Busiest]
     | tuple[Literal["closed"], int, _Closed]
 )
+_Known: TypeAlias = tuple[str, str | None, str | None, str | None, str | None]
 
 class _Seen(TypedDict):
     verdict: str
@@ -168,8 +176,10 @@ class Workers:
         """Ask every running worker for something; `value` is the whole engine's and is shared out."""
 
     def give(self, kind: str, fds: Sequence[int]) -> None:
-        """Give copies of sockets to running workers, dealt out from the first on: "ferry" moves their connections to whoever
-        is at the other end, "land" takes what comes."""
+        """Give copies of sockets to running workers, dealt out from the first on.
+
+        "ferry" moves their connections to whoever is at the other end, "land" takes what comes.
+        """
 
     @property
     def questions_fd(self) -> int:
@@ -180,6 +190,10 @@ class Workers:
 
     def answer(self, kind: str, service: str, peer: IPv4Address | IPv6Address | None = None) -> None:
         """Tell every running worker what became of a service."""
+
+    def opine(self, worker: int, ticket: int, more_than: int | None = None, known: _Known | None = None) -> None:
+        """Tell one worker what a connection is that it asked about: known, or of which more than so many bytes are
+        needed."""
 
     def ask_survey(
         self,

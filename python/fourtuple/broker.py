@@ -138,4 +138,5 @@ def _listener(file: BrokerFile, table: ListenTable, fds: Sequence[int]) -> Broke
         protocols=PROTOCOLS if table.probes is None else table.probes,
         patterns=tuple(one.pattern() for one in file.pattern if table.wants(one)),
         door=table.opened,
+        consults=bool(file.plugin) and table.door is None,
     )

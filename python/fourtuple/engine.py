@@ -28,10 +28,12 @@ from fourtuple.questions import (
     Busiest,
     Closed,
     Held,
+    Known,
     Question,
     Refused,
     SeenConnection,
     ServiceUsage,
+    Sniff,
     Surveyed,
     Usage,
     Wake,
@@ -212,8 +214,8 @@ PROBES: tuple[str, ...] = tuple(name for name, _, _ in _core.probes() if name !=
 """What connections may be sniffed for, in order of precedence; patterns are a broker's own."""
 
 PROTOCOLS = tuple(probe for probe in PROBES if probe not in {"socks4", "socks5", "tcpmux"})
-"""What a broker looks for if nobody says. Three are left out, which would take what is another's: `tcpmux` is any line of
-text, SOCKS begins with a byte or two that many have, and both are answered in the service's place."""
+"""What a broker looks for if nobody says. Three are left out, which would take what is another's: `tcpmux` is any line
+of text, SOCKS begins with a byte or two that many have, and both are answered in the service's place."""
 
 
 class PostgresTls(Enum):
@@ -285,14 +287,16 @@ class BrokerListener:
     """Connections from there may do without."""
     postgres_tls: PostgresTls = PostgresTls.OFFERED
     answers_socks: bool = True
-    """What a SOCKS client asks for is answered here, and its service sees what comes behind. If false, a service gets all of
-    it and answers itself; of version 5 only the protocol is known then."""
+    """What a SOCKS client asks for is answered here, and its service sees what comes behind. If false, a service gets
+    all of it and answers itself; of version 5 only the protocol is known then."""
     protocols: tuple[str, ...] = PROTOCOLS
     """Probes, by their names."""
     patterns: tuple[BytePattern, ...] = ()
     """Asked after all probes, in their order."""
     door: Door | None = None
     """With one, neither probes nor patterns are asked."""
+    consults: bool = False
+    """What none of these know is asked about (`questions.Sniff`); it waits for the answer until its deadline."""
     fds: tuple[int, ...] = ()
     """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
 
@@ -333,7 +337,8 @@ class Manners:
         _whole("retry_after_s", self.retry_after_s, 0, HIGHEST_COUNT)
         _instance("health_paths", self.health_paths, tuple)
         for path in self.health_paths:
-            if not isinstance(path, str) or not path.startswith("/"):
+            _instance("health_paths", path, str)
+            if not path.startswith("/"):
                 raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
 
 
@@ -367,7 +372,7 @@ class BrokerConfig:
     inetd_path: Path | None = None
     """Who starts a process for each connection of a service whose delivery is `inetd`: gets its sockets here, as in a
     handoff."""
-    manners: Manners = field(default_factory=lambda: Manners())
+    manners: Manners = field(default_factory=Manners)
     ledger: Path | None = None
     """Append a line of JSON for each connection that has ended."""
     ledger_every: int = 1
@@ -663,10 +668,10 @@ class Engine:
     def ferry(self, fds: Sequence[int]) -> None:
         """As `drain`, and move the connections that there are to another process, which takes them with `land`.
 
-        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is seen.
-        A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for its
-        service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine ends
-        when it has nothing more, or accepts again after `resume`.
+        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end
+        is seen. A relay moves at any time, with every byte that is on its way in it; a client that is looked at or
+        waits for its service, as soon as nothing is under way for it; what the other process does not take lives on
+        here. The engine ends when it has nothing more, or accepts again after `resume`.
         """
         if len(fds) != self.workers:
             raise BadConfig("fds", f"are {len(fds)}, and there are {self.workers} workers")
@@ -696,6 +701,13 @@ class Engine:
         """Tell all workers what became of a service."""
         peer = answer.peer if isinstance(answer, Refused) else None
         self._workers.answer(type(answer).__name__.lower(), answer.service, peer)
+
+    def opine(self, worker: int, ticket: int, known: Known | None, more_than: int | None = None) -> None:
+        """Answer a `Sniff`: what it is; or that more than so many bytes are needed; or that nobody knows."""
+        row = None
+        if known is not None:
+            row = (known.protocol, known.name, known.user, known.database, known.client)
+        self._workers.opine(worker, ticket, more_than, row)
 
     def hold(self, service: str) -> None:
         """New connections of the service wait, until `Up` or `Slept` is answered; each worker says `Held`."""
@@ -825,7 +837,7 @@ class Sniffed:
     starttls: bool = False
     """It asks to go on with TLS, within the protocol, before anything else."""
     reply: bytes | None = None
-    """What it waits for, to be told when its service is reached; everything up to `end` is then not for the service."""
+    """What it waits for, to be told when its service is reached; all up to `end` is then not for the service."""
     proxied: tuple[str, str] | None = None
     """Source and destination out of a PROXY header."""
 
@@ -871,6 +883,8 @@ def _question(row: _core._Question) -> Question:
                 for service, live, parked, unused_s in usage["rows"]
             )
             return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
+        case ("sniff", worker, sniff):
+            return Sniff(worker=worker, **sniff)
         case ("surveyed", worker, surveyed):
             found = tuple(
                 SeenConnection(

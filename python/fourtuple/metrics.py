@@ -64,7 +64,7 @@ COUNTERS = (
     Counter(
         "landings_refused",
         "messages",
-        "messages of another process that were not understood or could not be followed; what came with them stays there",
+        "messages of another process that were not understood or not possible; what came with them stays there",
     ),
     Counter(
         "moves_returned",

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=60.0)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--stuck", type=float, default=door.STUCK_S)
+    parser.add_argument("--steps", action="store_true")
     parser.add_argument("--carrier", default="auto")
     parser.add_argument("--command", action="append", default=[])
     given = parser.parse_args()
@@ -66,7 +67,7 @@ def main() -> None:
         Service(name=f"s{number}.example.com", target=f"unix:{given.folder}/service")
         for number in range(given.services)
     )
-    file = BrokerFile(listen=(ListenTable(address=f"127.0.0.1:{given.port}"),))
+    file = BrokerFile(listen=(ListenTable(address=f"127.0.0.1:{given.port}", sniff_ms=600_000),))
     served = given.store or sealed(services, ())
     store = Registry(given.store, create=False) if given.store else served
     with (
@@ -76,6 +77,7 @@ def main() -> None:
             store=served,
             limits=BrokerLimits(delivery_timeout_s=60),
             ledger=given.folder / "log",
+            ledger_steps=given.steps,
             carrier=CarrierName(given.carrier),
             workers=2,
         ) as engine,

@@ -287,15 +287,17 @@ def test_an_api_that_cannot_start_is_said_to_who_asks() -> None:
         with pytest.raises(Declined, match="ended with an error") as declined:
             broker.ask("GET", "/v1/status")
         assert declined.value.status == 503
+        broker.wait_for_event("control_failed")
         assert broker.events("control_failed")[0]["pause_s"] == 1
 
 
-def test_schemathesis_finds_nothing(broker: Controlled) -> None:
+def test_schemathesis_finds_nothing(broker: Controlled, tmp_path: Path) -> None:
     with over_tcp(broker.socket) as port:
         url = f"http://127.0.0.1:{port}/openapi.json"
         bounds = ("--max-examples=3", "--seed=1", "--request-timeout=20", "--checks=all", "--no-color")
         done = subprocess.run(
             (sys.executable, "-m", "schemathesis.cli", "run", url, *bounds),
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=20 * PATIENCE_S,

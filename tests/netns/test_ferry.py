@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from tests.netns.streams import Manner, Streams
 PATIENCE_S = 30
 WORKERS = 2
 _PROGRAM = Path(__file__).parent / "programs" / "ferried.py"
-CARRIERS = {"epoll": ("epoll",), "uring": ("uring",), "mixed": ("epoll", "uring")}
+CARRIERS = {"epoll": (("epoll",), 3), "uring": (("uring",), 3), "mixed": (("epoll", "uring"), 10)}
+"""Of the brokers, in turn, and how often all moves."""
 
 
 class Broker:
@@ -60,6 +62,10 @@ class Broker:
             for end in pair:
                 end.close()
 
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
     def end(self) -> None:
         self.control.close()
         self.process.wait(PATIENCE_S)
@@ -96,9 +102,9 @@ def _manners(number: int) -> tuple[Manner, Manner]:
             return Manner(), Manner()
 
 
-@pytest.mark.parametrize("carriers", CARRIERS.values(), ids=CARRIERS)
-def test_live_relays_move_ten_times_and_no_byte_is_lost(carriers: tuple[str, ...]) -> None:
-    count, moves = 320, 10
+@pytest.mark.parametrize(("carriers", "moves"), CARRIERS.values(), ids=CARRIERS)
+def test_live_relays_move_again_and_again_and_no_byte_is_lost(carriers: tuple[str, ...], moves: int) -> None:
+    count = 320
     streams = Streams()
     with bound(WORKERS) as listeners:
         at = listeners[0].getsockname()
@@ -131,4 +137,46 @@ def test_live_relays_move_ten_times_and_no_byte_is_lost(carriers: tuple[str, ...
         assert streams.trouble == []
         broker.wait_for(lambda now: now.get("ended_relayed") == now["landed"] + now["accepts_succeeded"])
         assert now["landed"] >= 320
+        broker.end()
+
+
+@pytest.mark.parametrize("carrier", ["epoll", "uring"])
+def test_whatever_a_process_that_dies_has_not_taken_lives_on(carrier: str) -> None:
+    count = 300
+    streams = Streams()
+    with bound(WORKERS) as listeners:
+        at = listeners[0].getsockname()
+        broker = Broker(carrier, listeners, streams.target)
+        streams.start()
+        for number in range(count):
+            streams.add(at, number, *_manners(number))
+        broker.wait_for(lambda now: now["relaying_now"] == count)
+        # It answers nothing.
+        dying = Broker(carrier, listeners, streams.target)
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(WORKERS)]
+        dying.tell("land", [there.fileno() for _, there in pairs])
+        dying.process.send_signal(signal.SIGSTOP)
+        broker.tell("ferry", [here.fileno() for here, _ in pairs])
+        for end in (end for pair in pairs for end in pair):
+            end.close()
+        broker.wait_for(lambda now: now["moving_now"] >= 64)
+        dying.kill()
+        broker.wait_for(lambda now: now["ferries_lost"] == WORKERS and now["relaying_now"] == count)
+        broker.tell("resume")
+        broker.wait_for(lambda now: now["listening_now"] == WORKERS)
+        streams.add(at, count, *_manners(6))
+        broker.wait_for(lambda now: now["relaying_now"] == count + 1)
+        # It dies with what it has taken, and with nothing else.
+        dying = Broker(carrier, listeners, streams.target)
+        broker.move_to(dying)
+        broker.wait_for(lambda now: now.get("ended_moved", 0) > 0)
+        dying.kill()
+        now = broker.wait_for(lambda now: (now["ferries_now"] == 0 and now["moving_now"] == 0) or not now["running"])
+        moved = now["ended_moved"]
+        if now["running"]:
+            assert now["relaying_now"] == count + 1 - moved
+        streams.finish(PATIENCE_S)
+        assert len({line.partition(":")[0] for line in streams.trouble}) <= moved
+        if now["running"]:
+            broker.wait_for(lambda now: now.get("ended_relayed", 0) == count + 1 - moved)
         broker.end()

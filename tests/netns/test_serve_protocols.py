@@ -77,7 +77,7 @@ def test_each_listener_has_its_own_protocols_and_default(tmp_path: Path) -> None
 
 
 def test_real_clients_are_told_apart_by_bytes_at_an_offset(tmp_path: Path) -> None:
-    """SOCKS 5 from curl, and a DNS query over TCP: neither has a probe."""
+    """SOCKS 5 from curl, whose probe is off, and a DNS query over TCP, which has none."""
     needed("curl")
     text = """
         [[listen]]

@@ -20,6 +20,7 @@ DOCUMENTS = (
     "docs/eaddrnotavail.md",
     "docs/registry.md",
     "docs/broker.md",
+    "docs/ferry.md",
     "docs/sniffing.md",
     "fuzz/README.md",
 )

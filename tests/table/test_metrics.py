@@ -19,7 +19,8 @@ def test_a_snapshot_has_a_field_for_each_counter() -> None:
     assert [field.name for field in fields(Snapshot)][: len(COUNTERS)] == [row.name for row in COUNTERS]
 
 
-GAUGES = ["open_now", "listening_now", "openings_now", "sniffing_now", "delivering_now", "relaying_now", "parked_now"]
+GAUGES = ["open_now", "listening_now", "openings_now", "sniffing_now", "delivering_now", "relaying_now"]
+GAUGES += ["moving_now", "ferries_now", "parked_now"]
 
 
 def test_only_the_numbers_of_now_are_gauges() -> None:

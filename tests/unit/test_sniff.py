@@ -85,14 +85,32 @@ CLIENTS: dict[str, tuple[list[str], dict[str, object]]] = {
         ["openssl", "s_client", "-connect", "127.0.0.1:{port}", "-tls1_2", "-servername", "a.example"],
         {"protocol": "tls", "name": "a.example"},
     ),
+    "openssl of 1.1, which scanners alone speak": (
+        ["openssl", "s_client", "-connect", "127.0.0.1:{port}", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0"],
+        {"protocol": "tls", "intent": "probe"},
+    ),
     "node": (
         ["node", "-e", "require('tls').connect({{port: {port}, host: '127.0.0.1', servername: 'a.example'}})"],
         {"protocol": "tls", "name": "a.example"},
     ),
     "curl": (
         ["curl", "-s", "--connect-to", "::127.0.0.1:{port}", "http://A.Example:8080/x/y?z"],
-        {"protocol": "http", "name": "a.example", "port": 8080, "path": b"/x/y"},
+        {"protocol": "http", "name": "a.example", "port": 8080, "path": b"/x/y", "intent": "use"},
     ),
+    "curl, head": (
+        ["curl", "-sI", "--connect-to", "::127.0.0.1:{port}", "http://a.example/"],
+        {"protocol": "http", "name": "a.example", "intent": "probe"},
+    ),
+    "curl, SOCKS 4A": (
+        ["curl", "-s", "-x", "socks4a://alice@127.0.0.1:{port}", "http://a.example/"],
+        {"protocol": "socks4", "name": "a.example", "port": 80, "user": b"alice", "answers": ()},
+    ),
+    "curl, SOCKS 5": (
+        ["curl", "-s", "--socks5-hostname", "127.0.0.1:{port}", "https://a.example/"],
+        {"protocol": "socks5", "name": "a.example", "port": 443, "answers": (b"\x05\x00",)},
+    ),
+    "curl, RTSP": (["curl", "-s", "rtsp://127.0.0.1:{port}/"], {"protocol": "rtsp", "name": None, "intent": "probe"}),
+    "curl, LDAP": (["curl", "-s", "ldap://127.0.0.1:{port}/dc=example"], {"protocol": "ldap", "starttls": False}),
     "curl, HTTP/2": (
         ["curl", "-s", "--http2-prior-knowledge", "--connect-to", "::127.0.0.1:{port}", "http://a.example/x?z"],
         {"protocol": "http2", "name": "a.example", "path": b"/x"},
@@ -122,6 +140,18 @@ CLIENTS: dict[str, tuple[list[str], dict[str, object]]] = {
     "psql, TLS": (
         ["psql", "host=127.0.0.1 port={port} user=alice dbname=shop sslmode=require gssencmode=disable"],
         {"protocol": "postgres", "user": None, "answers": (b"S",)},
+    ),
+    "ldapwhoami": (
+        ["ldapwhoami", "-x", "-H", "ldap://127.0.0.1:{port}", "-D", "cn=admin,dc=example", "-w", "secret"],
+        {"protocol": "ldap", "user": b"cn=admin,dc=example", "starttls": False},
+    ),
+    "ldapwhoami, TLS": (
+        ["ldapwhoami", "-x", "-ZZ", "-H", "ldap://127.0.0.1:{port}"],
+        {"protocol": "ldap", "user": None, "starttls": True},
+    ),
+    "mcstatus": (
+        [sys.executable, "-m", "mcstatus", "localhost:{port}", "status"],
+        {"protocol": "minecraft", "name": "localhost", "intent": "probe"},
     ),
     "mosquitto_pub": (
         [

@@ -6,6 +6,8 @@
 //!
 //! `FOURTUPLE_SEEDS=n` changes how many; `FOURTUPLE_SEED=n` replays one.
 
+#[path = "broker/outside.rs"]
+mod outside;
 #[path = "broker/talk.rs"]
 mod talk;
 
@@ -20,7 +22,8 @@ use fourtuple_engine::broker::guide::Delivery;
 use fourtuple_engine::broker::ledger::{REASONS, Reason};
 use fourtuple_engine::broker::{BrokerConfig, BrokerCore, ListenAt};
 use fourtuple_engine::report::{Counter, Phase, Report};
-use fourtuple_engine::{Command, ConnId, Core, Event, Given, Instant, ListenerId, Order, Outbox};
+use fourtuple_engine::{Answer, Command, ConnId, Core, Event, Given, Instant, ListenerId, Order, Outbox, Question};
+use outside::{Outside, Sleep};
 use talk::{FirstLine, Kept, Manner, Opening, Outcome, Replier, Service, Talk, Talker};
 
 const DEFAULT_SEEDS: u64 = 2_000;
@@ -51,6 +54,8 @@ struct World {
     /// Nobody says anything before it is greeted.
     greets: bool,
     errands: bool,
+    /// Of each service.
+    sleeps: Vec<Sleep>,
     broker: BrokerConfig,
     network: Network,
     faults: Faults,
@@ -78,10 +83,10 @@ impl World {
             };
             let delivery = if pick(0, 1) == 0 { Delivery::HandOff } else { Delivery::Relay };
             let tcp = delivery == Delivery::Relay && pick(0, 2) == 0;
-            let service = Service { delivery, at: endpoint(100, 8000 + number as u16), tcp };
+            let service = Service { delivery, at: endpoint(100, 8000 + number as u16), tcp, sleeps: false };
             (service, health, pick(0, 8) as u32)
         });
-        let services: Vec<_> = services.collect();
+        let mut services: Vec<(Service, Health, u32)> = services.collect();
         let manners = [
             Manner::Whole,
             Manner::Whole,
@@ -107,14 +112,15 @@ impl World {
                     say: pick(0, most_bytes),
                     hear: pick(0, most_bytes),
                     early: pick(0, 1) == 0,
+                    probe: false,
                     at: endpoint(1, port),
                 }
             });
             talks.collect()
         });
-        let talks: Vec<Vec<Talk>> = talkers.collect();
+        let mut talks: Vec<Vec<Talk>> = talkers.collect();
         let sniff_timeout = Duration::from_millis(pick(1, 3000));
-        let broker = BrokerConfig {
+        let mut broker = BrokerConfig {
             listen: [443, 444].map(|port| ListenAt { local: endpoint(1, port), sniff_timeout }).to_vec(),
             backlog: 64,
             reuse_port: false,
@@ -151,6 +157,33 @@ impl World {
         let drain_at_ms = (pick(0, 4) == 0).then(|| pick(0, 2000));
         let window = pick(1, 12) as usize;
         let (greets, errands) = (pick(0, 3) == 0, pick(0, 7) == 0);
+        // Whoever is sent on an errand goes there whether it sleeps or not.
+        let may_sleep = pick(0, 1) == 0 && !errands;
+        let sleeps = services.iter_mut().map(|(service, ..)| {
+            let sleep = match pick(0, 7) {
+                _ if !may_sleep => Sleep::Never,
+                0 => Sleep::Fails(pick(0, 2000)),
+                1 => Sleep::Silent,
+                2 => Sleep::Picky(pick(0, 1000)),
+                3 | 4 => Sleep::Flighty,
+                5 => Sleep::Never,
+                _ => Sleep::Wakes(pick(0, 1000)),
+            };
+            service.sleeps = sleep != Sleep::Never;
+            sleep
+        });
+        let sleeps = sleeps.collect();
+        if may_sleep {
+            for talk in talks.iter_mut().flatten().filter(|talk| talk.opening == Opening::None && !greets) {
+                if pick(0, 3) == 0 {
+                    (talk.probe, talk.say, talk.hear) = (true, 0, talk.hear.min(60));
+                }
+            }
+            broker.most_parked = [0, 0, 4][pick(0, 2) as usize];
+            broker.most_parked_per_service = [0, 0, 2][pick(0, 2) as usize];
+            broker.parked_bytes = [0, 0, 200_000][pick(0, 2) as usize];
+            broker.settle = Duration::from_millis([0, 0, 1, 50][pick(0, 3) as usize]);
+        }
         World {
             talks,
             window,
@@ -159,6 +192,7 @@ impl World {
             trusting,
             greets,
             errands,
+            sleeps,
             broker,
             network,
             faults,
@@ -172,10 +206,17 @@ impl World {
         let mut random = Random::new(seed ^ 0x0066_6572_7279);
         let mut world = World::of(seed);
         world.drain_at_ms = None;
+        // Each of these brokers would have an outside of its own, which knows nothing of the others.
+        world.sleeps.fill(Sleep::Never);
+        world.services.iter_mut().for_each(|row| row.0.sleeps = false);
+        world.talks.iter_mut().flatten().for_each(|talk| talk.probe = false);
         // Few of these talks last long, and all begin at once.
         let most_ms = [2, 20, 400][random.between(0, 2) as usize];
         world.moves_at_ms = (0..random.between(1, 3)).map(|_| random.between(1, most_ms)).collect();
         world.moves_at_ms.sort_unstable();
+        if random.between(0, 2) == 0 {
+            world.faults = world.faults.with(Fault::FerryLost, 500);
+        }
         world
     }
 
@@ -185,7 +226,9 @@ impl World {
 
     fn is_limited(&self) -> bool {
         let BrokerConfig { most_connections, most_per_source, most_per_service, .. } = self.broker;
-        most_connections != 0 || most_per_source != 0 || most_per_service != 0
+        let BrokerConfig { most_parked, most_parked_per_service, parked_bytes, .. } = self.broker;
+        let is_waiting_limited = most_parked != 0 || most_parked_per_service != 0 || parked_bytes != 0;
+        most_connections != 0 || most_per_source != 0 || most_per_service != 0 || is_waiting_limited
     }
 
     fn run(&self, seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
@@ -198,7 +241,9 @@ impl World {
             let guide = FirstLine { services: services.clone(), default: self.default, trusting, greets, errands };
             let core = BrokerCore::new(self.broker.clone(), guide, Kept::default());
             let is_moved = !self.moves_at_ms.is_empty();
-            wrap(if is_moved { core.listening_with(vec![Some(Given(0)), Some(Given(1))]) } else { core })
+            let core = wrap(if is_moved { core.listening_with(vec![Some(Given(0)), Some(Given(1))]) } else { core });
+            let services = services.iter().cloned().zip(self.sleeps.iter().copied());
+            Box::new(Outside::new(core, seed, services.collect())) as Box<dyn Core>
         };
         let mut brokers: Vec<Box<dyn Core>> = (0..=self.moves_at_ms.len()).map(broker).collect();
         let talkers = self.talks.iter().map(|talks| Talker::new(talks.clone(), greets, self.window, until));
@@ -264,11 +309,22 @@ impl World {
                 let line = format!("p1@{}s{} e {} {}", talk.service, talk.service, talk.say, talk.hear).len();
                 let is_known = !self.trusting || talk.at.port() == 443 || talk.proxied.is_some();
                 // The name must fit into what is looked at, and come before the deadline.
+                let sleep = self.sleeps.get(talk.service).copied().unwrap_or(Sleep::Never);
+                let wakes = match sleep {
+                    Sleep::Never => true,
+                    // Who has said its end does not count as waiting.
+                    Sleep::Wakes(_) | Sleep::Picky(_) if !self.broker.settle.is_zero() => false,
+                    Sleep::Wakes(_) => true,
+                    // Whoever comes together with another's question is refused with it only if it is of the same source.
+                    Sleep::Picky(_) => talk.proxied.is_some_and(|number| number % 2 == 0),
+                    Sleep::Fails(_) | Sleep::Silent | Sleep::Flighty => false,
+                };
                 let in_time = match talk.manner {
                     Manner::Whole => self.broker.listen[0].sniff_timeout > Duration::from_millis(100),
                     Manner::Slow => self.broker.listen[0].sniff_timeout > Duration::from_millis(50 * line as u64),
                     _ => false,
-                } && is_known;
+                } && is_known
+                    && wakes;
                 // Queues of healthy services are full for moments only.
                 let served = match health {
                     Some(Health::Well) => patient,
@@ -315,10 +371,6 @@ struct Outcomes {
     bytes: u64,
 }
 
-fn run_seed(seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
-    run_world(World::of(seed), seed, wrap)
-}
-
 fn run_world(world: World, seed: u64, wrap: fn(Broker) -> Box<dyn Core>) -> Result<Outcomes, String> {
     match catch_unwind(AssertUnwindSafe(|| world.run(seed, wrap))) {
         Ok(Ok(ran)) => world.judge(&ran).map_err(|why| format!("seed {seed}: {why}")).map(|()| ran),
@@ -338,10 +390,8 @@ fn sweep() {
         println!("{reason:?}: {count}");
     }
     if seeds >= 1000 {
-        // None of these services sleeps, and nobody moves.
-        let others =
-            [Reason::Moved, Reason::StartFailed, Reason::WakeRefused, Reason::OverParked, Reason::AnsweredAsleep];
-        let came = |row: (&Reason, &u64)| *row.1 > 0 || others.contains(row.0);
+        // Nobody moves here.
+        let came = |row: (&Reason, &u64)| *row.1 > 0 || *row.0 == Reason::Moved;
         assert!(REASONS.iter().zip(&ran.reasons).all(came), "a reason that never came proves nothing");
         assert!(ran.right > seeds, "worlds without whole talks prove nothing");
     }
@@ -349,7 +399,7 @@ fn sweep() {
 
 #[test]
 fn moved_sweep() {
-    let (seeds, ran) = swept(World::moving, 2);
+    let (seeds, ran) = swept(World::moving, 4);
     let [moved, landed, returned, lost] = ran.moves;
     println!("{moved} moved, {landed} landed, {returned} returned, {lost} ferries lost");
     if seeds >= 500 {
@@ -510,6 +560,20 @@ enum Flaw {
     DeafToNo,
     /// Sends what the client said right behind the question.
     Pipelined,
+    /// Does not hear that a service is up.
+    DeafToUp,
+    /// Takes a service for up once it has asked.
+    WakesItself,
+    /// Ends all who wait when one is refused.
+    RefusesAll,
+    /// Brings clients to a service that is being stopped.
+    HoldsNothing,
+    /// Loses what comes back of a send when a connection moves.
+    LostRest,
+    /// Ships what still goes on.
+    NotHalted,
+    /// Goes on with what it has shipped.
+    Restless,
 }
 
 struct Flawed {
@@ -518,6 +582,8 @@ struct Flawed {
     kept: Vec<fourtuple_engine::Buf>,
     /// Connections whose question was not asked.
     unasked: Vec<ConnId>,
+    /// Connections that were not halted.
+    unhalted: Vec<ConnId>,
 }
 
 impl Flawed {
@@ -545,6 +611,11 @@ impl Flawed {
                     outbox.push(Command::Send { conn, buf });
                 }
                 (Flaw::NoDiscard, Command::Discard { .. }) => {}
+                (Flaw::NotHalted, Command::Halt { conn }) => self.unhalted.push(conn),
+                (Flaw::Restless, Command::Ship { ferry, conns, message }) => {
+                    outbox.push(Command::Ship { ferry, conns, message });
+                    conns.into_iter().flatten().for_each(|conn| outbox.push(Command::Resume { conn }));
+                }
                 (Flaw::ShortDiscard, Command::Discard { conn, bytes }) if bytes > 1 => {
                     outbox.push(Command::Discard { conn, bytes: bytes - 1 });
                 }
@@ -575,14 +646,43 @@ impl Core for Flawed {
     fn handle(&mut self, event: Event, now: Instant, outbox: &mut Outbox) {
         match event {
             Event::Peeked { buf, .. } if self.flaw == Flaw::LostPeek => self.kept.push(buf),
+            Event::Halted { conn, rest: Some(buf) } if self.flaw == Flaw::LostRest => {
+                outbox.buffers.release(buf);
+                self.core.handle(Event::Halted { conn, rest: None }, now, outbox);
+            }
             Event::Received { conn, mut buf } if self.flaw == Flaw::DeafToNo && outbox.buffers.bytes(&buf) == b"N" => {
                 outbox.buffers.memory(&buf)[0] = b'!';
                 outbox.buffers.set_len(&mut buf, 1);
                 self.core.handle(Event::Received { conn, buf }, now, outbox);
             }
+            Event::Ordered(Order::Answer(Answer::Up { .. })) if self.flaw == Flaw::DeafToUp => {}
+            Event::Ordered(Order::Answer(Answer::Refused { service, .. })) if self.flaw == Flaw::RefusesAll => {
+                self.core.handle(Event::Ordered(Order::Answer(Answer::Failed { service })), now, outbox);
+            }
+            Event::Ordered(Order::Hold(service)) if self.flaw == Flaw::HoldsNothing => {
+                outbox.questions.reply(Question::Held { service, live: 0 });
+            }
             event => self.core.handle(event, now, outbox),
         }
+        if self.flaw == Flaw::WakesItself {
+            let mut asked = Vec::new();
+            outbox.questions.drain(|question| {
+                asked.push(question);
+                Ok(())
+            });
+            for question in asked {
+                if let Question::Wake { service, .. } = &question {
+                    let up = Answer::Up { service: service.clone() };
+                    self.core.handle(Event::Ordered(Order::Answer(up)), now, outbox);
+                }
+                drop(outbox.questions.ask(question));
+            }
+        }
         self.spoil(outbox);
+        while let Some(conn) = self.unhalted.pop() {
+            self.core.handle(Event::Halted { conn, rest: None }, now, outbox);
+            self.spoil(outbox);
+        }
         while let Some(conn) = self.unasked.pop() {
             self.core.handle(Event::Sent { conn }, now, outbox);
             if let Some(buf) = outbox.buffers.write(b"!") {
@@ -619,7 +719,7 @@ fn wrong_brokers_are_caught() {
     type Wrap = fn(Broker) -> Box<dyn Core>;
     macro_rules! flawed {
         ($($flaw:ident),+) => { [$((Flaw::$flaw, (|core| {
-            Box::new(Flawed { core, flaw: Flaw::$flaw, kept: Vec::new(), unasked: Vec::new() })
+            Box::new(Flawed { core, flaw: Flaw::$flaw, kept: Vec::new(), unasked: Vec::new(), unhalted: Vec::new() })
         }) as Wrap)),+] };
     }
     let wraps = flawed![
@@ -636,11 +736,22 @@ fn wrong_brokers_are_caught() {
         LongDiscard,
         NotAsked,
         DeafToNo,
-        Pipelined
+        Pipelined,
+        DeafToUp,
+        WakesItself,
+        RefusesAll,
+        HoldsNothing,
+        LostRest,
+        NotHalted,
+        Restless
     ];
     for (flaw, wrap) in wraps {
-        let caught = (0..400).find_map(|seed| run_seed(seed, wrap).err());
+        let world = match flaw {
+            Flaw::LostRest | Flaw::NotHalted | Flaw::Restless => World::moving,
+            _ => World::of,
+        };
+        let caught = (0..2_000).find_map(|seed| run_world(world(seed), seed, wrap).err());
         println!("{flaw:?}: {caught:?}");
-        assert!(caught.is_some(), "{flaw:?} was not noticed in 400 worlds");
+        assert!(caught.is_some(), "{flaw:?} was not noticed in 2,000 worlds");
     }
 }

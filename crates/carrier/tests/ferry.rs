@@ -3,9 +3,9 @@
 // Clients and services outside of any carrier.
 #![allow(clippy::disallowed_methods)]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant as Moment};
 
 use fourtuple_carrier::{CarrierKind, CarrierSettings, Doors, Published, Shelf, Worker};
@@ -229,4 +229,166 @@ fn idle_relays_move_and_go_on() {
         new.wait_for(Reason::Relayed.counter(), 200);
         new.end();
     }
+}
+
+#[test]
+fn clients_that_have_said_nothing_move_and_are_looked_at_there() {
+    let service = echo();
+    for (first, second) in kinds() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let old = Broker::start(first, &listener, service);
+        let clients: Vec<TcpStream> = (0..50).map(|_| client(at)).collect();
+        old.wait_for(Counter::Sniffing, 50);
+        let new = Broker::start(second, &listener, service);
+        old.move_to(&new);
+        wait(|| !old.0.is_running(), || format!("{:?} {:?}", old.0.published(), new.0.published()));
+        clients.iter().for_each(|client| echoes(client, b"said to the new one"));
+        assert_eq!(old.end().report.count(Reason::Moved.counter()), 50, "{first:?} {second:?}");
+        assert_eq!(new.end().report.count(Counter::Landed), 50, "{first:?} {second:?}");
+    }
+}
+
+/// The byte at a place of what is said.
+fn pattern(place: usize) -> u8 {
+    (place.wrapping_mul(31) ^ (place >> 8)) as u8
+}
+
+/// Say so many bytes and read as many of an echo that has to be read for it to go on, slowly at first.
+fn talk(mut client: TcpStream, total: usize) {
+    let mut reader = client.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        let bytes: Vec<u8> = (0..total).map(pattern).collect();
+        client.write_all(&bytes).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    // The buffers on the whole way are full by then.
+    std::thread::sleep(Duration::from_millis(300));
+    let (mut heard, mut chunk) = (0, [0; 8192]);
+    loop {
+        match reader.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => {
+                let right = chunk[..count].iter().enumerate().all(|(place, &byte)| byte == pattern(heard + place));
+                assert!(right, "other bytes behind {heard}");
+                heard += count;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => panic!("{error} behind {heard} of {total}"),
+        }
+    }
+    writing.join().unwrap();
+    assert_eq!(heard, total);
+}
+
+#[test]
+fn full_buffers_move_with_their_bytes_and_both_ends_of_stream() {
+    let service = echo();
+    for (first, second) in kinds() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let old = Broker::start(first, &listener, service);
+        // More than the kernel holds on the whole way: sends are outstanding on both sides when it moves.
+        let talks: Vec<_> = (0..8).map(|_| client(at)).collect();
+        let talks: Vec<_> = talks.into_iter().map(|it| std::thread::spawn(move || talk(it, 12_000_000))).collect();
+        old.wait_for(Counter::Relaying, 8);
+        let mut brokers = vec![old];
+        for number in 0..6 {
+            std::thread::sleep(Duration::from_millis(60));
+            let next = Broker::start(if number % 2 == 0 { second } else { first }, &listener, service);
+            let last = brokers.last().unwrap();
+            last.move_to(&next);
+            wait(|| !last.0.is_running(), || format!("{:?} {:?}", last.0.published(), next.0.published()));
+            brokers.push(next);
+        }
+        talks.into_iter().for_each(|talk| talk.join().unwrap());
+        let mut ended = 0;
+        for broker in brokers {
+            let last = broker.end().report;
+            assert_eq!((last.count(Counter::FerriesLost), last.count(Counter::MovesReturned)), (0, 0), "{last:?}");
+            ended += last.count(Reason::Relayed.counter());
+        }
+        assert_eq!(ended, 8, "{first:?} {second:?}");
+    }
+}
+
+#[test]
+fn whoever_is_not_taken_lives_on() {
+    let service = echo();
+    for kind in KERNELS {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let old = Broker::start(kind, &listener, service);
+        let clients: Vec<TcpStream> = (0..100).map(|_| client(at)).collect();
+        clients.iter().for_each(|client| echoes(client, b"before"));
+        old.wait_for(Counter::Relaying, 100);
+        // Nobody reads there: a window of them is shipped, none answered; then it is gone.
+        let (here, there) = ferry();
+        old.0.order(Order::Ferry(old.0.shelf().put(here)));
+        old.wait_for(Counter::Moving, 64);
+        drop(there);
+        old.wait_for(Counter::Relaying, 100);
+        clients.iter().for_each(|client| echoes(client, b"still here"));
+        assert_eq!((old.count(Counter::FerriesLost), old.count(Counter::Listening)), (1, 0));
+        assert!(old.count(Counter::MovesReturned) > 0);
+        // It accepts again, and may try again.
+        old.0.order(Order::Resume);
+        let late = client(at);
+        echoes(&late, b"late");
+        let new = Broker::start(kind, &listener, service);
+        old.move_to(&new);
+        wait(|| !old.0.is_running(), || format!("{:?} {:?}", old.0.published(), new.0.published()));
+        clients.iter().chain([&late]).for_each(|client| echoes(client, b"there"));
+        assert_eq!(old.end().report.count(Reason::Moved.counter()), 101, "{kind:?}");
+        new.end();
+    }
+}
+
+#[test]
+fn what_has_nothing_to_do_with_a_broker_is_refused() {
+    use std::os::unix::net::UnixStream;
+    let service = echo();
+    for kind in KERNELS {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let broker = Broker::start(kind, &listener, service);
+        let (here, there) = ferry();
+        broker.0.order(Order::Land(broker.0.shelf().put(there)));
+        let (mut other, given) = UnixStream::pair().unwrap();
+        let messages: [&[u8]; 4] =
+            [b"hello", b"4TFY\x02\x02\0\0\0\0\0\x07", &[0xff; 4000], b"4TFY\x01\x05\0\0\0\0\0\x01"];
+        for message in messages {
+            send(&here, message, &[&given, &listener]);
+        }
+        broker.wait_for(Counter::LandingsRefused, 4);
+        drop(given);
+        // What came along is closed there, too.
+        assert_eq!(other.read(&mut [0; 1]).unwrap(), 0, "{kind:?}");
+        drop(here);
+        broker.wait_for(Counter::FerriesLost, 1);
+        let last = broker.end();
+        assert_eq!(last.report.count(Counter::Landed), 0, "{kind:?}");
+    }
+}
+
+/// A message with two descriptors.
+fn send(to: &OwnedFd, message: &[u8], with: &[&dyn AsRawFd; 2]) {
+    let mut part = libc::iovec { iov_base: message.as_ptr().cast_mut().cast(), iov_len: message.len() };
+    let mut control = [0_u64; 8];
+    let size = 2 * size_of::<i32>() as u32;
+    // SAFETY: zeros are a message of nothing; everything that it is given then lives through the call, and `control` is
+    // aligned for a header and has room for one with two descriptors.
+    let sent = unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        (header.msg_iov, header.msg_iovlen) = (&raw mut part, 1);
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = libc::CMSG_SPACE(size) as _;
+        let first = libc::CMSG_FIRSTHDR(&raw const header);
+        ((*first).cmsg_level, (*first).cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+        (*first).cmsg_len = libc::CMSG_LEN(size) as _;
+        for (place, one) in with.iter().enumerate() {
+            libc::CMSG_DATA(first).cast::<i32>().add(place).write_unaligned(one.as_raw_fd());
+        }
+        libc::sendmsg(to.as_raw_fd(), &raw const header, 0)
+    };
+    assert_eq!(sent, message.len() as isize);
 }

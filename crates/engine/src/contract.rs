@@ -38,17 +38,18 @@
 //! 14. A ferry leads to another process. It carries messages, whole and in order, each with two connections at most, which
 //!     are halted. `Ship` is answered by `Shipped` when the kernel has the message; one is outstanding per ferry. Each
 //!     `Fetch` is answered by one message (`Landed`), its connections as after `Halted`, or by `FerryLost` behind the last
-//!     of them. A connection that was shipped is held by both processes: the one that closes it last ends it, and a `Close`
-//!     before that says nothing to the peer. Which of them may use it is the cores' business.
+//!     of them. A connection that was shipped is held by both processes: the one that closes it last ends it, as who was to
+//!     use it has said, and a `Close` before that says nothing to the peer. Which of them may use it is the cores' business.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::broker::guide::Opinion;
 use crate::buffers::{Buf, Buffers};
 use crate::questions::{Answer, By, Filter, Names, Questions};
 use crate::report::Report;
 
-/// A moment: nanoseconds since 1970 as the carrier counts them, which never go back. Carriers read clocks; cores are told.
+/// A moment: nanoseconds of the host's monotonic clock. Carriers read clocks; cores are told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Instant(pub u64);
 
@@ -371,6 +372,13 @@ pub enum Order {
     Land(Given),
     /// What became of a service.
     Answer(Answer),
+    /// What the outside says of a connection that `Question::Sniff` asked about.
+    Opinion {
+        /// The question's.
+        ticket: u64,
+        /// What it is.
+        opinion: Opinion,
+    },
     /// New connections of this service wait; answered by `Question::Held`, and over with an answer of the outside.
     Hold(String),
     /// How much are these used? Answered by `Question::Usage`.

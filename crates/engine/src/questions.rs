@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::guide::Delivery;
+use crate::contract::ListenerId;
 
 /// Questions of its own that a core may have waiting.
 pub const MOST_QUESTIONS: usize = 1024;
@@ -17,6 +18,8 @@ pub const MOST_QUESTIONS: usize = 1024;
 /// What a core says to the outside.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Question {
+    /// A connection speaks what nobody here knows.
+    Sniff(Opening),
     /// A connection waits for a service that sleeps: start it, or say why not. Asked once for all who wait.
     Wake {
         /// The service's name, or the target of a route.
@@ -81,6 +84,19 @@ pub enum Question {
         /// Connections of it that do not wait: on their way, or relayed.
         live: u32,
     },
+}
+
+/// How a connection begins that is asked about; answered by `Order::Opinion`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Opening {
+    /// Names the connection in the answer; this core's.
+    pub ticket: u64,
+    /// Through which listener it came.
+    pub listener: ListenerId,
+    /// Its first bytes.
+    pub bytes: Vec<u8>,
+    /// There will be no more, however many come.
+    pub is_all: bool,
 }
 
 /// How much a service is used.
@@ -229,7 +245,7 @@ impl Question {
     /// Whether the core asks of its own accord, and so within bounds.
     pub fn is_own(&self) -> bool {
         match self {
-            Question::Wake { .. } => true,
+            Question::Wake { .. } | Question::Sniff(_) => true,
             Question::Usage { .. }
             | Question::Held { .. }
             | Question::Surveyed { .. }

@@ -83,7 +83,7 @@ counters! {
     Moving = "moving_now", "connections";
     /// connections taken over from another process
     Landed = "landed", "connections";
-    /// messages of another process that were not understood or could not be followed; what came with them stays there
+    /// messages of another process that were not understood or not possible; what came with them stays there
     LandingsRefused = "landings_refused", "messages";
     /// moves that the other process refused or did not live to take; the connections live on here
     MovesReturned = "moves_returned", "connections";

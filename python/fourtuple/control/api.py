@@ -9,6 +9,7 @@ import dataclasses
 import http
 import os
 import re
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
@@ -150,6 +151,17 @@ def _says(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def made(controlled: Remote) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """The application, within its guard."""
+    return _Guard(_application(controlled))
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document, of nobody's application."""
+    idle, other = socket.socketpair()
+    with idle, other:
+        return _application(Remote(idle)).openapi()
+
+
+def _application(controlled: Remote) -> FastAPI:
     app = FastAPI(
         title="fourtuple control",
         version="1",
@@ -171,7 +183,7 @@ def made(controlled: Remote) -> Callable[[Scope, Receive, Send], Awaitable[None]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
-    return _Guard(app)
+    return app
 
 
 def _add_reads(app: FastAPI, controlled: Remote) -> None:

@@ -450,11 +450,11 @@ class Launcher:
             def over(_: object) -> None:
                 news.set()
 
+            # None of it for as long as it runs.
+            watched.callback(lambda: unit.status.remove_done_callback(over))
             while True:
-                # One at a time, and none for as long as it runs.
                 unit.status.remove_done_callback(over)
                 unit.status.add_done_callback(over)
-                watched.callback(unit.status.remove_done_callback, over)
                 if unit.status.done():
                     status = unit.status.result()
                     if not self._adopt_heir(unit):

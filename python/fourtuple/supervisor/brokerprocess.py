@@ -65,6 +65,9 @@ def _begun(channel: Channel, first: Message) -> int:
     spec = Spec.from_fields(first.fields["spec"])
     listeners, workers, file = list(first.descriptors), spec.workers, spec.file()
     with ExitStack() as stack:
+        # Before the engine, which reckons with the descriptors that there are.
+        runner = stack.enter_context(asyncio.Runner())
+        runner.get_loop()
         store, seen = _store(stack, spec, file)
         # What io_uring can do is found by trying it, which takes sockets that there are none of afterwards.
         carrier, fallback = _carrier(CarrierName(spec.carrier))
@@ -86,7 +89,7 @@ def _begun(channel: Channel, first: Message) -> int:
         engine.wait_for(lambda now: now.phase is not Phase.RAMPING or not now.running, _BEGINS_WITHIN_S)
         if (stopped_by := engine.snapshot().stopped_by) is not None:
             raise EngineStopped(f"it cannot listen: {stopped_by}")
-        asyncio.run(_Process(channel, spec, engine, seen, listeners, report, fallback).live())
+        runner.run(_Process(channel, spec, engine, seen, listeners, report, fallback).live())
     return 0
 
 

@@ -24,7 +24,7 @@ from fourtuple.supervisor.channel import MOST_DESCRIPTORS, VERSION, Channel, Cha
 from fourtuple.supervisor.listeners import Listeners
 from fourtuple.supervisor.spec import Spec
 
-ANSWERS_WITHIN_S = 5.0
+ANSWERS_WITHIN_S = 20.0
 COMMAND = ("-P", "-m", "fourtuple.supervisor", "--broker")
 """What an interpreter is given to be a broker process; of whatever version, it has to understand this."""
 _ENDS_WITHIN_S = 5.0
@@ -44,6 +44,8 @@ class BrokerChild:
         """Its status, as of waitstatus_to_exitcode()."""
         self.last: Fields = {}
         """The newest numbers that it has told."""
+        self.is_leaving = False
+        """It has been told to move what it has to another one, and accepts no more."""
         self._asked: dict[int, asyncio.Future[Fields]] = {}
         self._numbers = count(1)
         self._is_watched_for_room = False
@@ -89,7 +91,13 @@ class BrokerChild:
         """The one of a supervisor whose place this program has taken."""
         made = cls(left["pid"], Channel(socket.socket(fileno=left["channel"])), hear)
         made.ready.set_result(left["ready"])
+        made.is_leaving, made.last = left["is_leaving"], left["last"]
         return made
+
+    def left(self) -> Fields:
+        """As `inherited` takes it; the channel is still this one's."""
+        channel, ready = self.channel.fileno(), self.ready.result()
+        return {"pid": self.pid, "channel": channel, "ready": ready, "is_leaving": self.is_leaving, "last": self.last}
 
     @property
     def report(self) -> Report | None:

@@ -25,7 +25,7 @@ from fourtuple.control.verbs import (
     plain,
 )
 from fourtuple.errors import BadConfig, EngineStopped
-from fourtuple.launcher.outcomes import Phase
+from fourtuple.launcher import Phase
 from fourtuple.services import Service
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from ipaddress import ip_address
 from typing import Any, Protocol
 
 from fourtuple.errors import MissingPrivilege
-from fourtuple.launcher import Exit, Launcher, StartFailed
+from fourtuple.launcher import Exit, Launcher, Phase, StartFailed
 from fourtuple.services import Delivery
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.wakes import Wakes
@@ -30,7 +30,6 @@ from fourtuple.templates import Call, Template
 
 _GLANCE_S = 0.5
 _ANSWERED_WITHIN_S = 5.0
-_SETTLES_S = 10.0
 _MOST_FAILURES = 1_024
 """Remembered, for who asks."""
 _USAGE_PER_MESSAGE = 64
@@ -97,6 +96,8 @@ class Dormancy:
         """Services whose turn to start has not come. When ten thousand are called at once, nothing is to be there for
         each but what was asked; a start of its own takes ten times that."""
         self._starting = 0
+        self._unsettled: set[str] = set()
+        """Services that may come up without anybody who has asked for them here."""
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.woken = self.failed = self.refused = self.stopped = self.ended = 0
@@ -153,6 +154,12 @@ class Dormancy:
         self._log("service_failed", service=service, status=exit.status)
         self._brokers.answer([{"kind": "slept", "service": service}])
 
+    def broker_ended(self) -> None:
+        """A broker process is gone, and with it what it has not answered: who was held back for that is let through."""
+        for service, one in self._services.items():
+            if one.state is State.HOLDING:
+                self._let_go(service, one)
+
     # ---- from outside ------------------------------------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:
@@ -182,24 +189,28 @@ class Dormancy:
         """Templates for starts from now on."""
         self._templates = templates
 
-    def resume(self, templates: dict[str, str], counts: Mapping[str, int]) -> None:
-        """These are running, says a supervisor whose place this one has taken: service and template."""
-        for service, name in templates.items():
+    def resume(self, running: dict[str, str], unsettled: Iterable[str], counts: Mapping[str, int]) -> None:
+        """What a supervisor has left whose place this one has taken: services and their templates, and those of which
+        the launcher alone knows how far they are. Their clients ask anew, and find the start going on."""
+        for service, name in running.items():
             if (template := self._templates.get(name)) is not None:
                 self._services[service] = _Service(template, State.UP)
+        self._tell("up", self._services)
+        self._unsettled.update(unsettled)
+        self._tell("slept", self._unsettled)
         self.woken, self.failed = counts["services_woken"], counts["starts_failed"]
         self.refused, self.stopped = counts["wakes_refused"], counts["services_stopped"]
         self.ended = counts["services_ended"]
 
-    async def settled(self) -> None:
-        """Wait until no start and no stop is under way, or it has taken too long."""
-        until_s = time.monotonic() + _SETTLES_S
-        while self._tasks and time.monotonic() < until_s:
-            await asyncio.wait(self._tasks, timeout=_GLANCE_S)
-
     def running_templates(self) -> dict[str, str]:
-        """As `resume` takes it."""
-        return {name: one.template.name for name, one in self._services.items() if one.state is not State.STARTING}
+        """As `resume` takes it: who is running."""
+        running = (State.UP, State.HOLDING)
+        return {name: one.template.name for name, one in self._services.items() if one.state in running}
+
+    def unsettled(self) -> list[str]:
+        """As `resume` takes it: who is about to run, or not to."""
+        between = (State.STARTING, State.STOPPING)
+        return [name for name, one in self._services.items() if one.state in between]
 
     async def stop(self, service: str) -> bool:
         """Stop it now, whoever uses it; says whether it was there."""
@@ -213,6 +224,7 @@ class Dormancy:
         """Stop what nobody uses, until cancelled."""
         while True:
             await asyncio.sleep(_GLANCE_S)
+            self._settle()
             now_s = time.monotonic()
             asked = []
             self._tickets += 1
@@ -232,14 +244,6 @@ class Dormancy:
                 some = asked[at : at + _USAGE_PER_MESSAGE]
                 self._brokers.answer([{"kind": "usage", "ticket": self._tickets, "services": some}])
 
-    def give_back(self) -> None:
-        """Forget the starts that are not over: who asked is told that they sleep, and asks whoever comes next here."""
-        starting = [service for service, one in self._services.items() if one.state is State.STARTING]
-        for service in starting:
-            del self._services[service]
-        self._waiting.clear()
-        self._brokers.answer([{"kind": "slept", "service": service} for service in starting])
-
     async def aclose(self) -> None:
         """Begin nothing more."""
         self._waiting.clear()
@@ -247,7 +251,27 @@ class Dormancy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _settle(self) -> None:
+        """Look after those that have come up for clients who have all left while this program took its place."""
+        if not self._unsettled:
+            return
+        there = {one.service: one for one in self._launcher.services()}
+        for service in list(self._unsettled):
+            one = there.get(service)
+            if one is None or service in self._services:
+                self._unsettled.discard(service)
+            elif one.phase is Phase.RUNNING:
+                self._unsettled.discard(service)
+                template = self._templates.get(one.template)
+                if template is not None:
+                    self._services[service] = _Service(template, State.UP)
+
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _tell(self, kind: str, services: Iterable[str]) -> None:
+        rows = [{"kind": kind, "service": service} for service in services]
+        for at in range(0, len(rows), _USAGE_PER_MESSAGE):
+            self._brokers.answer(rows[at : at + _USAGE_PER_MESSAGE])
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -21,7 +21,7 @@ from fourtuple.supervisor.channel import Fields
 
 VERSION = 1
 MODULE = "fourtuple.supervisor"
-CHECKS_WITHIN_S = 30.0
+CHECKS_WITHIN_S = 60.0
 _MOST_BYTES = 256 << 20
 _WAITING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that wait for the successor to have its handlers."""
@@ -36,8 +36,8 @@ class Estate:
     begun_s: float
     """Of CLOCK_MONOTONIC."""
     listeners: dict[str, list[int]]
-    broker: Fields
-    """`pid`, `channel` (a descriptor), and what it said when it was ready."""
+    brokers: list[Fields]
+    """Of each broker process what `BrokerChild.left` says: the one that accepts, then those that are leaving."""
     ended: Fields
     """What is counted of broker processes that are gone."""
     counts: dict[str, int]
@@ -46,6 +46,8 @@ class Estate:
     """Descriptors of the launcher's, in its order."""
     running: dict[str, str]
     """Services that are up, and their templates."""
+    unsettled: list[str]
+    """Services that are being started or stopped."""
     control: int | None = None
     """The control socket."""
     inetd: int | None = None

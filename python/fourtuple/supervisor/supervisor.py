@@ -31,12 +31,13 @@ from fourtuple.supervisor.channel import Fields, Message
 from fourtuple.supervisor.child import BrokerChild
 from fourtuple.supervisor.dormancy import Dormancy
 from fourtuple.supervisor.listeners import Listeners
+from fourtuple.supervisor.plugins import Plugin, Plugins
 from fourtuple.supervisor.spec import Spec
 from fourtuple.supervisor.succession import Estate, check, hand_over
 from fourtuple.supervisor.wakes import WakeRules, Wakes
 from fourtuple.templates import Template
 
-READY_WITHIN_S = 15.0
+READY_WITHIN_S = 60.0
 MOVES_WITHIN_S = 60.0
 _BACKOFF_S = (0.05, 10.0)
 _QUIET_S = 10.0
@@ -62,6 +63,7 @@ class Settings:
     """What the supervisor itself goes by."""
 
     templates: tuple[Template, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
     rules: WakeRules = field(default_factory=WakeRules)
     most_starting: int = 32
     most_running: int = MOST_RUNNING
@@ -81,6 +83,7 @@ class Settings:
         identity = confinement.identity(file.confine.user, file.confine.group)
         return cls(
             templates=file.templates,
+            plugins=tuple(Plugin(**dict(table)) for table in file.plugin),
             rules=rules,
             most_starting=wake.most_starting,
             most_running=wake.most_running or MOST_RUNNING,
@@ -128,11 +131,13 @@ class Supervisor:
             descriptors=() if estate is None else estate.words,
         )
         templates = {template.name: template for template in settings.templates}
+        self.plugins = Plugins(settings.plugins, log)
         self.dormancy = Dormancy(self.launcher, templates, Wakes(settings.rules), self, log)
         if estate is not None:
             self.total, self.restarts, self.lost = estate.ended, estate.counts["restarts"], estate.counts["lost"]
-            self.dormancy.resume(estate.running, estate.counts)
-            self._adopt(BrokerChild.inherited(estate.broker, self._hear))
+            for left in reversed(estate.brokers):
+                self._adopt(BrokerChild.inherited(left, self._hear))
+            self.dormancy.resume(estate.running, estate.unsettled, estate.counts)
             state, why = ("done", None) if not estate.why_back else ("failed", estate.why_back)
             self.upgraded = Upgrade(state=state, why=why, began=estate.upgrade_began)
 
@@ -184,6 +189,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(looking_after, *self._minding, return_exceptions=True)
             await self.dormancy.aclose()
+            await self.plugins.aclose()
             await self.launcher.aclose()
             for broker in self.brokers:
                 broker.kill()
@@ -204,8 +210,9 @@ class Supervisor:
 
     @property
     def accepting(self) -> BrokerChild | None:
-        """The broker process that accepts."""
-        return self.brokers[0] if self.brokers else None
+        """The broker process that accepts; none while it is being started again."""
+        first = self.brokers[0] if self.brokers else None
+        return None if first is None or first.is_leaving or first.ended.done() else first
 
     def keep_task(self, task: asyncio.Task[Any]) -> None:
         """Until the end at most."""
@@ -221,7 +228,12 @@ class Supervisor:
             with suppress(EngineStopped):
                 broker.last = await broker.ask("summary")
             rows.append(broker.last)
-        return {**_added(rows), "supervisor": self.wakes()}
+        total = _added(rows)
+        # From one broker process to another: accepted once, and ended once.
+        moved = total["ended"].pop("moved", 0)
+        if plugins := self.plugins.counts():
+            total["plugins"] = plugins
+        return {**total, "supervisor": {**self.wakes(), "connections_moved": moved}}
 
     def wakes(self) -> dict[str, int]:
         """What the supervisor counts itself."""
@@ -235,8 +247,8 @@ class Supervisor:
 
     async def _replace(self, broker: BrokerChild) -> Fields:
         """Let it begin; once it is ready it is the one that accepts. If it is not, it is ended: EngineStopped."""
-        broker.begin(self.spec, self.listeners)
         try:
+            broker.begin(self.spec, self.listeners)
             ready = await broker.is_ready(READY_WITHIN_S)
         except BaseException:
             broker.kill()
@@ -261,8 +273,13 @@ class Supervisor:
     async def _move(self, old: BrokerChild, new: BrokerChild) -> None:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self.spec.workers)]
         try:
+            old.is_leaving = True
             await new.ask("land", descriptors=[theirs.fileno() for _, theirs in pairs])
             await old.ask("ferry", descriptors=[ours.fileno() for ours, _ in pairs])
+        except EngineStopped:
+            # Two of them may accept for a moment, but not for ever: this one keeps what it has until that ends.
+            old.send("drain", {})
+            raise
         finally:
             for pair in pairs:
                 for one in pair:
@@ -279,9 +296,9 @@ class Supervisor:
             status = await asyncio.shield(broker.ended)
         finally:
             glance.cancel()
-        was_first = broker is self.accepting
         self._count_ended(broker, status)
-        if not was_first or self.is_ending:
+        self.dormancy.broker_ended()
+        if not self._wants_broker():
             return
         if time.monotonic() - begun_s > _QUIET_S:
             self._pause_s = _BACKOFF_S[0]
@@ -291,11 +308,17 @@ class Supervisor:
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * 2, _BACKOFF_S[1])
             try:
-                # By executing it: a fork() of a process that has had threads may inherit their locks.
-                await self._replace(BrokerChild.executed(sys.executable, self._hear))
+                # Whoever is bringing a new one for another reason has done so then.
+                async with self._replacing:
+                    if self._wants_broker():
+                        # By executing it: a fork() of a process that has had threads may inherit their locks.
+                        await self._replace(BrokerChild.executed(sys.executable, self._hear))
                 return
-            except EngineStopped as error:
+            except (EngineStopped, OSError) as error:
                 print(f"fourtuple serve: {error}", file=sys.stderr, flush=True)
+
+    def _wants_broker(self) -> bool:
+        return self.accepting is None and not self.is_ending
 
     async def _glance(self, broker: BrokerChild) -> None:
         """Know its numbers should it die; and whether folders of services are others than it was given."""
@@ -314,10 +337,12 @@ class Supervisor:
     async def _renew(self) -> None:
         try:
             await self._succeed(BrokerChild.executed(sys.executable, self._hear))
-        except EngineStopped as error:
+        except (EngineStopped, OSError) as error:
             print(f"fourtuple serve: {error}", file=sys.stderr, flush=True)
 
     def _count_ended(self, broker: BrokerChild, status: int) -> None:
+        if broker not in self.brokers:
+            return
         self.brokers.remove(broker)
         last = broker.last
         why = "; ".join(last.get("errors", ())) or None
@@ -363,6 +388,8 @@ class Supervisor:
                 self.dormancy.usage(question)
             case "held":
                 self.dormancy.held(question)
+            case "sniff":
+                self.plugins.sniff(question, lambda opinion: self.answer([opinion]))
 
     # ---- upgrades ----------------------------------------------------------------------------------------------------
 
@@ -387,12 +414,13 @@ class Supervisor:
         moved = self.total.get("ended", {}).get("moved", 0)
         self._log("upgrade_done", pid=self.pid, took_ms=round((time.monotonic() - begun_s) * 1e3), moved=moved)
         await asyncio.sleep(_LATER_S)
-        # Nothing may be under way that only this image knows.
-        await self.dormancy.settled()
         if self.before_leaving is not None:
             await self.before_leaving()
+        until_s = time.monotonic() + MOVES_WITHIN_S
+        while any(broker.channel.has_more_to_send for broker in self.brokers) and time.monotonic() < until_s:
+            await asyncio.sleep(_GLANCE_S / 10)
         try:
-            self.dormancy.give_back()
+            await self.plugins.aclose()
             hand_over(executable, self.estate())
         except EngineStopped as error:
             self.upgraded = Upgrade(state="failed", why=str(error), began=began)
@@ -406,17 +434,18 @@ class Supervisor:
         saved, words = self.launcher.save()
         listeners = self.listeners.descriptors_by_name()
         rest = self.leave()
-        channel = broker.channel.fileno()
-        kept = [*words, channel, *(fd for of_it in listeners.values() for fd in of_it)]
+        left = [one.left() for one in self.brokers if not one.ended.done()]
+        kept = [*words, *(one["channel"] for one in left), *(fd for of_it in listeners.values() for fd in of_it)]
         return Estate(
             spec=self.spec.fields(),
             listeners=listeners,
-            broker={"pid": broker.pid, "channel": channel, "ready": broker.ready.result()},
+            brokers=left,
             ended=self.total,
             counts={"restarts": self.restarts, "lost": self.lost, **self.dormancy.counts()},
             launcher=saved.row(),
             words=words,
             running=self.dormancy.running_templates(),
+            unsettled=self.dormancy.unsettled(),
             previous=sys.executable,
             upgrade_began=self.upgraded.began,
             kept=[*kept, *rest.pop("kept")],

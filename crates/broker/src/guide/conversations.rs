@@ -173,6 +173,15 @@ fn socks4(user: &str, host: &str) -> Vec<u8> {
     [&[4, 1, 0x15, 0x38, 0, 0, 0, 1][..], user.as_bytes(), b"\0", host.as_bytes(), b"\0"].concat()
 }
 
+/// What is left to one protocol's services is not left to another's.
+#[test]
+fn socks_is_answered_where_postgres_is_not() {
+    conversations(
+        &Rules { postgres_tls: PostgresTls::Left, ..Rules::default() },
+        &[(&[GREETING, &socks5("nobody.example.com")], r"answer \x05\x00 NoRoute"), (&[TLS], "all without 0")],
+    );
+}
+
 #[test]
 fn a_socks_client_is_told_and_what_it_asked_for_is_kept() {
     let (granted, succeeded) = (r"\x00Z\x00\x00\x00\x00\x00\x00", r"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00");

@@ -97,7 +97,7 @@ impl World<'_> {
         let place = usize::from(row.ends[0].is_some());
         row.ends[place] = Some(opened);
         if strikes && place == 1 {
-            let when = self.now.0 + self.random.between(0, 20_000_000);
+            let when = self.now.0 + self.random.between(0, 300_000);
             self.at(when, Happening::CutFerry(ferry));
         }
     }

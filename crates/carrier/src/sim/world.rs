@@ -117,6 +117,8 @@ pub(super) struct End {
     pub(super) others: Vec<(usize, ConnId)>,
     /// Messages that hold it.
     pub(super) in_flight: u32,
+    /// Whoever closes it last resets it.
+    pub(super) aborted: bool,
 }
 
 impl End {
@@ -144,6 +146,7 @@ impl End {
             halted: false,
             others: Vec::new(),
             in_flight: 0,
+            aborted: false,
         }
     }
 }
@@ -424,9 +427,14 @@ impl<'a> World<'a> {
             }
             Command::Close { conn, abort } => {
                 if let Some(place) = self.place(host, conn)? {
+                    let this = &mut self.links[place.0].ends[place.1];
+                    let is_user = (this.host, this.conn) == (host, conn);
+                    // SO_LINGER is the socket's, whoever sets it.
+                    this.aborted |= abort && is_user;
+                    let abort = this.aborted || abort;
                     if self.is_held_by_others(place, host, conn) {
                         self.soon(Happening::TellClosedHere(host, conn));
-                        return if abort { Err(format!("{conn:?} is another's, too, and is aborted")) } else { Ok(()) };
+                        return if is_user || !abort { Ok(()) } else { Err(format!("{conn:?} is another's")) };
                     }
                     self.leave(place, abort);
                     self.links[place.0].ends[place.1].phase = Phase::Closing;

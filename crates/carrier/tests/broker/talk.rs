@@ -15,7 +15,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fourtuple_engine::broker::guide::{Address, Chosen, Delivery, Errand, Guidance, Guide, Heard, Shown, Turn};
+use fourtuple_engine::broker::guide::{
+    Address, Asleep, Chosen, Delivery, Errand, Guidance, Guide, Heard, Shown, Turn, Why, Word,
+};
 use fourtuple_engine::broker::ledger::{Ended, Ledger, Reason};
 use fourtuple_engine::report::{Counter, Phase, Report};
 use fourtuple_engine::{Command, ConnId, Core, Event, Instant, ListenerId, Order, Outbox, SourceChoice, Transport};
@@ -40,6 +42,8 @@ pub(crate) struct Service {
     pub(crate) at: SocketAddr,
     /// By its TCP endpoint, not by its path.
     pub(crate) tcp: bool,
+    /// It has to be started first.
+    pub(crate) sleeps: bool,
 }
 
 impl Service {
@@ -72,7 +76,14 @@ pub(crate) struct Read {
     source: Option<SocketAddr>,
     greeted: bool,
     asked: bool,
+    /// A probe of a sleeper was told the first half.
+    answered: bool,
+    /// What a client is told that waited in vain.
+    word: bool,
 }
+
+/// What a client is told then.
+const WORD: &[u8] = b"\xff";
 
 /// Whoever is source `number` of a proxy.
 fn source(number: u8) -> SocketAddr {
@@ -143,6 +154,10 @@ impl Guide for FirstLine {
         };
         let Some(service) = self.services.get(name) else { return Guidance::NoRoute };
         chosen.skip = skip as u32;
+        if service.sleeps {
+            chosen.start = Word::new("t");
+        }
+        read.word = name % 2 == 0;
         if self.greets && service.delivery == Delivery::Relay {
             chosen.script.push(Turn { say: b"".into(), expect: Some(GREETED) });
         }
@@ -160,6 +175,41 @@ impl Guide for FirstLine {
         chosen.address = service.address();
         Guidance::Found
     }
+
+    fn asleep(&mut self, shown: &Shown<'_>, read: &mut Read, _: &Chosen, say: &mut Vec<u8>) -> Asleep {
+        match probed(shown.bytes.get(read.start..).unwrap_or_default()) {
+            None => Asleep::Wake,
+            Some(Err(())) => Asleep::More,
+            // Half of them in two parts: what is unread is shown again, so the second comes with the last look at the latest.
+            Some(Ok(hear)) => {
+                let half = if read.answered { hear / 2 } else { 0 };
+                let is_half = hear % 2 == 0 && hear > 2 && !read.answered && !shown.last;
+                say.extend((half..if is_half { hear / 2 } else { hear }).map(pattern));
+                read.answered = true;
+                if is_half { Asleep::Say } else { Asleep::Farewell }
+            }
+        }
+    }
+
+    fn farewell(&mut self, read: &Read, _: &Chosen, _: Why, say: &mut Vec<u8>) {
+        if read.word {
+            say.extend(WORD);
+        }
+    }
+}
+
+/// How many bytes a probe wants to hear whose line is "s<number> p 0 <hear>"; None if it is none, or the line is not whole.
+fn probed(line: &[u8]) -> Option<Result<u64, ()>> {
+    let mut words = line.split(|&byte| byte == b' ');
+    words.next()?;
+    match words.next()? {
+        b"p" => {}
+        b"" => return Some(Err(())),
+        _ => return None,
+    }
+    let Some(end) = line.iter().position(|&byte| byte == b'\n') else { return Some(Err(())) };
+    let hear = std::str::from_utf8(&line[..end]).ok()?.rsplit(' ').next()?.parse().ok()?;
+    Some(Ok(hear))
 }
 
 /// Keeps every entry.
@@ -212,6 +262,8 @@ pub(crate) struct Talk {
     pub(crate) hear: u64,
     /// The replier answers before it has heard the end.
     pub(crate) early: bool,
+    /// It says nothing but its line, and a sleeper need not be woken for it.
+    pub(crate) probe: bool,
     pub(crate) at: SocketAddr,
 }
 
@@ -236,11 +288,17 @@ struct Speaking {
     sending: bool,
     shut: bool,
     closing: bool,
+    /// It was told that its service does not come.
+    told: bool,
 }
 
 impl Talk {
     fn line(&self) -> String {
-        let mode = if self.early { 'e' } else { 'l' };
+        let mode = match (self.probe, self.early) {
+            (true, _) => 'p',
+            (false, true) => 'e',
+            (false, false) => 'l',
+        };
         let asked = if self.opening == Opening::Asks { " ?" } else { "" };
         match self.manner {
             Manner::Whole | Manner::Slow => {
@@ -404,6 +462,16 @@ impl Core for Talker {
             }
             Event::Received { conn, buf } => {
                 if let Some((_, it)) = self.speaking.get_mut(&conn.index)
+                    && (it.told || it.heard == 0 && outbox.buffers.bytes(&buf) == WORD)
+                {
+                    if it.told {
+                        self.wrong = Some(format!("talk {} was told more than that it is over", it.talk));
+                    }
+                    it.told = true;
+                    outbox.buffers.release(buf);
+                    return self.go_on(now, outbox);
+                }
+                if let Some((_, it)) = self.speaking.get_mut(&conn.index)
                     && it.line_said == it.line.len()
                     && let Some((answer, mut line)) = it.then.pop()
                 {
@@ -429,10 +497,11 @@ impl Core for Talker {
             }
             Event::Finished { conn, .. } => {
                 let Some((_, it)) = self.speaking.get(&conn.index) else { return };
-                let whole = it.heard == self.talks[it.talk].hear && it.shut;
+                let talk = &self.talks[it.talk];
+                let whole = it.heard == talk.hear && (it.shut || talk.probe);
                 let normal = matches!(self.talks[it.talk].manner, Manner::Whole | Manner::Slow);
                 // A connection that is cut must look cut: only a whole answer ends in FIN.
-                if normal && !whole && now < self.until && !it.closing {
+                if normal && !whole && !it.told && now < self.until && !it.closing {
                     self.wrong = Some(format!("talk {}: an end after {} bytes", it.talk, it.heard));
                 }
                 let outcome = if normal && whole { Outcome::Right } else { Outcome::Broken };

@@ -141,7 +141,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                     };
                     let record = record::read(outbox.peeks.bytes(&message));
                     let Ok(Message::Relay(record)) = record else { unreachable!("it was one a moment ago") };
-                    let mut boarding = Boarding::of(&record, true, conns, now);
+                    let mut boarding = Boarding::of(&record, true, conns);
                     boarding.queued = std::mem::take(&mut landing.before);
                     for (all, rest) in boarding.queued.iter_mut().zip(&mut queued) {
                         all.append(rest);
@@ -155,7 +155,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             Ok(Message::Fresh(record)) => {
                 let is_known = (record.listener as usize) < self.config.listen.len();
                 if is_known && conns[CLIENT].is_some() && conns[SERVICE].is_none() {
-                    let boarding = Boarding::of(&record, false, conns, now);
+                    let boarding = Boarding::of(&record, false, conns);
                     let Some(answer) = head_only(Message::Taken { serial: record.serial }, outbox) else {
                         return self.wait(place, conns, message, now, outbox);
                     };
@@ -248,6 +248,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             // `begin` counts it as opened, and it has been counted.
             self.report.less(Counter::Open);
             let id = self.begin(boarding.listener, client, boarding.accepted);
+            // It keeps its name.
+            self.sessions[id as usize].accepted = boarding.accepted;
             let place = self.sessions[id as usize].extra;
             let due = now.after(self.config.listen[boarding.listener.0 as usize].sniff_timeout);
             let wait = self.waits.at(place);
@@ -255,8 +257,9 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             wait.given_up = (boarding.patience_ns > 0).then(|| now.after(Duration::from_nanos(boarding.patience_ns)));
             self.waits.set_due(place, Some(due));
             outbox.push(Command::Name { conn: client });
-            outbox.push(Command::Resume { conn: client });
-            return outbox.push(Command::Peek { conn: client });
+            // Once it is resumed, what has come is taken unless somebody only looks at it.
+            outbox.push(Command::Peek { conn: client });
+            return outbox.push(Command::Resume { conn: client });
         }
         let Some(service) = boarding.conns[SERVICE] else { return };
         let id = self.free_sessions.pop().unwrap_or_else(|| {
@@ -327,13 +330,14 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
 }
 
 impl Boarding {
-    fn of(record: &Record<'_>, is_relay: bool, conns: [Option<ConnId>; 2], now: Instant) -> Boarding {
+    fn of(record: &Record<'_>, is_relay: bool, conns: [Option<ConnId>; 2]) -> Boarding {
         Boarding {
             is_relay,
             conns,
             listener: ListenerId(record.listener),
             peer: record.peer,
-            accepted: Instant(now.0.saturating_sub(record.age_ns)),
+            // The clock is the host's; only another time namespace has another one (time_namespaces(7)).
+            accepted: Instant(record.accepted_ns),
             patience_ns: record.patience_ns,
             sides: record.sides,
             bytes: record.bytes,

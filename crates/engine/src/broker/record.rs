@@ -73,8 +73,8 @@ pub struct Record<'a> {
     pub listener: u32,
     /// Who it is.
     pub peer: Option<SocketAddr>,
-    /// Nanoseconds since it was accepted.
-    pub age_ns: u64,
+    /// The moment at which it was accepted, which is its name, too (`survey`).
+    pub accepted_ns: u64,
     /// Nanoseconds until it is given up; 0 is not said.
     pub patience_ns: u64,
     /// `FINISHED`, `SHUT`, `GONE` of the client and of the service.
@@ -141,7 +141,7 @@ fn record(serial: u32, message: &[u8]) -> Option<Record<'_>> {
         serial,
         listener: number(fixed, 12),
         peer,
-        age_ns: long(fixed, 40),
+        accepted_ns: long(fixed, 40),
         patience_ns: long(fixed, 48),
         sides: [fixed[16], fixed[17]],
         bytes: [long(fixed, 56), long(fixed, 64)],
@@ -188,7 +188,9 @@ pub fn write_record(into: &mut [u8], is_relay: bool, record: &Record<'_>, counts
         into[24..40].copy_from_slice(&address.octets());
     }
     into[22..24].copy_from_slice(&(service.len() as u16).to_be_bytes());
-    for (at, value) in [(40, record.age_ns), (48, record.patience_ns), (56, record.bytes[0]), (64, record.bytes[1])] {
+    for (at, value) in
+        [(40, record.accepted_ns), (48, record.patience_ns), (56, record.bytes[0]), (64, record.bytes[1])]
+    {
         into[at..at + 8].copy_from_slice(&value.to_be_bytes());
     }
     for (at, value) in [(72, record.before[0]), (76, record.before[1]), (80, counts[0]), (84, counts[1])] {
@@ -231,7 +233,7 @@ mod tests {
             serial: 7,
             listener: 1,
             peer: Some("192.0.2.7:1000".parse().unwrap()),
-            age_ns: 1 << 40,
+            accepted_ns: 1 << 40,
             patience_ns: 9,
             sides: [FINISHED, SHUT],
             bytes: [3, 1 << 33],

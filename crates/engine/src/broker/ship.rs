@@ -140,7 +140,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             sides[CLIENT] & SENDING == 0
                 && self.waits.get(extra).is_some_and(|wait| {
                     let is_free = !wait.reaching && !wait.handing && !wait.last_look && wait.parting.is_none();
-                    let is_talked_to = wait.touched || wait.replied || wait.is_asleep || wait.was_told || wait.on_errand;
+                    let is_talked_to =
+                        wait.touched || wait.replied || wait.is_asleep || wait.was_told || wait.on_errand;
                     is_free && wait.named && !is_talked_to
                 })
         };
@@ -162,6 +163,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let (place, service, has_wait) = (session.extra, session.service, session.has_wait);
         if has_wait {
             self.waits.set_due(place, None);
+            self.consult_no_more(place);
             if let Some(row) = service.checked_sub(1) {
                 self.waits.leave_line(row, place);
                 self.unpark(place, row);
@@ -222,13 +224,13 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             let (length, is_last) = match moving.from {
                 State::Relaying => {
                     let service = session.service.checked_sub(1).map_or("", |row| self.services.key(row));
-                    let record = record_of(session, moving, service, now);
+                    let record = record_of(session, moving, service);
                     let queued = [CLIENT, SERVICE].map(|side| self.queues.waiting(session.extra, side));
                     let (memory, buffers) = (outbox.peeks.memory(&buf), &outbox.buffers);
                     pack(memory, &record, moving, queued.map(|queue| queue.map(|buf| buffers.bytes(buf))))
                 }
                 _ => {
-                    let mut record = record_of(session, moving, "", now);
+                    let mut record = record_of(session, moving, "");
                     let wait = self.waits.at(session.extra);
                     if moving.from == State::Delivering {
                         // It is looked at again, and waits no longer for that.
@@ -355,7 +357,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     }
 }
 
-fn record_of<'a>(session: &Session, moving: &Move, service: &'a str, now: Instant) -> Record<'a> {
+fn record_of<'a>(session: &Session, moving: &Move, service: &'a str) -> Record<'a> {
     let told = |side: usize| {
         let flags = [(FINISHED, record::FINISHED), (SHUT, record::SHUT), (GONE, record::GONE)];
         flags.iter().filter(|(flag, _)| session.sides[side] & flag != 0).map(|(_, said)| said).sum()
@@ -364,7 +366,7 @@ fn record_of<'a>(session: &Session, moving: &Move, service: &'a str, now: Instan
         serial: moving.serial,
         listener: session.listener.0,
         peer: session.peer,
-        age_ns: now.0.saturating_sub(session.accepted.0),
+        accepted_ns: session.accepted.0,
         patience_ns: 0,
         sides: [told(CLIENT), told(SERVICE)],
         bytes: session.bytes,

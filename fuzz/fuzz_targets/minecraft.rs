@@ -1,0 +1,8 @@
+#![no_main]
+//! Handshakes and pings.
+
+use fourtuple_sniff::{Protocol, Sniffer};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    fourtuple_fuzz::holds(&Sniffer::new([Protocol::Minecraft]), data);
+});
