@@ -14,6 +14,7 @@ EXTRAS := report,bench,clients,asgi,control,test,dev
 PROVE_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
+CHAOS_ARGS ?=
 TEST_ARGS ?=
 
 # One interpreter for maturin, cargo test and clippy: else each run would build pyo3 again.
@@ -23,7 +24,7 @@ RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock crates/*/Cargo.toml) $(shell fi
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(or $(shell command -v cargo-deny),$(abspath .tools)/bin/cargo-deny)
 
-.PHONY: help setup prove test check bench sim fuzz matrix netns docs system clean
+.PHONY: help setup prove test check bench chaos sim fuzz matrix netns docs system clean
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -53,6 +54,9 @@ check: setup $(CARGO_DENY) ## ruff, mypy, stubtest, lint-imports, rustfmt, clipp
 
 bench: setup ## measure ours beside asyncio, uvloop and plain connect()
 	$(PYTHON) -m bench $(BENCH_ARGS)
+
+chaos: setup ## ten minutes of kills, floods, upgrades and clock jumps with a checker (CHAOS_ARGS="--seconds 60 --seed 7")
+	$(PYTHON) -m bench.chaos $(CHAOS_ARGS)
 
 sim: ## the load, echo and broker cores in the seeded simulator (FOURTUPLE_SEEDS=100000 for more worlds)
 	FOURTUPLE_SEEDS=$${FOURTUPLE_SEEDS:-10000} cargo test --release --locked -p fourtuple-carrier \

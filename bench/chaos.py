@@ -44,7 +44,7 @@ FLOOD = 150
 """Sleepers called at once in a flood."""
 PATIENCE_S = 20.0
 IDLE_S = 2.0
-SNIFF_MS = 15_000
+SNIFF_MS = 5_000
 DENIED = "127.0.0.66"
 """Who may wake nothing."""
 _SETTLES_S = 60.0
@@ -52,6 +52,7 @@ _HARM_LASTS_S = 0.2
 """So much later than a kill somebody may still connect to what is just dying."""
 _PAUSE_MOST_S = 0.5
 """Of the back-off of services."""
+_GLANCE_S = 3.0
 _GROWTH_BYTES = 8 << 20
 _GROWTH_DESCRIPTORS = 4
 _SHOWN = 20
@@ -132,12 +133,12 @@ class World:
 
     def measured(self) -> Measured:
         """As it is now."""
-        pids = {"supervisor": self.process.pid, **{"broker": pid for pid in self.brokers()[:1]}}
+        pids = dict(zip(("supervisor", "broker"), (self.process.pid, *self.brokers()), strict=False))
         return Measured(
-            descriptors={name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()},
+            descriptors={name: len(_entries(pid, "fd")) for name, pid in pids.items()},
             kinds={name: _kinds(pid) for name, pid in pids.items()},
             private_bytes={name: _private(pid) for name, pid in pids.items()},
-            threads={name: len(os.listdir(f"/proc/{pid}/task")) for name, pid in pids.items()},
+            threads={name: len(_entries(pid, "task")) for name, pid in pids.items()},
             processes=len(self.children()),
             socket_files=sum(1 for _ in (self.folder / "run").iterdir()),
         )
@@ -325,7 +326,7 @@ class Run:
         pid = self.world.brokers()[0]
         with suppress(ProcessLookupError, FileNotFoundError):
             before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            taken = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1
+            taken = max(int(one.name) for one in _entries(pid, "fd")) + 1
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken, before[1]))
             await asyncio.sleep(self.dice.uniform(0.5, 3.0))
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (before[1], before[1]))
@@ -333,7 +334,7 @@ class Run:
     async def churn(self) -> None:
         """A service is taken away, moved, or comes back, while clients come."""
         name = f"churned{self.dice.randrange(CHURNED)}.example"
-        if name in self.moving and self.moving[name] == ():
+        if len(self.moving.get(name, (name,))) != 1:
             return
         old, registry = self.moving.get(name, (self.world.path(name),)), self.world.registry
         what = self.dice.choice(("away", "moved"))
@@ -351,8 +352,9 @@ class Run:
             self.harm("service removed", name, begun_s)
         else:
             registry.set([Service(name=name, target=f"unix:{new}", start="echoer")])
-            await asyncio.sleep(0.5)
-            self.moving[name] = (new,)
+            # Those that it has where it was are given ten seconds; new ones wait, and meet it where it is to be.
+            self.harm("service moved", name, begun_s, 15.0)
+            asyncio.get_running_loop().call_later(15.0, self.moving.__setitem__, name, (new,))
 
     async def jump(self) -> None:
         """The time of day, by up to ten years, forwards or back."""
@@ -368,7 +370,8 @@ class Run:
             begun_s = time.monotonic()
             await self._upgraded()
             state = await self._state()
-            was_killed = any(harm.service is None and harm.ended_s >= begun_s for harm in self.harms)
+            # Nor can it begin while a broker process is being started again.
+            was_killed = any(harm.service is None and harm.ended_s >= begun_s - 60 for harm in self.harms)
             if state["state"] != "done" and not was_killed:
                 self.unwelcome.append(f"upgrade: {state}")
 
@@ -450,7 +453,7 @@ class Run:
         until_s = time.monotonic() + _SETTLES_S
         while self.world.services() or any((self.world.folder / "run").iterdir()) or len(self.world.brokers()) != 1:
             if time.monotonic() > until_s:
-                left = {*self.world.services(), *os.listdir(self.world.folder / "run")}
+                left = {*self.world.services(), *(one.name for one in (self.world.folder / "run").iterdir())}
                 self.unwelcome.append(f"do not sleep: {sorted(left)}, {len(self.world.brokers())} broker processes")
                 break
             await asyncio.sleep(0.2)
@@ -473,8 +476,14 @@ def check(run: Run, before: Measured, after: Measured, last: dict[str, Any]) -> 
     unharmed = [one for one in run.visits if one.connected_s and not any(kill.explains(one) for kill in kills)]
     if not len(unharmed) <= last["accepted"] <= len(run.visits) + 1:
         wrong.append(f"accepted {last['accepted']} of {len(run.visits)} clients, {len(unharmed)} of them in no kill")
-    if "broker_died" in last["ended"] and not kills:
-        wrong.append(f"{last['ended']['broker_died']} were lost with broker processes that nobody has killed")
+    # What a broker process had is known as of up to half a second before its death, or longer ago where all is slow.
+    died = last["ended"].get("broker_died", 0)
+    near = sum(
+        any(one.begun_s <= kill.ended_s and one.ended_s >= kill.begun_s - _GLANCE_S for kill in kills)
+        for one in run.visits
+    )
+    if died > near:
+        wrong.append(f"{died} are counted as lost with broker processes, and {near} were there when we killed them")
     for what in ("descriptors", "private_bytes", "threads"):
         bound = {"descriptors": _GROWTH_DESCRIPTORS, "private_bytes": _GROWTH_BYTES, "threads": 2}[what]
         for name in getattr(before, what):
@@ -495,7 +504,7 @@ def _expected(one: Visit) -> tuple[Outcome, ...]:
 def chaos(
     seconds: float, seed: int, rate: float, only: frozenset[str] = frozenset(), kept: Path | None = None
 ) -> dict[str, Any]:
-    """A tenth of the time, at most a minute, to come to what is usual; then the rest. `wrong` is empty, or it failed."""
+    """A sixth of the time, a minute at most, to come to what is usual, then the rest. `wrong` is empty or it failed."""
     with world(kept) as made:
         run = Run(made, random.Random(seed), rate, only)
         first_s = min(60.0, seconds / 6)
@@ -537,9 +546,13 @@ def chaos(
     }
 
 
+def _entries(pid: int, folder: str) -> list[Path]:
+    return list(Path(f"/proc/{pid}/{folder}").iterdir())
+
+
 def _kinds(pid: int) -> dict[str, int]:
     kinds = Counter[str]()
-    for one in Path(f"/proc/{pid}/fd").iterdir():
+    for one in _entries(pid, "fd"):
         with suppress(OSError):
             kinds[re.sub(r"\d+", "", str(one.readlink()))] += 1
     return dict(kinds)

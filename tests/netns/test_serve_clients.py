@@ -186,7 +186,7 @@ def test_pika_reaches_a_server_of_amqp(tmp_path: Path) -> None:
     text = '[[route]]\nprotocol = "amqp"\nto = "unix:{folder}/rabbit"'
     with answering(tmp_path / "rabbit", answer), broker(tmp_path, text) as (port, _):
         assert python(PIKA, port) == "{'ours': True}\n"
-    assert (heard[:8], b"guest" in heard) == (b"AMQP\x00\x00\x09\x01", True)
+    assert (bytes(heard[:8]), b"guest" in heard) == (b"AMQP\x00\x00\x09\x01", True)
 
 
 # XMPP

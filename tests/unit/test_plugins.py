@@ -58,12 +58,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def asked(
-    openings: list[bytes], *, module: str = "trouble_sniffers", **limits: int
+    openings: list[bytes], *, module: str = "trouble_sniffers", limit_ms: int = 10_000
 ) -> tuple[list[str], dict[str, int]]:
     """The verdicts on these, one after another, and what was counted."""
 
     async def ask() -> tuple[list[str], dict[str, int]]:
-        running = PluginProcess(Plugin(module=module, **{"limit_ms": 10_000, **limits}), lambda *_, **__: None)
+        running = PluginProcess(Plugin(module=module, limit_ms=limit_ms), lambda *_, **__: None)
         try:
             # The first is answered when the module is loaded.
             told = [(await running.ask(opening, is_all=False)) for opening in openings]

@@ -668,14 +668,14 @@ impl Core for Flawed {
             let mut asked = Vec::new();
             outbox.questions.drain(|question| {
                 asked.push(question);
-                Ok(())
+                None
             });
             for question in asked {
                 if let Question::Wake { service, .. } = &question {
                     let up = Answer::Up { service: service.clone() };
                     self.core.handle(Event::Ordered(Order::Answer(up)), now, outbox);
                 }
-                drop(outbox.questions.ask(question));
+                outbox.questions.ask(question);
             }
         }
         self.spoil(outbox);

@@ -202,14 +202,14 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// Ask, if there is room; else it is to be asked again later.
-    pub fn ask(&mut self, question: Question) -> Result<(), Question> {
-        if self.own >= MOST_QUESTIONS {
-            return Err(question);
+    /// Ask, if there is room; says whether there was. If not, it is to be asked again later.
+    pub fn ask(&mut self, question: Question) -> bool {
+        let has_room = self.own < MOST_QUESTIONS;
+        if has_room {
+            self.own += 1;
+            self.reply(question);
         }
-        self.own += 1;
-        self.reply(question);
-        Ok(())
+        has_room
     }
 
     /// Answer what the outside has asked.
@@ -228,14 +228,14 @@ impl Questions {
         !self.waiting.is_empty()
     }
 
-    /// Look: the next, as long as `taken` takes it.
-    pub fn drain(&mut self, mut taken: impl FnMut(Question) -> Result<(), Question>) {
+    /// Look: `take` is given each, and gives back the one that it does not take, which is the last then.
+    pub fn drain(&mut self, mut take: impl FnMut(Question) -> Option<Question>) {
         self.is_fresh = false;
         while let Some(question) = self.waiting.pop_front() {
             let own = usize::from(question.is_own());
-            match taken(question) {
-                Ok(()) => self.own -= own,
-                Err(question) => return self.waiting.push_front(question),
+            match take(question) {
+                None => self.own -= own,
+                Some(question) => return self.waiting.push_front(question),
             }
         }
     }

@@ -452,7 +452,7 @@ async def serve_verbs(
 ) -> None:
     """Answer what comes on `sock`, non-blocking and of SOCK_SEQPACKET, until the other end is closed. Broken if it does
     not keep to the rules, or does not take its answers. Reads no further while enough is being answered. `ready` is
-    called when the other end says that it takes clients."""
+    called, once or again, when the other end says or shows that it takes clients."""
     loop, room, sending = asyncio.get_running_loop(), asyncio.Semaphore(_MOST_AT_ONCE), asyncio.Lock()
     tasks: set[asyncio.Task[None]] = set()
     broken: asyncio.Future[None] = loop.create_future()
@@ -472,13 +472,14 @@ async def serve_verbs(
         while data := await loop.sock_recv(sock, MOST_BYTES + 1):
             message = decoded(data)
             by = message.get("by")
+            # Who asks for a client takes clients, also before it has come to say so.
+            if ready is not None:
+                ready()
+            if message.get("tell") == "ready":
+                continue
             if message.get("tell") == "denied":
                 tally.denied += 1
                 say("control_denied", uid=by)
-                continue
-            if message.get("tell") == "ready":
-                if ready is not None:
-                    ready()
                 continue
             number, verb, arguments = _request(message)
             tally.requests += 1

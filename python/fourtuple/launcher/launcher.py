@@ -35,6 +35,7 @@ _LOOKS_S = (0.0005, 0.05)
 """How often a start is looked at that nobody has news of: soon at first, rarer the longer it takes."""
 _KILL_PATIENCE_S = 10.0
 """Who is not gone so long after SIGKILL waits in the kernel (state D), and is left to it."""
+_MOST_LOOK_S = 0.01
 _TICK_S = 1.0
 _FORGET_S = 60.0
 """After execve(), crashes are remembered for so long after the pause."""
@@ -116,8 +117,7 @@ class Launcher:
         self._folders = Folders()
         self._marks = processes.Marks(instance)
         self._tick: asyncio.TimerHandle | None = None
-        self._look: asyncio.Future[Mapping[int, int]] | None = None
-        """The next one at all children, for whoever waits for it."""
+        self._looking: asyncio.Task[dict[int, int]] | None = None
         self._look_took_s = 0.0
         self._closing = False
         self._connections = 0
@@ -160,7 +160,14 @@ class Launcher:
     def services(self) -> tuple[State, ...]:
         """Those that are not dormant."""
         return tuple(
-            State(service=name, template=unit.template.name, phase=unit.phase, pid=unit.pid, since_s=unit.since_s)
+            State(
+                service=name,
+                template=unit.template.name,
+                target=unit.call.target,
+                phase=unit.phase,
+                pid=unit.pid,
+                since_s=unit.since_s,
+            )
             for name, unit in self._units.items()
         )
 
@@ -540,7 +547,7 @@ class Launcher:
             unit.word.close()
             unit.word = None
         until_s, look_s = time.monotonic() + _KILL_PATIENCE_S, _LOOKS_S[0]
-        while alive := self._members(unit, await self._fresh_orphans()):
+        while alive := self._members(unit, await self._looked()):
             if unit.cgroup is not None:
                 unit.cgroup.kill()
             for pid in alive:
@@ -560,36 +567,32 @@ class Launcher:
             unit.cgroup = None
 
     def _members(self, unit: _Unit, orphans: Mapping[int, int]) -> set[int]:
-        """Its living processes."""
+        """Its living processes, those included that are our children now."""
         roots = {unit.pid} if unit.pid in self._pids else set()
-        # Mostly there are none at all.
-        roots.update(pid for pid, mark in orphans.items() if mark == unit.mark)
+        for pid, mark in orphans.items():
+            if mark == unit.mark:
+                roots.add(pid)
         found = processes.descendants(roots)
         if unit.cgroup is not None:
             found.update(unit.cgroup.members())
         return {pid for pid in found if processes.is_alive(pid)}
 
-    async def _fresh_orphans(self) -> Mapping[int, int]:
-        """As they are found after this was asked for. All children are looked at for it, so that stopping each of ten
-        thousand services would look at ten thousand: whoever asks before the next look shares it."""
-        if self._look is None:
-            self._look = self._loop.create_future()
-            self._loop.call_later(self._look_took_s, self._look_for_orphans)
-        return await asyncio.shield(self._look)
+    async def _looked(self) -> dict[int, int]:
+        """Orphans as of a moment after this call. A look costs as much as there are services (3 ms for 10,000): all who
+        ask meanwhile share one, and looking takes a fifth of the time at most."""
+        if self._looking is None:
+            self._looking = self._loop.create_task(self._look_soon())
+        return await asyncio.shield(self._looking)
 
-    def _look_for_orphans(self) -> None:
-        look, self._look = self._look, None
-        assert look is not None
-        begun_s = time.monotonic()
-        try:
-            look.set_result(self._orphans())
-        except Exception as error:
-            look.set_exception(error)
-        # No more than half of the time goes into it, however many children there are.
-        self._look_took_s = time.monotonic() - begun_s
+    async def _look_soon(self) -> dict[int, int]:
+        await asyncio.sleep(4 * self._look_took_s)
+        self._looking, begun_s = None, time.monotonic()
+        found = self._orphans()
+        self._look_took_s = min(_MOST_LOOK_S, time.monotonic() - begun_s)
+        return found
 
     def _orphans(self) -> dict[int, int]:
-        """Of those that have ended, nothing is left after this."""
+        """With their marks; of those that have ended, nothing is left after this."""
         found = processes.orphans(self._marks, self._pids.keys())
         return {pid: mark for pid, mark in found.items() if processes.is_alive(pid) or not processes.reap(pid)}
 

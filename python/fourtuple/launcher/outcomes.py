@@ -68,6 +68,7 @@ class State:
 
     service: str
     template: str
+    target: str
     phase: Phase
     pid: int
     """0 before it has one."""

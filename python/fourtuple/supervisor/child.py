@@ -143,6 +143,11 @@ class BrokerChild:
         finally:
             del self._asked[number]
 
+    def told(self, summary: Fields) -> None:
+        """These are its numbers, unless it has said its last since."""
+        if not self.last.get("final"):
+            self.last = summary
+
     def kill(self) -> None:
         """End it at once."""
         with suppress(ProcessLookupError):

@@ -21,9 +21,9 @@ from enum import Enum
 from ipaddress import ip_address
 from typing import Any, Protocol
 
-from fourtuple.errors import MissingPrivilege
+from fourtuple.errors import FourtupleError, MissingPrivilege
 from fourtuple.launcher import Exit, Launcher, Phase, StartFailed
-from fourtuple.services import Delivery
+from fourtuple.services import Delivery, Service
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.wakes import Wakes
 from fourtuple.templates import Call, Template
@@ -32,6 +32,7 @@ _GLANCE_S = 0.5
 _ANSWERED_WITHIN_S = 5.0
 _MOST_FAILURES = 1_024
 """Remembered, for who asks."""
+_MOVES_WITHIN_S = 10.0
 _USAGE_PER_MESSAGE = 64
 _TARGETS = ("unix:", "tcp:")
 _LOOKS_AGAIN_S = 5.0
@@ -58,9 +59,21 @@ class Brokers(Protocol):
         """How many will answer what is asked of all of them."""
 
 
+class Registered(Protocol):
+    """What the registry says now."""
+
+    def find(self, name: str) -> Service | None:
+        """The service of that name."""
+
+    def version(self) -> int:
+        """As long as it is the same, nothing has changed."""
+
+
 @dataclass(slots=True)
 class _Service:
     template: Template
+    target: str = ""
+    """Where it was started."""
     state: State = State.STARTING
     since_s: float = field(default_factory=time.monotonic)
     """In this state."""
@@ -72,6 +85,8 @@ class _Service:
     """Workers that have answered what was asked last."""
     live: int = 0
     idle_s: float = 0.0
+    moves_by_s: float = 0.0
+    """The registry has it elsewhere, and by then it is stopped here, whoever uses it."""
 
 
 class Dormancy:
@@ -96,6 +111,9 @@ class Dormancy:
         """Services whose turn to start has not come. When ten thousand are called at once, nothing is to be there for
         each but what was asked; a start of its own takes ten times that."""
         self._starting = 0
+        self.registered: Registered | None = None
+        """Where services may be moved while they run."""
+        self._version = -1
         self._unsettled: set[str] = set()
         """Services that may come up without anybody who has asked for them here."""
         self._tickets = 0
@@ -114,6 +132,9 @@ class Dormancy:
             if one.state is State.UP:
                 self._brokers.answer([{"kind": "up", "service": service}])
             return
+        # Who has waited for long may have looked before it was moved.
+        if (found := self._found(service)) is not None and found.start is not None:
+            name, asked = found.start, {**asked, "target": found.target, "delivery": found.delivery.value}
         template = self._templates.get(name)
         if template is None:
             return self._fail(service, name, f"there is no template {name}")
@@ -124,7 +145,7 @@ class Dormancy:
             self._brokers.answer([{"kind": "refused", "service": service, "why": why, "peer": asked.get("peer")}])
             return
         self._log("service_asked", service=service, start=name, peer=asked.get("peer"), protocol=asked.get("protocol"))
-        self._services[service] = _Service(template)
+        self._services[service] = _Service(template, str(asked["target"]))
         self._waiting.append((service, asked))
         self._begin_next()
 
@@ -157,7 +178,7 @@ class Dormancy:
     def broker_ended(self) -> None:
         """A broker process is gone, and with it what it has not answered: who was held back for that is let through."""
         for service, one in self._services.items():
-            if one.state is State.HOLDING:
+            if one.state is State.HOLDING and not one.moves_by_s:
                 self._let_go(service, one)
 
     # ---- from outside ------------------------------------------------------------------------------------------------
@@ -192,9 +213,10 @@ class Dormancy:
     def resume(self, running: dict[str, str], unsettled: Iterable[str], counts: Mapping[str, int]) -> None:
         """What a supervisor has left whose place this one has taken: services and their templates, and those of which
         the launcher alone knows how far they are. Their clients ask anew, and find the start going on."""
+        targets = {one.service: one.target for one in self._launcher.services()}
         for service, name in running.items():
             if (template := self._templates.get(name)) is not None:
-                self._services[service] = _Service(template, State.UP)
+                self._services[service] = _Service(template, targets.get(service, ""), State.UP)
         self._tell("up", self._services)
         self._unsettled.update(unsettled)
         self._tell("slept", self._unsettled)
@@ -225,6 +247,7 @@ class Dormancy:
         while True:
             await asyncio.sleep(_GLANCE_S)
             self._settle()
+            self._look_for_moved()
             now_s = time.monotonic()
             asked = []
             self._tickets += 1
@@ -238,6 +261,8 @@ class Dormancy:
                     one.ticket, one.heard, one.live = self._tickets, 0, 0
                     one.idle_s = now_s - one.since_s
                     asked.append(service)
+                elif one.state is State.HOLDING and one.moves_by_s:
+                    self._move(service, one, now_s)
                 elif one.state is State.HOLDING and now_s - one.since_s > _ANSWERED_WITHIN_S:
                     self._let_go(service, one)
             for at in range(0, len(asked), _USAGE_PER_MESSAGE):
@@ -250,6 +275,46 @@ class Dormancy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _look_for_moved(self) -> None:
+        """Who runs where the registry does not have it any more is stopped there: its next clients start it where they
+        look for it. They wait meanwhile, and those that it has may end what they have begun."""
+        if self.registered is None:
+            return
+        try:
+            version = self.registered.version()
+            if version == self._version:
+                return
+            self._version = version
+            for service, one in self._services.items():
+                if one.state is not State.UP or not one.target:
+                    continue
+                found = self._found(service)
+                if found is not None and (found.target, found.start) != (one.target, one.template.name):
+                    one.moves_by_s = time.monotonic() + _MOVES_WITHIN_S
+                    self._log("service_moved", service=service, target=found.target)
+                    self._hold(service, one)
+        except FourtupleError as error:
+            self._log("registry_unread", why=str(error))
+
+    def _found(self, service: str) -> Service | None:
+        if self.registered is None or service.startswith(_TARGETS):
+            return None
+        try:
+            return self.registered.find(service)
+        except FourtupleError as error:
+            self._log("registry_unread", why=str(error))
+            return None
+
+    def _move(self, service: str, one: _Service, now_s: float) -> None:
+        if now_s >= one.moves_by_s:
+            self._spawn(self._stop(service, one))
+        else:
+            self._hold(service, one)
+
+    def _hold(self, service: str, one: _Service) -> None:
+        one.state, one.since_s, one.heard, one.live = State.HOLDING, time.monotonic(), 0, 0
+        self._brokers.answer([{"kind": "hold", "service": service}])
 
     def _settle(self) -> None:
         """Look after those that have come up for clients who have all left while this program took its place."""
@@ -264,7 +329,7 @@ class Dormancy:
                 self._unsettled.discard(service)
                 template = self._templates.get(one.template)
                 if template is not None:
-                    self._services[service] = _Service(template, State.UP)
+                    self._services[service] = _Service(template, one.target, State.UP)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -339,7 +404,7 @@ class Dormancy:
         if one.state is State.HOLDING:
             # Sockets that were handed over are no connections of the broker's any more.
             if one.live or self._is_busy(service):
-                return self._let_go(service, one)
+                return None if one.moves_by_s else self._let_go(service, one)
             self._spawn(self._stop(service, one))
             return
         now_s, idle_s = time.monotonic(), one.template.idle_s or 0.0
@@ -350,8 +415,7 @@ class Dormancy:
         elif self._is_busy(service):
             one.next_look_s = now_s + min(idle_s, _LOOKS_AGAIN_S)
         else:
-            one.state, one.since_s, one.heard, one.live = State.HOLDING, now_s, 0, 0
-            self._brokers.answer([{"kind": "hold", "service": service}])
+            self._hold(service, one)
 
     def _is_busy(self, service: str) -> bool:
         try:

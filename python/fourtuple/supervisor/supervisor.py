@@ -226,7 +226,7 @@ class Supervisor:
         rows = [self.total]
         for broker in list(self.brokers):
             with suppress(EngineStopped):
-                broker.last = await broker.ask("summary")
+                broker.told(await broker.ask("summary"))
             rows.append(broker.last)
         total = _added(rows)
         # From one broker process to another: accepted once, and ended once.
@@ -325,7 +325,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(_GLANCE_S)
             with suppress(EngineStopped):
-                broker.last = await broker.ask("summary")
+                broker.told(await broker.ask("summary"))
             report = broker.report
             if report is None or broker is not self.accepting or time.monotonic() - self._fresh_s < _FRESH_S:
                 continue

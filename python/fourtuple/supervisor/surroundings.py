@@ -49,10 +49,19 @@ class Services:
             self._registry = Registry(Path(self.spec.store), create=False)
         return self._registry.service(name)
 
+    def version(self) -> int:
+        """Of the registry: as long as it is the same, nothing has changed there."""
+        if self.spec.store is None:
+            return 0
+        if self._registry is None:
+            self._registry = Registry(Path(self.spec.store), create=False)
+        return self._registry.version
+
     def close(self) -> None:
-        """Close the registry, if it was opened."""
+        """Close the registry, if it was opened; who asks again opens it again."""
         if self._registry is not None:
             self._registry.close()
+            self._registry = None
 
 
 @dataclass(slots=True)
@@ -68,9 +77,13 @@ class Surroundings:
     """Of the control socket."""
     shown: Fields = field(default_factory=dict)
     begun_s: float = 0.0
+    services: Services | None = None
 
     async def quiet(self) -> None:
-        """End what cannot be left to a successor: the process of the control API. Who asks it next wakes another."""
+        """End what cannot be left to a successor: the process of the control API (who asks it next wakes another), and
+        the registry, for LMDB's descriptor and its place in the table of readers would outlive an execve()."""
+        if self.services is not None:
+            self.services.close()
         if self.keeping is not None:
             await _cancelled(self.keeping)
 
@@ -100,8 +113,9 @@ async def surrounded(
 ) -> AsyncIterator[None]:
     """While the block runs, they are there."""
     async with AsyncExitStack() as stack:
-        services = Services(supervisor.spec)
+        services = around.services = Services(supervisor.spec)
         stack.callback(services.close)
+        supervisor.dormancy.registered = services
         if supervisor.spec.inetd is not None:
             around.inetd = _inetd(supervisor, services)
             stack.push_async_callback(around.inetd.aclose)
