@@ -82,7 +82,8 @@ system: ## install the system packages that tests use (root with apt-get only); 
 	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
 	        nginx:nginx-light haproxy:haproxy sslh-select:sslh redis-server:redis-server postgres:postgresql \
 	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn dovecot:dovecot-imapd mariadbd:mariadb-server mariadb:mariadb-client slapd:slapd ldapsearch:ldap-utils ldapwhoami:ldap-utils \
-	        rdesktop:rdesktop Xvfb:xvfb systemd-analyze:systemd socat:socat; do \
+	        rdesktop:rdesktop Xvfb:xvfb systemd-analyze:systemd \
+	        nmap:nmap sslscan:sslscan socat:socat; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \
 	done; \

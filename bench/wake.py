@@ -5,7 +5,9 @@ named, none is dropped; afterwards no process, no socket file and no descriptor 
 of thirty lines (`peers/sleeper.c`), so that what is measured is ours. There is no peer: none of the brokers that are
 compared elsewhere starts a service.
 
-    python -m bench.wake [--storm COUNT] [--services COUNT --awake COUNT]
+    python -m bench.wake [--storm COUNT] [--services COUNT --awake COUNT] [--wakes COUNT]
+
+Of real services it is `bench.waking` that says what they are.
 """
 
 from __future__ import annotations
@@ -29,14 +31,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import waking
 from fourtuple.lab import namespaces
 from fourtuple.registry import Registry
 from fourtuple.services import Match, Route
 
 DOMAIN = "sleep.example"
 PORT = 700
-WAIT_S = 120.0
-STORM, SERVICES, AWAKE = 10_000, 1_000_000, 2_000
+WAIT_S = 330.0
+PATIENCE_S = 300
+"""Of the broker, with clients that have not said anything yet, too: ten thousand of one process take their time."""
+STORM, SERVICES, AWAKE, WAKES = 10_000, 1_000_000, 2_000, 20
 _SOURCE = Path(__file__).parent / "peers" / "sleeper.c"
 
 
@@ -62,27 +67,18 @@ class World:
         """Socket files of services that there are."""
         return sum(1 for _ in (self.folder / "run").iterdir())
 
-    def own_bytes(self) -> int:
-        """Memory of the broker's processes without pages of files: what two share counts for each one half."""
-        total = 0
-        for pid in self.broker_pids:
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                    total += int(line.split()[1]) << 10
-        return total
-
-    def resident_bytes(self) -> int:
-        """The same with what of files is mapped and in memory."""
-        total = 0
-        for pid in self.broker_pids:
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) << 10
-        return total
+    def memory_mib(self) -> dict[str, float]:
+        """Memory of the supervisor and of the broker process without pages of files, what two share counting for each
+        one half; their sum, `own`; and `resident`, the sum with what of files is mapped and in memory."""
+        rows = [_mapped_kib(pid) for pid in self.broker_pids]
+        own = [row["Pss_Anon"] + row["Pss_Shmem"] for row in rows]
+        found = dict(zip(("supervisor", "broker"), own, strict=False))
+        found |= {"own": sum(own), "resident": sum(row["Pss"] for row in rows)}
+        return {name: round(kib / 1024, 1) for name, kib in found.items()}
 
     def descriptors(self) -> int:
         """Open in the broker's processes."""
-        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.broker_pids)
+        return sum(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()) for pid in self.broker_pids)
 
 
 @contextmanager
@@ -96,21 +92,19 @@ def sleeping(services: int, *, idle_s: float, most_starting: int = 32) -> Iterat
         target = f"unix:{folder}/run/"
         with Registry(folder / "store") as registry:
             if services > STORM:
-                rows = "".join(
-                    f'{{"name":"{name_of(n)}","target":"{target}{name_of(n)}","start":"sleeper"}}\n'
-                    for n in range(services)
-                )
-                registry.import_text(io.BytesIO(rows.encode()), "jsonl")
+                names = map(name_of, range(services))
+                rows = (json.dumps({"name": name, "target": target + name, "start": "sleeper"}) for name in names)
+                registry.import_text(io.BytesIO("\n".join(rows).encode()), "jsonl")
             else:
                 registry.add_routes([Route(match=Match(name=f"*.{DOMAIN}"), to=target + "{name}", start="sleeper")])
         (folder / "broker.toml").write_text(
-            f'[[listen]]\naddress = "127.0.0.1:{PORT}"\n'
-            f"[wake]\nmost_starting = {most_starting}\n"
+            f'[[listen]]\naddress = "127.0.0.1:{PORT}"\nsniff_ms = {PATIENCE_S * 1000}\n'
+            f"[wake]\nmost_starting = {most_starting}\nmost_running = {services + 1}\n"
             f'[[template]]\nname = "sleeper"\nargv = ["{program}", "{{name}}"]\nsocket = "pass"\nready = "started"\n'
             f"idle_s = {idle_s}\n"
         )
         command = [sys.executable, "-m", "fourtuple", "serve", "-c", f"{folder}/broker.toml", "--store"]
-        command += [f"{folder}/store", "--json", "--every", "1", "--patience", "100"]
+        command += [f"{folder}/store", "--json", "--every", "1", "--patience", str(PATIENCE_S)]
         with (
             (folder / "said").open("w") as said,
             subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True) as process,
@@ -183,13 +177,13 @@ def storm(count: int) -> dict[str, Any]:
     with sleeping(count, idle_s=20.0) as world:
         warm = asyncio.run(ask([name_of(count)], 1))
         assert warm.right == 1, warm.wrong
-        before = {"own_mib": world.own_bytes() / 2**20, "descriptors": world.descriptors()}
+        before = {"mib": world.memory_mib(), "descriptors": world.descriptors()}
         asked = asyncio.run(ask([name_of(number) for number in range(count)], count))
-        at_most = {"services": world.services(), "own_mib": world.own_bytes() / 2**20}
+        at_most = {"services": world.services(), "mib": world.memory_mib()}
         again = asyncio.run(ask([name_of(number) for number in range(0, count, 10)], 100))
-        _until(lambda: world.services() == 0)
+        _until(lambda: world.services() == 0 and world.sockets() == 0)
         after = {
-            "own_mib": world.own_bytes() / 2**20,
+            "mib": world.memory_mib(),
             "descriptors": world.descriptors(),
             "services": world.services(),
             "sockets": world.sockets(),
@@ -211,8 +205,7 @@ def million(services: int, awake: int) -> dict[str, Any]:
             "own_start_p50_ms": round(own, 3),
             "over_own_start_p50_ms": round(figures["p50_ms"] - own, 3),
             "awake": world.services(),
-            "own_mib": round(world.own_bytes() / 2**20, 1),
-            "resident_mib": round(world.resident_bytes() / 2**20, 1),
+            "mib": world.memory_mib(),
             "descriptors": world.descriptors(),
         }
 
@@ -238,6 +231,11 @@ def _own_start_ms(program: Path, count: int) -> float:
     return statistics.median(took)
 
 
+def _mapped_kib(pid: int) -> dict[str, int]:
+    words = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return {name.rstrip(":"): int(kib) for name, kib, _ in words}
+
+
 def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -261,6 +259,7 @@ def main() -> int:
     options.add_argument("--storm", type=int, default=STORM, help="services of the storm; 0: none")
     options.add_argument("--services", type=int, default=SERVICES, help="of the other; 0: none")
     options.add_argument("--awake", type=int, default=AWAKE)
+    options.add_argument("--wakes", type=int, default=WAKES, help="of each kind of real service; 0: none")
     given = options.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     results: dict[str, Any] = {}
@@ -271,6 +270,10 @@ def main() -> int:
         results["storm"] = storm(given.storm)
     if given.services:
         results["million"] = million(given.services, given.awake)
+    if given.wakes:
+        results["real"] = waking.measured(given.wakes)
+        print(waking.table(results["real"]))
+    results["load"] = os.getloadavg()
     print(json.dumps(results, indent=1))
     return 0
 

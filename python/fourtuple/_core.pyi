@@ -79,6 +79,8 @@ class _Wake(TypedDict):
     start: str
     target: str
     name: str
+    user: str
+    database: str
     protocol: str
     delivery: str
     peer: tuple[IPv4Address | IPv6Address, int] | None

@@ -871,6 +871,8 @@ def _question(row: _core._Question) -> Question:
                 start=wake["start"],
                 target=wake["target"],
                 name=wake["name"],
+                user=wake["user"],
+                database=wake["database"],
                 protocol=wake["protocol"],
                 delivery=wake["delivery"],
                 peer=None if peer is None else Endpoint(*peer),

@@ -26,6 +26,10 @@ class Wake:
     """Where it will listen, as the registry has it."""
     name: str
     """What the connection showed: a server name, a host; empty if none."""
+    user: str
+    """As whom it logs in, as far as that could stand in a command; or empty."""
+    database: str
+    """To which database; the same."""
     protocol: str
     """What it speaks, in the words of a route; empty if that is not known."""
     delivery: str

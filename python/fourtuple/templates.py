@@ -118,9 +118,12 @@ class Call:
     def values(self) -> dict[str, str | None]:
         """By placeholder; None is not known. BadConfig, by the placeholder's name, for what may not be there."""
         place = Place.parse(self.target)
-        name = self.service if self.name is None else self.name
+        # What a route's pattern leads to is known by its target, which is no name: so a client by user and database.
+        is_named = self.name is not None or not self.service.startswith(("unix:", "tcp:"))
+        name = (self.service if self.name is None else self.name) if is_named else None
+        label = None if name is None else name.partition(".")[0]
         given = {
-            "label": self.label if self.label is not None else name.partition(".")[0],
+            "label": label if self.label is None else self.label,
             "user": self.user,
             "database": self.database,
         }
@@ -131,7 +134,7 @@ class Call:
                     f"{_shown(value)} cannot stand in a command: 1 to 63 of A-Z a-z 0-9 _ . - are, "
                     "the first neither a dot nor a hyphen",
                 )
-        if not _DNS.fullmatch(name):
+        if name is not None and not _DNS.fullmatch(name):
             raise BadConfig("name", f"{_shown(name)} cannot stand in a command: labels with dots between are needed")
         plain = _PLAIN.fullmatch(self.target) is not None
         return {

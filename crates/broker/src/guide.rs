@@ -201,6 +201,9 @@ impl BrokerGuide {
                     chosen.matched = String::from_utf8_lossy(name).into_owned();
                 }
                 choose(resolved, shown, chosen);
+                if !chosen.start.is_empty() {
+                    (chosen.user, chosen.database) = (component(seen.user), component(seen.database));
+                }
                 Guidance::Found
             }
             Ok(Outcome::Refused(_)) => Guidance::Garbage,
@@ -350,6 +353,9 @@ impl Guide for BrokerGuide {
                     name.clone_into(&mut chosen.matched);
                 }
                 choose(resolved, shown, chosen);
+                if !chosen.start.is_empty() {
+                    (chosen.user, chosen.database) = (component(seen.user), component(seen.database));
+                }
                 (chosen.skip, chosen.reply) = (skip.max(line) as u32, reply);
                 chosen.script.extend(turn);
                 chosen.protocol = seen.protocol.map_or_else(Word::default, Word::new);
@@ -392,6 +398,14 @@ fn place(chosen: &Chosen) -> Place {
         Some(_) => Some(2),
     };
     Place::of(chosen, version)
+}
+
+/// What may be one component of a path, as a template wants it (`Call.values`); nothing of anything else.
+fn component(shown: Option<&[u8]>) -> String {
+    const MOST_BYTES: usize = 63;
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
+    let plain = shown.filter(|text| text.len() <= MOST_BYTES && text.iter().all(is_plain));
+    plain.map_or_else(String::new, |text| String::from_utf8_lossy(text).into_owned())
 }
 
 fn choose(resolved: Resolved, shown: &Shown<'_>, chosen: &mut Chosen) {

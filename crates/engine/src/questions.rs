@@ -30,6 +30,10 @@ pub enum Question {
         target: String,
         /// What the connection showed: a server name, a host.
         name: String,
+        /// As whom it logs in, as far as that is known.
+        user: String,
+        /// To which database.
+        database: String,
         /// In which protocol.
         protocol: String,
         /// How connections are brought there.

@@ -40,6 +40,8 @@ pub(crate) struct WakeFields {
     start: String,
     target: String,
     name: String,
+    user: String,
+    database: String,
     protocol: String,
     delivery: &'static str,
     peer: Option<(IpAddr, u16)>,
@@ -96,14 +98,15 @@ pub(crate) struct ClosedFields {
 /// As Python gets it.
 pub(crate) fn row((worker, question): (u32, Question)) -> QuestionRow {
     match question {
-        Question::Wake { service, start, target, name, protocol, delivery, peer } => {
+        Question::Wake { service, start, target, name, user, database, protocol, delivery, peer } => {
             let peer = peer.map(|peer| (peer.ip(), peer.port()));
             let delivery = match delivery {
                 Delivery::Relay => "relay",
                 Delivery::HandOff => "handoff",
                 Delivery::Inetd => "inetd",
             };
-            ("wake", worker, Fields::Wake(WakeFields { service, start, target, name, protocol, delivery, peer }))
+            let fields = WakeFields { service, start, target, name, user, database, protocol, delivery, peer };
+            ("wake", worker, Fields::Wake(fields))
         }
         Question::Sniff(Opening { ticket, listener, bytes, is_all }) => {
             let fields = SniffFields { ticket, listener: listener.0, opening: bytes.into(), is_all };

@@ -26,6 +26,7 @@ from fourtuple.launcher.outcomes import Exit, Failure, Phase, Started, StartFail
 from fourtuple.launcher.readiness import Folders, Word
 from fourtuple.launcher.spawn import birth, spawn, standard
 from fourtuple.launcher.state import Record, Saved
+from fourtuple.services import Delivery
 from fourtuple.templates import Call, Missing, Place, Ready, Socket, Template, by_name
 
 MOST_STARTING = 16
@@ -109,7 +110,8 @@ class Launcher:
         self._loop = asyncio.get_running_loop()
         self._templates = by_name(templates)
         self._slots = asyncio.Semaphore(most_starting)
-        self.most_running, self.socket_owner, self.ports = most_running, socket_owner, ports
+        self.most_starting, self.most_running = most_starting, most_running
+        self.socket_owner, self.ports = socket_owner, ports
         self._soft_descriptors = soft_descriptors
         self._exited = exited
         self._units: dict[str, _Unit] = {}
@@ -188,7 +190,10 @@ class Launcher:
         first such connection is found.
         """
         unit = self._units.get(service)
-        return unit is not None and holds_clients(self._members(unit, self._orphans()), self.ports)
+        if unit is None or unit.call.delivery is not Delivery.HANDOFF:
+            # What is relayed, the broker sees itself.
+            return False
+        return holds_clients(self._members(unit, self._orphans()), self.ports)
 
     def save(self) -> tuple[Saved, list[int]]:
         """For the next image of this process, into which the descriptors have to come along, in their order.
@@ -452,8 +457,15 @@ class Launcher:
                 self._loop.add_reader(unit.word.socket, news.set)
                 watched.callback(self._loop.remove_reader, unit.word.socket)
             look_s = _LOOKS_S[0]
+
+            def over(_: object) -> None:
+                news.set()
+
+            # None of it for as long as it runs.
+            watched.callback(lambda: unit.status.remove_done_callback(over))
             while True:
-                unit.status.add_done_callback(lambda _: news.set())
+                unit.status.remove_done_callback(over)
+                unit.status.add_done_callback(over)
                 if unit.status.done():
                     status = unit.status.result()
                     if not self._adopt_heir(unit):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -109,6 +109,10 @@ class Dormancy:
         self._log = log
         self._services: dict[str, _Service] = {}
         self._failures: OrderedDict[str, str] = OrderedDict()
+        self._waiting: deque[tuple[str, Fields]] = deque()
+        """Services whose turn to start has not come. When ten thousand are called at once, nothing is to be there for
+        each but what was asked; a start of its own takes ten times that."""
+        self._starting = 0
         self.registered: Registered | None = None
         """Where services may be moved while they run."""
         self._version = -1
@@ -144,7 +148,8 @@ class Dormancy:
             return
         self._log("service_asked", service=service, start=name, peer=asked.get("peer"), protocol=asked.get("protocol"))
         self._services[service] = _Service(template, str(asked["target"]))
-        self._spawn(self._start(service, template, asked))
+        self._waiting.append((service, asked))
+        self._begin_next()
 
     def usage(self, told: Fields) -> None:
         """A worker says how much some services are used."""
@@ -251,6 +256,7 @@ class Dormancy:
 
     async def aclose(self) -> None:
         """Begin nothing more."""
+        self._waiting.clear()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -346,6 +352,21 @@ class Dormancy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _begin_next(self) -> None:
+        while self._waiting and self._starting < self._launcher.most_starting:
+            service, asked = self._waiting.popleft()
+            one = self._services.get(service)
+            if one is not None and one.state is State.STARTING:
+                self._starting += 1
+                self._spawn(self._take_turn(service, one.template, asked))
+
+    async def _take_turn(self, service: str, template: Template, asked: Fields) -> None:
+        try:
+            await self._start(service, template, asked)
+        finally:
+            self._starting -= 1
+            self._begin_next()
+
     async def _start(self, service: str, template: Template, asked: Fields) -> None:
         begun_s = time.monotonic()
         call = Call(
@@ -355,6 +376,8 @@ class Dormancy:
             delivery=Delivery(asked.get("delivery", "relay")),
             # A route's pattern has no name of its own: its service is known by its target.
             name=str(asked["name"]) if service.startswith(_TARGETS) and asked["name"] else None,
+            user=_shown(asked, "user"),
+            database=_shown(asked, "database"),
         )
         try:
             pid = (await self._launcher.start(call)).pid
@@ -380,7 +403,7 @@ class Dormancy:
         if len(self._failures) > _MOST_FAILURES:
             self._failures.popitem(last=False)
         self._log("service_failed", service=service, why=why)
-        self._brokers.answer([{"kind": "failed", "service": service, "why": why}])
+        self._brokers.answer([{"kind": "failed", "service": service}])
 
     def _heard(self, service: str, one: _Service, live: int) -> None:
         one.heard += 1
@@ -426,3 +449,9 @@ class Dormancy:
             self.stopped += 1
             self._log("service_stopped", service=service)
             self._brokers.answer([{"kind": "slept", "service": service}])
+
+
+def _shown(asked: Fields, key: str) -> str | None:
+    """What the client has shown, unless no command could have it: then the template has no value for it."""
+    text = asked.get(key)
+    return text if text and text[0] not in ".-" else None

@@ -44,6 +44,8 @@ _QUIET_S = 10.0
 """A broker process that has lived so long begins the back-off anew."""
 _GLANCE_S = 0.5
 _LAST_WORDS_S = 5.0
+_SERVICES_PER_MESSAGE = 64
+"""That are named in it; a question about use names as many as this alone."""
 _LATER_S = 0.2
 """Until who has asked for it has its answer."""
 _FRESH_S = 5.0
@@ -109,6 +111,8 @@ class Supervisor:
         self.leave: Callable[[], Fields] | None = None
         """What else a successor has to know, from whoever runs this; None if there can be none."""
         self.before_leaving: Callable[[], Awaitable[None]] | None = None
+        self._answers: list[Fields] = []
+        """Not told yet."""
         self._minding: list[asyncio.Task[None]] = []
         self._pause_s, self._fresh_s = _BACKOFF_S[0], 0.0
         self._ending: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -141,10 +145,29 @@ class Supervisor:
     # ---- what services need of brokers -------------------------------------------------------------------------------
 
     def answer(self, answers: Iterable[Fields]) -> None:
-        """Tell all workers of all broker processes."""
-        told = {"answers": list(answers)}
+        """Tell all workers of all broker processes. What is said in one turn of the loop goes in few messages: when ten
+        thousand services are woken or stopped at once, each message of its own would cost more than the answer."""
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._pass_answers)
+        self._answers.extend(answers)
+
+    def _pass_answers(self) -> None:
+        told: list[Fields] = []
+        services = 0
+        for answer in self._answers:
+            named = len(answer["services"]) if answer["kind"] == "usage" else 1
+            if services + named > _SERVICES_PER_MESSAGE:
+                self._tell_all({"answers": told})
+                told, services = [], 0
+            told.append(answer)
+            services += named
+        if told:
+            self._tell_all({"answers": told})
+        self._answers.clear()
+
+    def _tell_all(self, answers: Fields) -> None:
         for broker in self.brokers:
-            broker.send("answers", told)
+            broker.send("answers", answers)
 
     @property
     def workers(self) -> int:
@@ -408,6 +431,7 @@ class Supervisor:
         broker = self.accepting
         if broker is None or self.leave is None:
             raise EngineStopped("the broker process is being started again")
+        self._pass_answers()
         saved, words = self.launcher.save()
         listeners = self.listeners.descriptors_by_name()
         rest = self.leave()

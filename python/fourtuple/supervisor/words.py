@@ -24,6 +24,8 @@ def fields_of(question: Question) -> Fields:
             return {
                 "kind": "wake",
                 **known,
+                "user": question.user,
+                "database": question.database,
                 "delivery": question.delivery,
                 "peer": None if peer is None else str(peer.address),
             }

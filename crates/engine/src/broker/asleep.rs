@@ -257,12 +257,14 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
         let wait = self.waits.at(place);
         let peer = self.sessions[wait.session as usize].peer;
-        let Chosen { service, matched, address, start, protocol, delivery, .. } = &wait.chosen;
+        let Chosen { service, matched, user, database, address, start, protocol, delivery, .. } = &wait.chosen;
         let question = Question::Wake {
             service: service.clone(),
             start: start.as_str().to_owned(),
             target: shown(address),
             name: matched.clone(),
+            user: user.clone(),
+            database: database.clone(),
             protocol: protocol.as_str().to_owned(),
             delivery: *delivery,
             peer,

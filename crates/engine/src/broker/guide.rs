@@ -146,6 +146,10 @@ pub struct Chosen {
     pub service: String,
     /// What named it, as far as it is text: a server name, a host, a path.
     pub matched: String,
+    /// The user that it has shown, if that could be part of a command; what the template of a sleeper may have, too.
+    pub user: String,
+    /// The same of the database.
+    pub database: String,
     /// How.
     pub delivery: Delivery,
     /// Where. An empty path is a place that cannot be reached.
@@ -255,10 +259,11 @@ impl Chosen {
 
 impl Default for Chosen {
     fn default() -> Chosen {
-        let (service, matched) = (String::new(), String::new());
         Chosen {
-            service,
-            matched,
+            service: String::new(),
+            matched: String::new(),
+            user: String::new(),
+            database: String::new(),
             delivery: Delivery::Relay,
             address: Address::Unix(Vec::new()),
             patience: None,
