@@ -237,9 +237,10 @@ impl Report {
         self.counters[counter as usize] += by;
     }
 
-    /// Take back what was counted too early.
+    /// Take back what was counted too early. A reply of the broker's own was not counted, so there may be less than that.
     pub fn take_back(&mut self, counter: Counter, by: u64) {
-        self.counters[counter as usize] -= by;
+        let count = &mut self.counters[counter as usize];
+        *count = count.saturating_sub(by);
     }
 
     /// A connection more is open.

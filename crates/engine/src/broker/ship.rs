@@ -191,6 +191,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let session = &mut self.sessions[id as usize];
         session.sides[side] &= !SENDING;
         if let Some(buf) = rest {
+            // It is counted when it goes out, here or there.
+            self.report.take_back(Counter::BytesOut, buf.len() as u64);
             self.queues.push_front(&mut session.extra, side, buf);
         }
         match &mut self.ferrying {
