@@ -162,7 +162,7 @@ def test_a_broker_asks_and_goes_on_whatever_a_plugin_does(tmp_path: Path, free_p
     )
     (tmp_path / "broker.toml").write_text(
         f'[[listen]]\naddress = "127.0.0.1:{free_port}"\nsniff_ms = 20000\ndefault = "service:default"\n'
-        f'[[plugin]]\nmodule = "trouble_sniffers"\nlimit_ms = 5000\n{services}'
+        f'[[plugin]]\nmodule = "trouble_sniffers"\nlimit_ms = 2000\n{services}'
         f'[[route]]\nprotocol = "plugin:gopher"\nname = "cellar"\nto = "unix:{tmp_path}/shop"\n'
     )
 
