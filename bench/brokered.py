@@ -147,7 +147,7 @@ COMPARISONS = {
     ),
     "relay": Comparison(rows=lambda _: relay.BROKERS, absent=relay.absent, run=_run_relay, tables=_relay_tables),
     "many": Comparison(
-        rows=lambda options: many.crowds(options.services),
+        rows=lambda options: many.crowds(options.services, is_quick=options.quick),
         absent=many.absent,
         run=lambda row, options: many.run(row, 1 if options.quick else many.SLICES),
         tables=_many_tables,

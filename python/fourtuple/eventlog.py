@@ -48,6 +48,12 @@ EVENTS = (
     Event("registry_unread", ("why",), "the registry cannot be read"),
     Event("service_kept", ("service", "why"), "whether it is used cannot be seen, so that it is not stopped"),
     Event(
+        "service_moved",
+        ("service", "target"),
+        "the registry has it elsewhere, where it is started next",
+    ),
+    Event("registry_unread", ("why",), "the registry cannot be read just now"),
+    Event(
         "service_asked", ("service", "start", "peer", "protocol", "connection"), "a client came to a sleeping service"
     ),
     Event("service_refused", ("service", "peer", "why"), "it is not woken for this client: a budget or a rule"),
@@ -58,6 +64,12 @@ EVENTS = (
     Event("service_stopping", ("service", "pid", "why"), "it is asked to end"),
     Event("service_stopped", ("service", "pid", "status", "took_ms"), "all its processes have ended"),
     Event("service_killed", ("service", "pid", "why"), "it did not end when asked"),
+    Event("plugin_ready", ("module", "sniffers"), "the process of a plugin takes questions"),
+    Event(
+        "plugin_raised",
+        ("module", "sniffer", "why"),
+        "a function of a plugin raised an exception",
+    ),
     Event("upgrade_started", ("pid", "executable", "version"), "a broker of another version is made"),
     Event("upgrade_done", ("pid", "version", "took_ms", "moved"), "it serves, with all that there was"),
     Event("upgrade_failed", ("why", "took_ms"), "it does not, and nothing has changed"),

@@ -70,7 +70,8 @@ def test_each_broker_serves_in_each_comparison(options: tuple[str, ...], figures
     for broker in (brokers.HAPROXY, brokers.NGINX, brokers.URING, brokers.EPOLL):
         if brokers.absent(broker):
             continue
-        rows = [row for name, row in measured.items() if name.startswith(broker.name)]
+        # Ours by the carrier: not each way to deliver is in each.
+        rows = [row for name, row in measured.items() if name.startswith(broker.name.partition(",")[0])]
         assert rows, broker.name
         for row in rows:
             assert all(row[figure] > 0 for figure in figures), (broker.name, row)

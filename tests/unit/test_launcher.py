@@ -402,8 +402,10 @@ def test_a_service_says_itself_that_it_is_ready(tmp_path: Path) -> None:
             start = asyncio.create_task(launcher.start(call(tmp_path, "notify")))
             await eventually(lambda: any(one.phase is Phase.STARTING for one in launcher.services()))
             (state,) = launcher.services()
-            variables = Path(f"/proc/{state.pid}/environ").read_bytes().split(b"\0")
-            (name,) = (one.partition(b"=@")[2] for one in variables if one.startswith(b"NOTIFY_SOCKET="))
+            environment = Path(f"/proc/{state.pid}/environ")
+            # Before it executes the service, the process has ours.
+            await eventually(lambda: b"NOTIFY_SOCKET=@" in environment.read_bytes())
+            name = environment.read_bytes().partition(b"NOTIFY_SOCKET=@")[2].partition(b"\0")[0]
             # Ours is a word of another process, which does not count.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
                 stranger.sendto(b"READY=1", b"\0" + name)
