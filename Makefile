@@ -81,17 +81,18 @@ system: ## install the system packages that tests use (root with apt-get only); 
 	        curl:curl dnsmasq:dnsmasq-base wrk:wrk redis-benchmark:redis-tools hey:hey gcc:gcc c++:g++ musl-gcc:musl-tools \
 	        openssl:openssl ssh:openssh-client nghttp:nghttp2-client mosquitto_pub:mosquitto-clients psql:postgresql-client \
 	        nginx:nginx-light haproxy:haproxy sslh-select:sslh redis-server:redis-server postgres:postgresql \
-	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn slapd:slapd ldapwhoami:ldap-utils \
-	        rdesktop:rdesktop Xvfb:xvfb systemd-analyze:systemd; do \
+	        mosquitto:mosquitto sshd:openssh-server gunicorn:gunicorn dovecot:dovecot-imapd mariadbd:mariadb-server mariadb:mariadb-client slapd:slapd ldapsearch:ldap-utils ldapwhoami:ldap-utils \
+	        rdesktop:rdesktop Xvfb:xvfb systemd-analyze:systemd socat:socat; do \
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \
 	done; \
+	[ -e /usr/lib/dovecot/pop3-login ] || missing+=(dovecot-pop3d); \
 	[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing+=(libnginx-mod-stream); \
 	if [ "$${#missing[@]}" = 0 ]; then echo "system: nothing is missing"; \
 	elif [ "$$(id -u)" != 0 ]; then echo "system: not root, so these stay missing: $${missing[*]}; tests that need them skip"; \
 	elif ! command -v apt-get >/dev/null; then echo "system: no apt-get; install yourself: $${missing[*]}"; \
 	else \
-	    daemons() { ps -eo comm= | grep -xE 'nginx|haproxy|sslh|sslh-select|redis-server|postgres|mosquitto|sshd|gunicorn|slapd' | sort | uniq -c; }; \
+	    daemons() { ps -eo comm= | grep -xE 'nginx|haproxy|sslh|sslh-select|redis-server|postgres|mosquitto|sshd|gunicorn|dovecot|mariadbd|slapd' | sort | uniq -c; }; \
 	    policy=/usr/sbin/policy-rc.d; before=$$(daemons || true); \
 	    if [ ! -e "$$policy" ]; then \
 	        trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
@@ -121,6 +122,8 @@ $(VENV)/.maturin: pyproject.toml
 
 $(VENV)/.built: $(VENV)/.maturin $(RUST_SOURCES)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --extras $(EXTRAS)
+	@# As pip does for what it copies; else, with PYTHONDONTWRITEBYTECODE, each start compiles the sources anew.
+	@$(PYTHON) -m compileall -q python
 	@touch $@
 
 $(abspath .tools)/bin/cargo-deny:

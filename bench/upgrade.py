@@ -130,8 +130,8 @@ def run(relays: int, parked: int, services: int, upgrades: int, carrier: str, sl
     with tempfile.TemporaryDirectory(prefix="fourtuple-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         (folder / "run").mkdir()
-        for source, program in ((_SLEEPER, "sleeper"), (_SLEEPER.with_name("owner.c"), "own")):
-            subprocess.run(["gcc", "-O2", "-o", folder / program, source], check=True)
+        for source, made in ((_SLEEPER, "sleeper"), (_SLEEPER.with_name("owner.c"), "own")):
+            subprocess.run(["gcc", "-O2", "-o", folder / made, source], check=True)
         program = stack.enter_context(traffic.compiled())
         stack.enter_context(program.service(f"unix:{folder}/run/visited", "one=x"))
         echo = stack.enter_context(Engine.start(EchoConfig(listen=(Endpoint(ip_address("127.0.0.1"), ECHO_PORT),))))

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ class World:
 
     def descriptors(self) -> int:
         """Open in the broker's processes."""
-        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.broker_pids)
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.broker_pids)
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def _own_start_ms(program: Path, count: int) -> float:
             listener.listen()
             begun_s = time.monotonic()
             pid = os.posix_spawn(
-                program, [program, name_of(number)], {}, file_actions=[(os.POSIX_SPAWN_DUP2, listener.fileno(), 3)]
+                program, [str(program), name_of(number)], {}, file_actions=[(os.POSIX_SPAWN_DUP2, listener.fileno(), 3)]
             )
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(f"{name}/socket")
@@ -247,7 +247,7 @@ def _listens() -> bool:
         return probe.connect_ex(("127.0.0.1", PORT)) == 0
 
 
-def _until(holds: Any) -> None:
+def _until(holds: Callable[[], bool]) -> None:
     until_s = time.monotonic() + WAIT_S
     while not holds():
         if time.monotonic() > until_s:

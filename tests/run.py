@@ -1,59 +1,90 @@
 """Run the tests of both languages, show their output as it comes, and close with one line that counts them all.
 
-Decides what "all tests" means. A runner that ends badly without naming a failed test counts as one failure.
+Decides what "all tests" means, and what may run beside what: the tests of the real kernel mostly wait, so those that
+only compute run beside them, in a process of their own with less of a claim to the processors, and their output
+follows. A runner that ends badly without naming a failed test counts as one failure.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parent.parent
-RUNNERS = (
-    ["cargo", "test", "--workspace", "--profile", "tests", "--locked", "--no-fail-fast"],
-    [sys.executable, "-m", "pytest", "--color=no", "--durations=10"],
-)
+CARGO = ("cargo", "test", "--workspace", "--profile", "tests", "--locked", "--no-fail-fast")
+PYTEST = (sys.executable, "-m", "pytest", "--color=no", "--durations=10")
+KERNEL = ("tests/netns",)
 SUMMARY = re.compile(r"^(test result: |(=+ )?\d+ (passed|failed|skipped|deselected|xfailed|error|warning))")
 """The line with which cargo closes each test binary, and pytest the whole run."""
 COUNTED = re.compile(r"(\d+) (passed|failed|ignored|skipped|xfailed|errors?)\b")
 MEANING = {"passed": "passed", "failed": "failed", "error": "failed", "errors": "failed"}
 """What is in neither list was skipped: ignored, xfailed."""
+# Tests start programs of ours some hundred times; without this each time would be spent on compiling them, too.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    total: Counter[str] = Counter()
-    for runner in RUNNERS:
-        command = [*runner, *arguments] if "pytest" in runner else runner
-        print("$", *command, flush=True)
-        total += run(command)
+    total = run(CARGO)
+    if arguments:
+        total += run([*PYTEST, *arguments])
+    else:
+        folders = [f"tests/{path.name}" for path in sorted((ROOT / "tests").iterdir()) if any(path.glob("test_*.py"))]
+        others = [folder for folder in folders if folder not in KERNEL]
+        total += run_beside([*PYTEST, *KERNEL], [*PYTEST, "-p", "no:cacheprovider", *others])
     print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
     return 1 if total["failed"] or not total["passed"] else 0
 
 
 def run(command: Sequence[str]) -> Counter[str]:
     """How many passed, failed and were skipped; the output is passed on line by line."""
-    counts: Counter[str] = Counter()
+    print("$", *command, flush=True)
     with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        errors="replace",
-        text=True,
-    ) as process:
+        command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        errors="replace", text=True,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            if SUMMARY.search(line):
-                for number, word in COUNTED.findall(line):
-                    counts[MEANING.get(word, "skipped")] += int(number)
-    if process.returncode and not counts["failed"]:
-        print(f"{command[0]} ended with status {process.returncode} and names no failed test", flush=True)
+        counts = passed_on(process.stdout)
+    return judged(command, process.returncode, counts)
+
+
+def run_beside(command: Sequence[str], other: Sequence[str]) -> Counter[str]:
+    """Both at once; the output of `other` follows when both have ended."""
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        lesser = subprocess.Popen(
+            ["nice", *other], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+        )
+        try:
+            counts = run(command)
+            print("$", *other, flush=True)
+            lesser.wait()
+        finally:
+            # Only if something went wrong here, Ctrl-C among it.
+            lesser.terminate()
+            lesser.wait()
+        said.seek(0)
+        return counts + judged(other, lesser.returncode, passed_on(said))
+
+
+def passed_on(output: IO[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for line in output:
+        print(line, end="", flush=True)
+        if SUMMARY.search(line):
+            for number, word in COUNTED.findall(line):
+                counts[MEANING.get(word, "skipped")] += int(number)
+    return counts
+
+
+def judged(command: Sequence[str], status: int, counts: Counter[str]) -> Counter[str]:
+    if status and not counts["failed"]:
+        print(f"{command[0]} ended with status {status} and names no failed test", flush=True)
         counts["failed"] += 1
     return counts
 

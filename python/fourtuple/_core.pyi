@@ -91,6 +91,12 @@ class _Held(TypedDict):
     service: str
     live: int
 
+class _Sniff(TypedDict):
+    ticket: int
+    listener: int
+    opening: bytes
+    is_all: bool
+
 class _SeenConnection(TypedDict):
     id: int
     peer: tuple[IPv4Address | IPv6Address, int] | None
@@ -121,10 +127,12 @@ _Question: TypeAlias = (
     tuple[Literal["wake"], int, _Wake]
     | tuple[Literal["usage"], int, _Usage]
     | tuple[Literal["held"], int, _Held]
+    | tuple[Literal["sniff"], int, _Sniff]
     | tuple[Literal["surveyed"], int, _Surveyed]
     | tuple[Literal["busiest"], int, _Busiest]
     | tuple[Literal["closed"], int, _Closed]
 )
+_Known: TypeAlias = tuple[str, str | None, str | None, str | None, str | None]
 
 class _Seen(TypedDict):
     verdict: str
@@ -180,6 +188,10 @@ class Workers:
 
     def answer(self, kind: str, service: str, peer: IPv4Address | IPv6Address | None = None) -> None:
         """Tell every running worker what became of a service."""
+
+    def opine(self, worker: int, ticket: int, more_than: int | None = None, known: _Known | None = None) -> None:
+        """Tell one worker what a connection is that it asked about: known, or of which more than so many bytes are
+        needed."""
 
     def ask_survey(
         self,

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,8 @@ def running(
         raise BadConfig("--store", "is given, and the file has services of its own; import them into one of both")
     config = BrokerConfig(
         listeners=tuple(
-            _listener(file, table, of_it) for table, of_it in zip_longest(file.listen, descriptors, fillvalue=())
+            _listener(file, table, of_it)
+            for table, of_it in zip(file.listen, descriptors or ((),) * len(file.listen), strict=True)
         ),
         store=store or sealed(file.services, file.routes),
         most_connections=chosen.most_connections,
@@ -138,4 +138,5 @@ def _listener(file: BrokerFile, table: ListenTable, fds: Sequence[int]) -> Broke
         protocols=PROTOCOLS if table.probes is None else table.probes,
         patterns=tuple(one.pattern() for one in file.pattern if table.wants(one)),
         door=table.opened,
+        consults=bool(file.plugin) and table.door is None,
     )

@@ -265,6 +265,19 @@ class ListenTable(_Table):
         return self
 
 
+class PluginTable(_Table):
+    """`[[plugin]]`: a Python module with sniffers (docs/doors.md)."""
+
+    module: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
+    """As it is imported; found as `python -m` finds it."""
+    limit_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
+    """For one question; then its process is killed, and made anew."""
+    memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 512
+    """Address space of its process."""
+    user: str | None = None
+    """Who its process becomes."""
+
+
 class WakeTable(_Table):
     """`[wake]`: who may wake a service that sleeps, how often, and how many run; 0 is no bound."""
 
@@ -399,6 +412,7 @@ class BrokerFile(_Table):
     asleep: AsleepTable = AsleepTable()
     listen: tuple[ListenTable, ...] = Field(default=(), strict=False)
     pattern: tuple[PatternTable, ...] = Field(default=(), strict=False)
+    plugin: tuple[PluginTable, ...] = Field(default=(), strict=False)
     template: tuple[TemplateTable, ...] = Field(default=(), strict=False)
     service: tuple[ServiceTable, ...] = Field(default=(), strict=False)
     route: tuple[RouteTable, ...] = Field(default=(), strict=False)

@@ -28,10 +28,12 @@ from fourtuple.questions import (
     Busiest,
     Closed,
     Held,
+    Known,
     Question,
     Refused,
     SeenConnection,
     ServiceUsage,
+    Sniff,
     Surveyed,
     Usage,
     Wake,
@@ -293,6 +295,8 @@ class BrokerListener:
     """Asked after all probes, in their order."""
     door: Door | None = None
     """With one, neither probes nor patterns are asked."""
+    consults: bool = False
+    """What none of these know is asked about (`questions.Sniff`); it waits for the answer until its deadline."""
     fds: tuple[int, ...] = ()
     """Sockets bound to the endpoint, one per worker, to listen with instead of new ones.
 
@@ -333,7 +337,8 @@ class Manners:
         _whole("retry_after_s", self.retry_after_s, 0, HIGHEST_COUNT)
         _instance("health_paths", self.health_paths, tuple)
         for path in self.health_paths:
-            if not isinstance(path, str) or not path.startswith("/"):
+            _instance("health_paths", path, str)
+            if not path.startswith("/"):
                 raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
 
 
@@ -663,10 +668,10 @@ class Engine:
     def ferry(self, fds: Sequence[int]) -> None:
         """As `drain`, and move the connections that there are to another process, which takes them with `land`.
 
-        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end is
-        seen. A relay moves at any time, with every byte that is on its way in it; a client that is looked at or waits for
-        its service, as soon as nothing is under way for it; what the other process does not take lives on here. The engine
-        ends when it has nothing more, or accepts again after `resume`.
+        One socket (SOCK_SEQPACKET) per worker; the engine copies them, and the caller closes its own, so that an end
+        is seen. A relay moves at any time, with every byte that is on its way in it; a client that is looked at or
+        waits for its service, as soon as nothing is under way for it; what the other process does not take lives on
+        here. The engine ends when it has nothing more, or accepts again after `resume`.
         """
         if len(fds) != self.workers:
             raise BadConfig("fds", f"are {len(fds)}, and there are {self.workers} workers")
@@ -696,6 +701,13 @@ class Engine:
         """Tell all workers what became of a service."""
         peer = answer.peer if isinstance(answer, Refused) else None
         self._workers.answer(type(answer).__name__.lower(), answer.service, peer)
+
+    def opine(self, worker: int, ticket: int, known: Known | None, more_than: int | None = None) -> None:
+        """Answer a `Sniff`: what it is; or that more than so many bytes are needed; or that nobody knows."""
+        row = None
+        if known is not None:
+            row = (known.protocol, known.name, known.user, known.database, known.client)
+        self._workers.opine(worker, ticket, more_than, row)
 
     def hold(self, service: str) -> None:
         """New connections of the service wait, until `Up` or `Slept` is answered; each worker says `Held`."""
@@ -869,6 +881,8 @@ def _question(row: _core._Question) -> Question:
                 for service, live, parked, unused_s in usage["rows"]
             )
             return Usage(worker=worker, ticket=usage["ticket"], rows=tuple(rows))
+        case ("sniff", worker, sniff):
+            return Sniff(worker=worker, **sniff)
         case ("surveyed", worker, surveyed):
             found = tuple(
                 SeenConnection(

@@ -67,6 +67,33 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sniff:
+    """A connection speaks what no probe knows: `Engine.opine` says what a plug-in makes of it."""
+
+    worker: int
+    ticket: int
+    """Names the connection in its worker."""
+    listener: int
+    """The place of its listener."""
+    opening: bytes
+    """Its first bytes, 4,096 at most."""
+    is_all: bool
+    """No more will be shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a connection is."""
+
+    protocol: str
+    """As a route has it."""
+    name: str | None = None
+    user: str | None = None
+    database: str | None = None
+    client: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeenConnection:
     """A connection that a broker holds."""
 
@@ -119,7 +146,7 @@ class Closed:
     """Where to go on looking; None is the end."""
 
 
-Question: TypeAlias = Wake | Usage | Held | Surveyed | Busiest | Closed
+Question: TypeAlias = Wake | Usage | Held | Surveyed | Busiest | Closed | Sniff
 
 
 @dataclass(frozen=True, slots=True)

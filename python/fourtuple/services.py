@@ -256,8 +256,9 @@ def _check_options(one: Service | Route) -> None:
     whole_or_none("patience_ms", one.patience_ms, 0, HIGHEST)
     whole_or_none("connections", one.connections, 1, HIGHEST)
     whole_or_none("proxy", one.proxy, 1, 2)
-    if one.start is not None and (not isinstance(one.start, str) or _TEMPLATE.fullmatch(one.start) is None):
-        raise BadConfig("start", f"is {one.start!r}; the name of a template is needed: 1 to 32 of a-z, 0-9, _ and -")
+    start: object = one.start
+    if start is not None and not (isinstance(start, str) and _TEMPLATE.fullmatch(start)):
+        raise BadConfig("start", f"is {start!r}; the name of a template is needed: 1 to 32 of a-z, 0-9, _ and -")
 
 
 def _shown(text: str) -> str:

@@ -136,7 +136,13 @@ class Sight:
 
     async def service(self, name: str) -> ServiceView:
         found = self._service(name)
-        return ServiceView(name=found.name, target=found.target, delivery=found.delivery.value, standing="unmanaged")
+        return ServiceView(
+            name=found.name,
+            target=found.target,
+            delivery=found.delivery.value,
+            standing="unmanaged",
+            live=await self.survey.live(found.name),
+        )
 
     async def wake(self, service: str, wait_s: float) -> ServiceView:
         self._service(service)

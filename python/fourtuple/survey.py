@@ -24,7 +24,6 @@ _WORKER_BITS = 10
 """Of an id, that say which worker accepted the connection (crates/engine/src/broker/survey.rs)."""
 _FIRST_TICKET = 1 << 32
 """Others who ask the same engine have tickets below."""
-_FEW_S = 1.0
 
 
 class Survey:
@@ -102,14 +101,15 @@ class Survey:
         total = 0
         try:
             self._engine.ask_usage(ticket, [service])
-            async with asyncio.timeout(_FEW_S):
+            async with asyncio.timeout(_ANSWERS_WITHIN_S):
                 for _ in range(self._engine.workers):
                     answer = await queue.get()
                     assert isinstance(answer, Usage)
                     total += sum(row.live + row.parked for row in answer.rows)
         except TimeoutError:
             # A worker that has ended has none.
-            pass
+            if self._engine.running:
+                raise _slow() from None
         finally:
             del self._waiting[ticket]
         return total
@@ -146,7 +146,7 @@ class Survey:
         except TimeoutError:
             if not self._engine.running:
                 return None
-            raise Refused("slow", "a worker does not answer", remedy="ask again") from None
+            raise _slow() from None
         finally:
             del self._waiting[ticket]
 
@@ -166,6 +166,10 @@ class Survey:
             bytes_down=seen.bytes_down,
             listener=self._listeners[seen.listener] if seen.listener < len(self._listeners) else "",
         )
+
+
+def _slow() -> Refused:
+    return Refused("slow", "a worker does not answer", remedy="ask again")
 
 
 def _cursor(after: str | None) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def main() -> None:
         Service(name=f"s{number}.example.com", target=f"unix:{given.folder}/service")
         for number in range(given.services)
     )
-    file = BrokerFile(listen=(ListenTable(address=f"127.0.0.1:{given.port}"),))
+    file = BrokerFile(listen=(ListenTable(address=f"127.0.0.1:{given.port}", sniff_ms=600_000),))
     served = given.store or sealed(services, ())
     store = Registry(given.store, create=False) if given.store else served
     with (

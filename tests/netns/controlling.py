@@ -28,7 +28,8 @@ class Controlled:
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.port = folder, port
         self.socket = folder / "control"
-        self.client = Client(self.socket, PATIENCE_S)
+        # The process of the API starts in a second, or in many on a machine that does much else.
+        self.client = Client(self.socket, 4 * PATIENCE_S)
         self.ask = self.client.ask
 
     def events(self, *names: str) -> list[dict[str, Any]]:

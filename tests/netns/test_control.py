@@ -56,6 +56,7 @@ def test_what_it_tells_and_can_be_told(broker: Controlled) -> None:
     assert status["listeners"] == [f"127.0.0.1:{broker.port}"]
     roles = {one["role"]: one for one in status["processes"]}
     assert set(roles) == {"broker", "control"}
+    broker.wait_for_event("control_started")
     assert [roles["control"]["pid"]] == broker.api_pids()
     assert set(broker.ask("GET", "/v1/reasons")) == {
         row.name.removeprefix("ended_") for row in COUNTERS if row.name.startswith("ended_")
@@ -157,11 +158,16 @@ def test_readers_read_and_admins_change(broker: Controlled) -> None:
     status, told = as_nobody(broker.socket, "/v1/limits", *change, user=ADMIN)
     assert (status, told["most_per_source"]) == (200, 77)
     assert broker.ask("PATCH", "/v1/limits", {"most_per_source": 0})["most_per_source"] == 0
-    changes = [
-        (one["uid"], one["with_changes"]) for one in broker.events("control_told") if one["verb"] == "set_limits"
-    ]
-    assert (ADMIN, {"most_per_source": 77}) in changes
-    assert not any(uid in (READER, IN_READERS) for uid, _ in changes)
+
+    def changes() -> list[tuple[int, dict[str, int]]]:
+        return [
+            (one["uid"], one["with_changes"]) for one in broker.events("control_told") if one["verb"] == "set_limits"
+        ]
+
+    # The last of them; events are written some time later, in their order.
+    wait_for(lambda: (os.getuid(), {"most_per_source": 0}) in changes())
+    assert (ADMIN, {"most_per_source": 77}) in changes()
+    assert not any(uid in (READER, IN_READERS) for uid, _ in changes())
 
 
 def test_requests_are_bounded(broker: Controlled) -> None:
@@ -209,9 +215,9 @@ def test_metrics_are_what_prometheus_reads(broker: Controlled) -> None:
     assert {family.name for family in open_metrics(body)} == set(families)  # type: ignore[no-untyped-call]
 
 
-def test_there_are_as_many_series_with_a_million_services_as_with_a_thousand(tmp_path: Path) -> None:
+def test_there_are_as_many_series_with_many_services_as_with_few(tmp_path: Path) -> None:
     series = []
-    for number in (1_000, 1_000_000):
+    for number in (100, 100_000):
         lines = (f"s{one}.example.com,unix:/run/s{one}\n" for one in range(number))
         with Registry(tmp_path / str(number)) as registry:
             registry.import_text(io.BytesIO("".join(lines).encode()), "csv")
@@ -245,21 +251,24 @@ def test_a_dormant_api_is_no_process_and_loses_nobody() -> None:
         for client in clients:
             client.join(PATIENCE_S)
         assert wrong == []
+        wait_for(lambda: broker.events("control_started") != [] and broker.api_pids() == [])
         started = len(broker.events("control_started"))
-        broker.wait_for_event("control_ended", started)
         assert all(one["status"] == 0 for one in broker.events("control_ended"))
         # Whoever comes later is served by another one.
         broker.ask("GET", "/v1/limits")
+        broker.wait_for_event("control_started", started + 1)
         assert len(broker.api_pids()) == 1
 
 
 def test_an_api_that_dies_or_hangs_is_replaced() -> None:
     with controlled("--stuck", "0.6", services=10) as broker:
         broker.ask("GET", "/v1/limits")
+        broker.wait_for_event("control_started")
         (first,) = broker.api_pids()
         os.kill(first, signal.SIGKILL)
         broker.wait_for_event("control_failed")
         wait_for(lambda: _answers(broker))
+        broker.wait_for_event("control_started", 2)
         (second,) = broker.api_pids()
         assert second != first
         os.kill(second, signal.SIGSTOP)
@@ -287,15 +296,17 @@ def test_an_api_that_cannot_start_is_said_to_who_asks() -> None:
         with pytest.raises(Declined, match="ended with an error") as declined:
             broker.ask("GET", "/v1/status")
         assert declined.value.status == 503
+        broker.wait_for_event("control_failed")
         assert broker.events("control_failed")[0]["pause_s"] == 1
 
 
-def test_schemathesis_finds_nothing(broker: Controlled) -> None:
+def test_schemathesis_finds_nothing(broker: Controlled, tmp_path: Path) -> None:
     with over_tcp(broker.socket) as port:
         url = f"http://127.0.0.1:{port}/openapi.json"
         bounds = ("--max-examples=3", "--seed=1", "--request-timeout=20", "--checks=all", "--no-color")
         done = subprocess.run(
             (sys.executable, "-m", "schemathesis.cli", "run", url, *bounds),
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=20 * PATIENCE_S,

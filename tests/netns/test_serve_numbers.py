@@ -52,7 +52,7 @@ def test_numbers_and_log_have_the_fields_that_are_documented(tmp_path: Path) -> 
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(entries) == 20 // 5
     fields = documented("With `--log FILE`")
-    assert all(set(entry) == fields - {"lost_before"} for entry in entries)
+    assert all(set(entry) == fields - {"event", "lost_before"} for entry in entries)
     assert {"relayed"} <= {entry["reason"] for entry in entries} <= set(last["ended"])
     request = len(get("shop.example"))
     relayed = [entry for entry in entries if entry["reason"] == "relayed"]
@@ -80,7 +80,7 @@ def test_a_shell_completes_options_and_names(tmp_path: Path) -> None:
             Service(name=name, target="unix:/x") for name in ("shop.example", "short.example", "other.example")
         )
     assert completed("fourtuple ser", environment) == ["serve", "services"]
-    assert completed("fourtuple serve --lo", environment) == ["--log", "--log-every"]
+    assert completed("fourtuple serve --lo", environment) == ["--log", "--log-steps", "--log-every"]
     assert completed("fourtuple serve --carrier e", environment) == ["epoll"]
     assert completed("fourtuple services ro", environment) == ["route"]
     assert completed("fourtuple services show sh", environment) == ["shop.example", "short.example"]

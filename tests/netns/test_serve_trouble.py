@@ -74,8 +74,10 @@ def ended(broker: subprocess.Popen[str]) -> dict[str, Any]:
 
 AS_NOBODY = f"""
 import os, sys
-import fourtuple.brokerfile, fourtuple.supervisor.life
+import fourtuple.cli.commands, fourtuple.cli.serve, fourtuple.supervisor.life, fourtuple.supervisor.surroundings
 from fourtuple.cli.main import main
+from fourtuple.sight import installed_version
+installed_version()
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 sys.exit(main(sys.argv[1:]))
 """

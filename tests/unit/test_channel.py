@@ -6,6 +6,7 @@ import array
 import json
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from fourtuple.supervisor.channel import MOST_BYTES, Channel, ChannelBroken
 
 
 def descriptors_open() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
 def test_messages_come_whole_and_in_order_with_their_descriptors() -> None:
@@ -46,7 +47,7 @@ def test_what_there_is_no_room_for_waits() -> None:
     for number in range(sent):
         ours.send("long", {"number": number, "rest": "x" * 60_000}, [0])
     assert ours.has_more_to_send
-    heard = []
+    heard: list[int] = []
     while len(heard) < sent:
         for message in theirs.receive():
             heard.append(message.fields["number"])
@@ -98,8 +99,12 @@ def test_what_is_no_message_breaks_the_channel_and_leaves_nothing_open(packet: b
 
 def test_who_does_not_read_is_noticed() -> None:
     ours, theirs = Channel.pair()
-    with pytest.raises(ChannelBroken, match="does not read"):
+
+    def flood() -> None:
         for _ in range(200_000):
             ours.send("flood")
+
+    with pytest.raises(ChannelBroken, match="does not read"):
+        flood()
     ours.close()
     theirs.close()

@@ -125,7 +125,8 @@ def test_a_cluster_of_postgresql_per_tenant(world_folder: Path) -> None:
     asked = program(
         *("postgres", "sh", "-c", CLUSTER, "cluster", f"{world_folder}/{{label}}"),
         socket=Socket.OWN,
-        ready=Ready.LISTENING,
+        # It listens before it takes clients: until it has read its journal it tells them that it is starting up.
+        ready=Ready.NOTIFY,
         user=user,
         env={"PATH": PROGRAMS},
         stop_signal="INT",
@@ -287,7 +288,8 @@ def test_sshd_is_started_for_a_connection(world_folder: Path) -> None:
     shutil.copy(folder / "client.pub", folder / "authorized")
     settings = (
         *(f"HostKey={folder}/host", f"AuthorizedKeysFile={folder}/authorized", "PermitRootLogin=yes"),
-        *("UsePAM=no", "StrictModes=no", "PidFile=none"),
+        # A login shell must not read what this machine's root has in ~/.bashrc: it may take long.
+        *("UsePAM=no", "StrictModes=no", "PidFile=none", f"SetEnv=HOME={folder}"),
     )
     options = [word for setting in settings for word in ("-o", setting)]
     asked = program("sshd", sshd, "-i", "-e", "-f", "/dev/null", *options, no_new_privileges=False)

@@ -101,7 +101,7 @@ def test_bad_values_name_their_field(field: str, value: object) -> None:
         ({"name": "*.b"}, "unix:/{label", "to"), ({"name": "*.b"}, "unix:/label}", "to"), ({}, "unix:/{user}", "to"),
         ({"path": "a"}, "unix:/a", "path"), ({"path": "/a b"}, "unix:/a", "path"),
         ({"path": "/a?b"}, "unix:/a", "path"),
-        ({"protocol": "smtp"}, "unix:/a", "protocol"), ({"alpn": ""}, "unix:/a", "alpn"),
+        ({"protocol": "gopher"}, "unix:/a", "protocol"), ({"alpn": ""}, "unix:/a", "alpn"),
         ({"user": "a\0"}, "unix:/a", "user"), ({"client": "a" * 256}, "unix:/a", "client"),
         ({"source": "10.0.0.1/8"}, "unix:/a", "source"), ({"source": "10.0.0.0/33"}, "unix:/a", "source"),
         ({"destination": "a"}, "unix:/a", "destination"), ({"source_port": 65_536}, "unix:/a", "source_port"),

@@ -225,7 +225,7 @@ fields = st.lists(st.tuples(st.text("abcdefgh-", min_size=1, max_size=9), st.tex
 sizes = st.sampled_from([0, 64, 4096])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     names, st.none() | st.integers(0, 65_535), paths, fields, st.booleans(), sizes, st.integers(1, 200), st.booleans()
 )

@@ -49,13 +49,15 @@ def carrier(request: pytest.FixtureRequest) -> CarrierName:
 
 
 @contextmanager
-def broker(services: list[Service], carrier: CarrierName, **limits: int | float | Path) -> Iterator[tuple[Engine, int]]:
+def broker(
+    services: list[Service], carrier: CarrierName, limits: dict[str, Any] | None = None, workers: int = 2
+) -> Iterator[tuple[Engine, int]]:
     """An engine for these services, and its port."""
-    port, workers = free_port(), limits.pop("workers", 2)
+    port = free_port()
     config = BrokerConfig(
         listeners=(BrokerListener(endpoint=Endpoint(HOST, port)),),
         store=sealed(services, []),
-        **{"delivery_timeout_s": PATIENCE_S, **limits},
+        **{"delivery_timeout_s": PATIENCE_S, **(limits or {})},
     )
     with Engine.start(config, carrier, workers=workers) as engine:
         engine.wait_for(lambda now: now.listening_now == engine.workers, PATIENCE_S)
@@ -74,6 +76,10 @@ def rest(client: socket.socket) -> bytes:
     while block := client.recv(65_536):
         heard += block
     return heard
+
+
+def wait_until(engine: Engine, counter: str, count: int) -> bool:
+    return bool(engine.wait_for(lambda now: getattr(now, counter) == count, PATIENCE_S))
 
 
 class Outside:
@@ -142,8 +148,8 @@ def answering(path: Path, backlog: int = 4_096) -> Iterator[None]:
             path.unlink()
 
 
-def sleeper(path: Path, name: str = "app.test", **options: int) -> Service:
-    return Service(name=name, target=f"unix:{path}", start="app", **options)
+def sleeper(path: Path, name: str = "app.test", patience_ms: int | None = None) -> Service:
+    return Service(name=name, target=f"unix:{path}", start="app", patience_ms=patience_ms)
 
 
 def test_many_wait_for_one_service_and_all_get_through(tmp_path: Path, carrier: CarrierName) -> None:
@@ -181,7 +187,7 @@ def test_who_fails_to_start_ends_those_who_wait_and_is_asked_for_again(tmp_path:
             with connect(port) as client, suppress(ConnectionResetError):
                 client.sendall(request("app.test"))
                 rest(client)
-            engine.wait_for(lambda now, ended=number + 1: now.ended_start_failed == ended, PATIENCE_S)
+            assert wait_until(engine, "ended_start_failed", number + 1)
         assert len(outside.wait_for(2, Wake)) == 2
 
 
@@ -244,10 +250,10 @@ def test_a_service_is_held_while_it_is_stopped(tmp_path: Path, carrier: CarrierN
 
 
 @pytest.mark.parametrize("limits", [{"most_parked": 4}, {"most_parked_per_service": 4}, {"parked_bytes": 4 * 65_600}])
-def test_waiting_is_bounded(tmp_path: Path, carrier: CarrierName, limits: dict[str, int]) -> None:
+def test_waiting_is_bounded(tmp_path: Path, carrier: CarrierName, limits: dict[str, Any]) -> None:
     path = tmp_path / "app.sock"
     with ExitStack() as stack:
-        engine, port = stack.enter_context(broker([sleeper(path)], carrier, workers=1, **limits))
+        engine, port = stack.enter_context(broker([sleeper(path)], carrier, limits, workers=1))
         clients = [stack.enter_context(connect(port)) for _ in range(10)]
         for client in clients:
             client.sendall(request("app.test"))
@@ -265,7 +271,7 @@ def test_without_answers_patience_ends_it(tmp_path: Path, carrier: CarrierName) 
 
 def test_who_leaves_before_it_is_settled_wakes_nothing(tmp_path: Path, carrier: CarrierName) -> None:
     path = tmp_path / "app.sock"
-    with broker([sleeper(path)], carrier, settle_s=0.05) as (engine, port), connect(port) as client:
+    with broker([sleeper(path)], carrier, {"settle_s": 0.05}) as (engine, port), connect(port) as client:
         client.sendall(request("app.test"))
         engine.wait_for(lambda now: now.parked_now == 1, PATIENCE_S)
         engine.wait_for(lambda now: now.wakes_asked == 1, PATIENCE_S)
@@ -276,7 +282,7 @@ def test_inetd_gives_the_socket_to_the_supervisor(tmp_path: Path, carrier: Carri
 
     path = tmp_path / "supervisor.sock"
     service = Service(name="app.test", target="unix:@unused", delivery=Delivery.INETD, start="app")
-    with Listener(path) as listener, broker([service], carrier, inetd_path=path) as (engine, port):
+    with Listener(path) as listener, broker([service], carrier, {"inetd_path": path}) as (engine, port):
         with connect(port) as client:
             client.sendall(request("app.test"))
             handed = listener.accept()
@@ -329,7 +335,7 @@ def test_probes_are_answered_and_wake_nothing(tmp_path: Path, carrier: CarrierNa
 
 
 def test_who_hangs_up_at_once_wakes_nothing(tmp_path: Path, carrier: CarrierName) -> None:
-    with broker([sleeper(tmp_path / "app.sock")], carrier, settle_s=1.0) as (engine, port):
+    with broker([sleeper(tmp_path / "app.sock")], carrier, {"settle_s": 1.0}) as (engine, port):
         with connect(port) as client:
             client.sendall(request("app.test"))
             engine.wait_for(lambda now: now.parked_now == 1, PATIENCE_S)

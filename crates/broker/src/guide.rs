@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use fourtuple_engine::ListenerId;
 use fourtuple_engine::broker::guide::{
-    Address, Asleep, Chosen, Delivery, Guidance, Guide, Heard, Shown, Turn, Why, Word,
+    Address, Asleep, Chosen, Delivery, Guidance, Guide, Heard, Known, Opinion, Shown, Turn, Why, Word,
 };
 use fourtuple_registry::{Name, Options, Outcome, Prefix, Resolved, Seen, Store, Target};
 use fourtuple_sniff::{Alpn, Pattern, Prelude, Protocol, Scratch, Sniffer, State, Verdict, proxy};
@@ -26,6 +26,9 @@ mod manners;
 
 use self::manners::Manner;
 pub use self::manners::Manners;
+
+/// Of a connection that is asked about, so many bytes are shown.
+const CONSULTED_BYTES: usize = 4_096;
 
 /// Where a connection goes that nothing else matches.
 #[derive(Clone)]
@@ -83,6 +86,8 @@ pub struct Looking {
     fallback: Option<Fallback>,
     rules: Rules,
     door: Option<Arc<Door>>,
+    /// What no protocol knows is asked about.
+    consults: bool,
 }
 
 /// Sniffers and registry of one worker.
@@ -107,7 +112,13 @@ impl Looking {
         let (names, patterns): (Vec<_>, Vec<_>) = patterns.into_iter().unzip();
         let asked_last = (!patterns.is_empty()).then_some(Protocol::Pattern);
         let sniffer = Sniffer::new(protocols.into_iter().chain(asked_last));
-        Looking { sniffer, patterns, names, fallback, rules: Rules::default(), door: None }
+        Looking { sniffer, patterns, names, fallback, rules: Rules::default(), door: None, consults: false }
+    }
+
+    /// Ask the outside about what none of these know.
+    #[must_use]
+    pub fn consulting(self, consults: bool) -> Looking {
+        Looking { consults, ..self }
     }
 
     /// Behind a door: its clients are greeted, and nothing is looked for but what it speaks.
@@ -132,6 +143,8 @@ impl Looking {
         match self.door {
             // The header goes before the rest is looked at.
             Some(_) => TALK_BYTES + Sniffer::new([Protocol::Tls]).bound(),
+            // The outside is shown so much.
+            None if self.consults => self.sniffer.with_prelude(prelude).bound().max(2 * CONSULTED_BYTES),
             None => self.sniffer.with_prelude(prelude).bound(),
         }
     }
@@ -266,12 +279,30 @@ impl Guide for BrokerGuide {
         memory.manner = Manner::default();
         let promise = memory.state.promised().filter(|_| postgres_tls == PostgresTls::Offered);
         let turn = promise.map(|(request, answer)| Turn { say: request.into(), expect: Some(answer) });
-        let (mut reply, mut line, mut is_tcpmux) = (&b""[..], 0, false);
+        let (mut reply, mut line, mut is_tcpmux, mut name) = (&b""[..], 0, false, None);
         let alpn;
         let mut in_the_clear = false;
+        let known;
         match verdict {
             Verdict::More(_) if is_silent => seen.protocol = Some("unknown"),
             Verdict::More(_) => return Guidance::More,
+            Verdict::No if looking.consults => {
+                match (&chosen.opinion, shown.last) {
+                    (Opinion::Unasked, false) => return Guidance::Consult,
+                    (Opinion::More(known), false) if shown.bytes.len() > *known as usize => return Guidance::Consult,
+                    (Opinion::More(_), false) => return Guidance::More,
+                    _ => {}
+                }
+                known = match std::mem::take(&mut chosen.opinion) {
+                    Opinion::Known(known) => *known,
+                    _ => Known { protocol: "unknown".to_owned(), ..Known::default() },
+                };
+                seen.protocol = Some(&known.protocol);
+                seen.name = known.name.as_deref().map(str::as_bytes);
+                (seen.user, seen.database) =
+                    (known.user.as_deref().map(str::as_bytes), known.database.as_deref().map(str::as_bytes));
+                seen.client = known.client.as_deref().map(str::as_bytes);
+            }
             Verdict::No => seen.protocol = Some("unknown"),
             Verdict::Refused(..) => return Guidance::Garbage,
             Verdict::Answer(b"S" | b"N") if postgres_tls == PostgresTls::Left => {
@@ -297,7 +328,8 @@ impl Guide for BrokerGuide {
                     seen.path = found.path;
                 }
                 alpn = self::alpn(found.alpn);
-                seen.name = found.name.map(str::as_bytes);
+                name = found.name;
+                seen.name = name.map(str::as_bytes);
                 seen.wide_port = found.number;
                 seen.protocol = Some(match found.protocol {
                     Protocol::Http => "http1",
@@ -314,8 +346,8 @@ impl Guide for BrokerGuide {
         let is_postgres = seen.protocol == Some("postgres");
         let guidance = match self.store.reader().and_then(|reader| reader.resolve(&seen)) {
             Ok(Outcome::Found(resolved)) => {
-                if let Some(name) = seen.name {
-                    chosen.matched = String::from_utf8_lossy(name).into_owned();
+                if let Some(name) = name {
+                    name.clone_into(&mut chosen.matched);
                 }
                 choose(resolved, shown, chosen);
                 (chosen.skip, chosen.reply) = (skip.max(line) as u32, reply);

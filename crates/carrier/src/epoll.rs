@@ -191,6 +191,7 @@ impl Epoll {
             if !until.turn(core, self.now, outbox) || core.is_done() {
                 return Ok(());
             }
+            let phase = core.report().phase;
             self.accept(core, outbox);
             for _ in 0..ROUNDS {
                 let crossed = self.cross(outbox);
@@ -203,8 +204,9 @@ impl Epoll {
                     break;
                 }
             }
-            // What the core asks is taken at the next turn, so that comes at once.
-            let nap = if outbox.questions.is_fresh() { Duration::ZERO } else { self.nap(core) };
+            // What the core asks is taken at the next turn, and a change of phase told: somebody waits, so that comes at once.
+            let is_told = core.report().phase == phase && !outbox.questions.is_fresh();
+            let nap = if is_told { self.nap(core) } else { Duration::ZERO };
             self.counts.enters += 1;
             let count =
                 self.poller.wait(&mut events, nap).map_err(|error| CarrierError { what: "epoll_wait", error })?;
@@ -395,6 +397,9 @@ impl Epoll {
                                     self.poller.remove(fd);
                                 }
                                 entry.flags |= ENDED;
+                                // At once: of a service that is quick ours would be the last descriptor, and its FIN
+                                // ours to send.
+                                self.drop_socket(conn.index);
                                 Event::HandedOff { conn }
                             }
                             Err(error) => Event::HandOffFailed { conn, error },
@@ -636,8 +641,8 @@ impl Epoll {
         }
         let place = data as u32;
         let entry = self.conns[place as usize];
-        if entry.generation != (data >> 32) as u16 || entry.flags & CLOSING != 0 {
-            return; // closed earlier in this turn
+        if entry.generation != (data >> 32) as u16 || entry.flags & CLOSING != 0 || entry.flags & WATCHED == 0 {
+            return; // closed or halted earlier in this turn
         }
         if entry.flags & CONNECTING != 0 {
             match sys::pending_error(entry.fd) {
@@ -954,7 +959,10 @@ impl Epoll {
 
     fn drop_socket(&mut self, place: u32) {
         let fd = std::mem::replace(&mut self.conns[place as usize].fd, -1);
-        sys::close(fd);
+        // One that was handed off is closed already.
+        if fd >= 0 {
+            sys::close(fd);
+        }
     }
 
     /// The place is free for another connection.
@@ -983,9 +991,7 @@ impl Carrier for Epoll {
 impl Epoll {
     fn close_all(&mut self) {
         for place in 0..self.conns.len() as u32 {
-            if self.conns[place as usize].fd >= 0 {
-                self.drop_socket(place);
-            }
+            self.drop_socket(place);
         }
         self.listeners.clear();
     }

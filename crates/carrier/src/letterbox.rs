@@ -57,11 +57,11 @@ impl Letterbox {
         questions.drain(|question| {
             let own = usize::from(question.is_own());
             if waiting.own + own > MOST {
-                return Err(question);
+                return Some(question);
             }
             waiting.own += own;
             waiting.questions.push_back((worker, question));
-            Ok(())
+            None
         });
         if !waiting.questions.is_empty() {
             self.wake.ring();

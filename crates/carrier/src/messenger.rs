@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use fourtuple_engine::{ConnId, Errno, Instant};
 
 use crate::sys::{Poller, send_sockets, unix_connected};
@@ -17,7 +18,7 @@ use crate::sys::{Poller, send_sockets, unix_connected};
 /// read uses up nobody else's. It stays with the socket that it found there, while the path may be another's since: hence
 /// a sender is soon old.
 pub(crate) struct Messenger {
-    senders: HashMap<Box<[u8]>, Sender>,
+    senders: HashMap<Box<[u8]>, Sender, RandomState>,
     next: u32,
 }
 
@@ -38,7 +39,7 @@ const SENDER_AGE: Duration = Duration::from_millis(100);
 
 impl Messenger {
     pub(crate) fn new() -> Messenger {
-        Messenger { senders: HashMap::new(), next: 0 }
+        Messenger { senders: HashMap::default(), next: 0 }
     }
 
     /// Give `socket` with `note` to whoever is bound to `path`. EAGAIN: more messages wait there than

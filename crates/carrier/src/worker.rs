@@ -260,7 +260,7 @@ impl Until for Outside<'_> {
         if outbox.questions.is_fresh() || publishes && outbox.questions.is_waiting() {
             match &self.shared.doors.letterbox {
                 Some((worker, letterbox)) => letterbox.put(*worker, &mut outbox.questions),
-                None => outbox.questions.drain(Err),
+                None => outbox.questions.drain(Some),
             }
         }
         // A change of phase is what others wait for, and rare.

@@ -231,6 +231,24 @@ fn idle_relays_move_and_go_on() {
     }
 }
 
+#[test]
+fn clients_that_have_said_nothing_move_and_are_looked_at_there() {
+    let service = echo();
+    for (first, second) in kinds() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let old = Broker::start(first, &listener, service);
+        let clients: Vec<TcpStream> = (0..50).map(|_| client(at)).collect();
+        old.wait_for(Counter::Sniffing, 50);
+        let new = Broker::start(second, &listener, service);
+        old.move_to(&new);
+        wait(|| !old.0.is_running(), || format!("{:?} {:?}", old.0.published(), new.0.published()));
+        clients.iter().for_each(|client| echoes(client, b"said to the new one"));
+        assert_eq!(old.end().report.count(Reason::Moved.counter()), 50, "{first:?} {second:?}");
+        assert_eq!(new.end().report.count(Counter::Landed), 50, "{first:?} {second:?}");
+    }
+}
+
 /// The byte at a place of what is said.
 fn pattern(place: usize) -> u8 {
     (place.wrapping_mul(31) ^ (place >> 8)) as u8

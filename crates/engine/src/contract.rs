@@ -44,11 +44,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::broker::guide::Opinion;
 use crate::buffers::{Buf, Buffers};
 use crate::questions::{Answer, By, Filter, Names, Questions};
 use crate::report::Report;
 
-/// A moment: nanoseconds since 1970 as the carrier counts them, which never go back. Carriers read clocks; cores are told.
+/// A moment: nanoseconds of the host's monotonic clock. Carriers read clocks; cores are told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Instant(pub u64);
 
@@ -371,6 +372,13 @@ pub enum Order {
     Land(Given),
     /// What became of a service.
     Answer(Answer),
+    /// What the outside says of a connection that `Question::Sniff` asked about.
+    Opinion {
+        /// The question's.
+        ticket: u64,
+        /// What it is.
+        opinion: Opinion,
+    },
     /// New connections of this service wait; answered by `Question::Held`, and over with an answer of the outside.
     Hold(String),
     /// How much are these used? Answered by `Question::Usage`.

@@ -27,4 +27,4 @@ pub use contract::{
     Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Given, Instant, ListenerId, Order, Outbox,
     SourceChoice, Step, Target, Transport, Until,
 };
-pub use questions::{Answer, Busy, By, Filter, Question, Questions, Seen, Usage};
+pub use questions::{Answer, Busy, By, Filter, Opening, Question, Questions, Seen, Usage};

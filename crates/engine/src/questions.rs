@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::broker::guide::Delivery;
+use crate::contract::ListenerId;
 
 /// Questions of its own that a core may have waiting.
 pub const MOST_QUESTIONS: usize = 1024;
@@ -17,6 +18,8 @@ pub const MOST_QUESTIONS: usize = 1024;
 /// What a core says to the outside.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Question {
+    /// A connection speaks what nobody here knows.
+    Sniff(Opening),
     /// A connection waits for a service that sleeps: start it, or say why not. Asked once for all who wait.
     Wake {
         /// The service's name, or the target of a route.
@@ -77,6 +80,19 @@ pub enum Question {
         /// Connections of it that do not wait: on their way, or relayed.
         live: u32,
     },
+}
+
+/// How a connection begins that is asked about; answered by `Order::Opinion`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Opening {
+    /// Names the connection in the answer; this core's.
+    pub ticket: u64,
+    /// Through which listener it came.
+    pub listener: ListenerId,
+    /// Its first bytes.
+    pub bytes: Vec<u8>,
+    /// There will be no more, however many come.
+    pub is_all: bool,
 }
 
 /// How much a service is used.
@@ -182,14 +198,14 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// Ask, if there is room; else it is to be asked again later.
-    pub fn ask(&mut self, question: Question) -> Result<(), Question> {
-        if self.own >= MOST_QUESTIONS {
-            return Err(question);
+    /// Ask, if there is room; says whether there was. If not, it is to be asked again later.
+    pub fn ask(&mut self, question: Question) -> bool {
+        let has_room = self.own < MOST_QUESTIONS;
+        if has_room {
+            self.own += 1;
+            self.reply(question);
         }
-        self.own += 1;
-        self.reply(question);
-        Ok(())
+        has_room
     }
 
     /// Answer what the outside has asked.
@@ -208,14 +224,14 @@ impl Questions {
         !self.waiting.is_empty()
     }
 
-    /// Look: the next, as long as `taken` takes it.
-    pub fn drain(&mut self, mut taken: impl FnMut(Question) -> Result<(), Question>) {
+    /// Look: `take` is given each, and gives back the one that it does not take, which is the last then.
+    pub fn drain(&mut self, mut take: impl FnMut(Question) -> Option<Question>) {
         self.is_fresh = false;
         while let Some(question) = self.waiting.pop_front() {
             let own = usize::from(question.is_own());
-            match taken(question) {
-                Ok(()) => self.own -= own,
-                Err(question) => return self.waiting.push_front(question),
+            match take(question) {
+                None => self.own -= own,
+                Some(question) => return self.waiting.push_front(question),
             }
         }
     }
@@ -225,7 +241,7 @@ impl Question {
     /// Whether the core asks of its own accord, and so within bounds.
     pub fn is_own(&self) -> bool {
         match self {
-            Question::Wake { .. } => true,
+            Question::Wake { .. } | Question::Sniff(_) => true,
             Question::Usage { .. }
             | Question::Held { .. }
             | Question::Surveyed { .. }

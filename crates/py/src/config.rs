@@ -157,6 +157,7 @@ struct ListenerRequest {
     protocols: Vec<String>,
     patterns: Vec<PatternRequest>,
     door: Option<DoorRequest>,
+    consults: bool,
     fds: Vec<RawFd>,
 }
 
@@ -421,6 +422,7 @@ impl ListenerRequest {
         let patterns = self.patterns.iter().map(PatternRequest::pattern).collect::<PyResult<Vec<_>>>()?;
         let rules = self.rules().map_err(refused)?;
         let looking = Looking::new(protocols, patterns, self.fallback().map_err(refused)?).under(rules);
+        let looking = looking.consulting(self.consults);
         Ok(match &self.door {
             Some(door) => looking.behind(door.door()?),
             None => looking,

@@ -2,10 +2,11 @@
 //!
 //! Converts; `fourtuple.questions` has the words.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
-use fourtuple_engine::broker::guide::Delivery;
-use fourtuple_engine::{Answer, By, Order, Question};
+use fourtuple_engine::broker::guide::{Delivery, Known, Opinion};
+use fourtuple_engine::{Answer, By, Opening, Order, Question};
 use pyo3::prelude::*;
 
 use crate::failure::BadConfig;
@@ -22,6 +23,15 @@ pub(crate) enum Fields {
     Surveyed(SurveyedFields),
     Busiest(BusiestFields),
     Closed(ClosedFields),
+    Sniff(SniffFields),
+}
+
+#[derive(IntoPyObject)]
+pub(crate) struct SniffFields {
+    ticket: u64,
+    listener: u32,
+    opening: Cow<'static, [u8]>,
+    is_all: bool,
 }
 
 #[derive(IntoPyObject)]
@@ -95,6 +105,10 @@ pub(crate) fn row((worker, question): (u32, Question)) -> QuestionRow {
             };
             ("wake", worker, Fields::Wake(WakeFields { service, start, target, name, protocol, delivery, peer }))
         }
+        Question::Sniff(Opening { ticket, listener, bytes, is_all }) => {
+            let fields = SniffFields { ticket, listener: listener.0, opening: bytes.into(), is_all };
+            ("sniff", worker, Fields::Sniff(fields))
+        }
         Question::Usage { ticket, rows } => {
             let row = |row: fourtuple_engine::Usage| {
                 (row.service, row.live, row.parked, row.unused.map(|unused| unused.as_secs_f64()))
@@ -148,4 +162,19 @@ pub(crate) fn answer(kind: &str, service: String, peer: Option<IpAddr>) -> PyRes
         "refused" => Answer::Refused { service, peer },
         _ => return Err(BadConfig::new_err(("answer", format!("{kind:?} is not one of up, slept, failed, refused")))),
     }))
+}
+
+/// What a plug-in says of a connection: what it speaks, then name, user, database, client.
+pub(crate) type KnownRow = (String, Option<String>, Option<String>, Option<String>, Option<String>);
+
+/// What the outside says of a connection, as its core is told.
+pub(crate) fn opinion(ticket: u64, more_than: Option<u32>, known: Option<KnownRow>) -> Order {
+    let opinion = match (known, more_than) {
+        (Some((protocol, name, user, database, client)), _) => {
+            Opinion::Known(Box::new(Known { protocol, name, user, database, client }))
+        }
+        (None, Some(bytes)) => Opinion::More(bytes),
+        (None, None) => Opinion::Nothing,
+    };
+    Order::Opinion { ticket, opinion }
 }

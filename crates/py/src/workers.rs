@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 
 use crate::config::{self, Request, SettingsRequest};
 use crate::failure::{self, BadConfig, EngineStopped};
-use crate::questions::{self, QuestionRow};
+use crate::questions::{self, KnownRow, QuestionRow};
 use crate::snapshot::{Row, Snapshot};
 
 /// One worker per core of an engine, until all have ended.
@@ -115,6 +115,14 @@ impl Workers {
     fn answer(&self, kind: &str, service: String, peer: Option<IpAddr>) -> PyResult<()> {
         self.tell_all(&questions::answer(kind, service, peer)?);
         Ok(())
+    }
+
+    /// Tell one worker what a connection is that it asked about: known, or of which more than so many bytes are needed.
+    #[pyo3(signature = (worker, ticket, more_than = None, known = None))]
+    fn opine(&self, worker: usize, ticket: u64, more_than: Option<u32>, known: Option<KnownRow>) {
+        if let Some(State::Running(running)) = self.states().get(worker) {
+            running.order(questions::opinion(ticket, more_than, known));
+        }
     }
 
     /// Have new connections of the service wait, in every running worker.

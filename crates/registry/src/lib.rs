@@ -24,7 +24,7 @@ pub use failure::{Error, Result};
 pub use name::{MOST_NAME_BYTES, Name, Pattern};
 pub use record::{Delivery, Options, Service, Start};
 pub use resolve::{Outcome, Resolved, Seen};
-pub use route::{Conditions, PATTERN, PROTOCOLS, Prefix, Route, Wanted};
+pub use route::{Conditions, PATTERN, PLUGIN, PROTOCOLS, Prefix, Route, Wanted};
 pub use rows::{COLUMNS, Format, Rows, write as write_row};
 pub use store::{FORMAT, Reader, Sizes, Store};
 pub use target::Target;

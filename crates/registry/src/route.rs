@@ -44,6 +44,8 @@ pub const PROTOCOLS: [&str; 24] = [
 ];
 /// What stands before the name of a pattern: bytes at an offset, which whoever sniffs has a name for.
 pub const PATTERN: &str = "pattern:";
+/// What stands before the name of a plug-in's sniffer.
+pub const PLUGIN: &str = "plugin:";
 /// Most routes under one anchor: a lookup may have to look at each of them.
 pub(crate) const MOST_PER_ANCHOR: usize = 1_000;
 const MOST_TEXT_BYTES: usize = 255;
@@ -476,14 +478,15 @@ fn offers(mut list: &[u8], protocol: &[u8]) -> bool {
 }
 
 fn protocol(field: &str, text: &str) -> Result<String> {
-    let is_pattern = text.strip_prefix(PATTERN).is_some_and(|name| {
+    let named = text.strip_prefix(PATTERN).or_else(|| text.strip_prefix(PLUGIN));
+    let is_named = named.is_some_and(|name| {
         (1..=32).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
     });
-    if PROTOCOLS.contains(&text) || is_pattern {
+    if PROTOCOLS.contains(&text) || is_named {
         return Ok(text.to_owned());
     }
-    let allowed = "or pattern:NAME, a name of 1 to 32 of a-z, 0-9, - and _";
+    let allowed = "or pattern:NAME or plugin:NAME, a name of 1 to 32 of a-z, 0-9, - and _";
     Err(Error::bad(field, format!("{} is not one of {}, {allowed}", shown(text), PROTOCOLS.join(", "))))
 }
 

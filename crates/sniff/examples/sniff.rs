@@ -39,6 +39,15 @@ fn main() {
         ("HTTP/2 request", http2.to_vec()),
         ("PostgreSQL startup", b"\0\0\0\x22\0\x03\0\0user\0alice\0database\0shop\0\0".to_vec()),
         ("Redis PING", b"*1\r\n$4\r\nPING\r\n".to_vec()),
+        ("RTSP request", b"DESCRIBE rtsp://cam.example.com:8554/live/1 RTSP/1.0\r\nCSeq: 2\r\n\r\n".to_vec()),
+        (
+            "XMPP stream",
+            b"<stream:stream to='a.example' xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>"
+                .to_vec(),
+        ),
+        ("LDAP bind", b"\x30\x0d\x02\x01\x01\x60\x08\x02\x01\x03\x04\x01a\x80\0".to_vec()),
+        ("Minecraft handshake", b"\x10\0\xfd\x05\x09a.example\x63\xdd\x02".to_vec()),
+        ("SOCKS 4A request", b"\x04\x01\0P\0\0\0\x01\0a.example\0".to_vec()),
         ("tcpmux line", b"service-123456\r\n".to_vec()),
     ];
     println!("{:<36} {:>7} {:>10} {:>10} {:>14}", "opening", "bytes", "own probe", "all probes", "byte by byte");

@@ -214,7 +214,8 @@ async def _lived(supervisor: Supervisor, source: _Source, shown: Shown, check: b
         status = await asyncio.to_thread(_check, source, lambda: supervisor.is_ending, shown.as_json)
 
     def pages_are_gone() -> str:
-        is_gone = pages is not None and not pages.running
+        # A check says itself what was not answered.
+        is_gone = pages is not None and not pages.running and not check
         return "the process with the pages of the demonstration has ended" if is_gone else ""
 
     await live(supervisor, shown, beside=checking if check else None, is_needed=pages_are_gone)

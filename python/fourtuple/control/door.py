@@ -32,6 +32,8 @@ COMMAND = (sys.executable, "-m", "fourtuple.control")
 _LONGEST_PAUSE_S = 60.0
 _TURNED_AWAY_AT_ONCE = 16
 _STUCK_LOOKS = 3
+_STARTS_WITHIN_S = 60.0
+"""A busy machine takes its time to import a web server."""
 
 
 def listen(path: Path, *, mode: int = 0o600, group: int | None = None) -> socket.socket:
@@ -137,9 +139,10 @@ class Door:
             self.tally.started += 1
             self.pid = process.pid
             self._say("control_started", pid=process.pid)
-            watching = asyncio.get_running_loop().create_task(self._kill_if_stuck(process))
+            accepts = asyncio.Event()
+            watching = asyncio.get_running_loop().create_task(self._kill_if_stuck(process, accepts))
             try:
-                await serve_verbs(self._controlled, ours, tally=self.tally, say=self._say)
+                await serve_verbs(self._controlled, ours, tally=self.tally, say=self._say, ready=accepts.set)
             except Broken as broken:
                 self._say("control_broken", pid=process.pid, why=str(broken))
                 process.kill()
@@ -155,8 +158,11 @@ class Door:
                 self._say("control_ended", pid=process.pid, status=status)
         return status
 
-    async def _kill_if_stuck(self, process: subprocess.Popen[bytes]) -> None:
+    async def _kill_if_stuck(self, process: subprocess.Popen[bytes], accepts: asyncio.Event) -> None:
         """One that lives takes whoever comes; one that leaves somebody waiting for so long does not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STARTS_WITHIN_S):
+                await accepts.wait()
         looks = 0
         while looks < _STUCK_LOOKS:
             await asyncio.sleep(self._stuck_s / _STUCK_LOOKS)

@@ -72,6 +72,11 @@ class Remote:
         with contextlib.suppress(OSError, TimeoutError):
             await self._send({"tell": "denied", "by": uid})
 
+    async def told_ready(self) -> None:
+        """Let the supervisor know that clients are accepted from now on."""
+        with contextlib.suppress(OSError):
+            await self._send({"tell": "ready"})
+
     async def raw_numbers(self) -> dict[str, Any]:
         """`numbers`, with the supervisor's tally of this socket as `control`."""
         return await self._ask("numbers", dict[str, Any])

@@ -139,10 +139,14 @@ async def _serve(listener: socket.socket, verbs: socket.socket, access: Access, 
 
 
 async def _end_when_idle(server: uvicorn.Server, life: _Life, idle_s: float) -> None:
+    while not server.started:
+        await asyncio.sleep(_GLANCE_S / 10)
+    await life.remote.told_ready()
+    life.seen_s = time.monotonic()
     while True:
         await asyncio.sleep(min(_GLANCE_S, idle_s))
         state = server.server_state
-        if not server.started or state.connections or state.tasks:
+        if state.connections or state.tasks:
             continue
         if time.monotonic() - life.seen_s < idle_s:
             continue

@@ -4,7 +4,8 @@ Decides the words (`Controlled`, and plain dataclasses for answers), the message
 pair) and their bounds. Knows no HTTP and no engine; imports little, for the supervisor is to stay small.
 
 A request is {"n": number, "verb": name, "with": {argument: value}, "by": uid}; its answer is {"n": the same, "answer":
-...} or {"n": the same, "refused": {...}}. {"tell": what, "by": uid} has none. Whoever breaks these rules is hung up on.
+...} or {"n": the same, "refused": {...}}. {"tell": "denied" or "ready"} has none. Whoever breaks these rules is hung up
+on.
 """
 
 from __future__ import annotations
@@ -441,9 +442,17 @@ class Broken(Exception):  # about the other end
     """The other process does not keep to the rules of messages."""
 
 
-async def serve_verbs(controlled: Controlled, sock: socket.socket, *, tally: Tally, say: Say = unsaid) -> None:
+async def serve_verbs(
+    controlled: Controlled,
+    sock: socket.socket,
+    *,
+    tally: Tally,
+    say: Say = unsaid,
+    ready: Callable[[], None] | None = None,
+) -> None:
     """Answer what comes on `sock`, non-blocking and of SOCK_SEQPACKET, until the other end is closed. Broken if it does
-    not keep to the rules, or does not take its answers. Reads no further while enough is being answered."""
+    not keep to the rules, or does not take its answers. Reads no further while enough is being answered. `ready` is
+    called, once or again, when the other end says or shows that it takes clients."""
     loop, room, sending = asyncio.get_running_loop(), asyncio.Semaphore(_MOST_AT_ONCE), asyncio.Lock()
     tasks: set[asyncio.Task[None]] = set()
     broken: asyncio.Future[None] = loop.create_future()
@@ -463,6 +472,11 @@ async def serve_verbs(controlled: Controlled, sock: socket.socket, *, tally: Tal
         while data := await loop.sock_recv(sock, MOST_BYTES + 1):
             message = decoded(data)
             by = message.get("by")
+            # Who asks for a client takes clients, also before it has come to say so.
+            if ready is not None:
+                ready()
+            if message.get("tell") == "ready":
+                continue
             if message.get("tell") == "denied":
                 tally.denied += 1
                 say("control_denied", uid=by)

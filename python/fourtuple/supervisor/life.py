@@ -81,7 +81,7 @@ def show(now: Fields, begun_s: float, shown: Shown) -> None:
     """Print the numbers."""
     gauges = {name: now[name] for name in ("accepted", "sniffing", "delivering", "relaying")}
     if shown.as_json:
-        rest = {name: now[name] for name in ("ended", "retries", "failures", "supervisor")}
+        rest = {name: now[name] for name in ("ended", "retries", "failures", "plugins", "supervisor") if name in now}
         print(json.dumps({"seconds": round(time.monotonic() - begun_s, 3), **gauges, **rest}), flush=True)
         return
     text = ", ".join(f"{count:,} {name}" for name, count in gauges.items())

@@ -31,6 +31,7 @@ from fourtuple.supervisor.channel import Fields, Message
 from fourtuple.supervisor.child import BrokerChild
 from fourtuple.supervisor.dormancy import Dormancy
 from fourtuple.supervisor.listeners import Listeners
+from fourtuple.supervisor.plugins import Plugin, Plugins
 from fourtuple.supervisor.spec import Spec
 from fourtuple.supervisor.succession import Estate, check, hand_over
 from fourtuple.supervisor.wakes import WakeRules, Wakes
@@ -60,6 +61,7 @@ class Settings:
     """What the supervisor itself goes by."""
 
     templates: tuple[Template, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
     rules: WakeRules = field(default_factory=WakeRules)
     most_starting: int = 32
     most_running: int = MOST_RUNNING
@@ -79,6 +81,7 @@ class Settings:
         identity = confinement.identity(file.confine.user, file.confine.group)
         return cls(
             templates=file.templates,
+            plugins=tuple(Plugin(**dict(table)) for table in file.plugin),
             rules=rules,
             most_starting=wake.most_starting,
             most_running=wake.most_running or MOST_RUNNING,
@@ -125,6 +128,7 @@ class Supervisor:
             descriptors=() if estate is None else estate.words,
         )
         templates = {template.name: template for template in settings.templates}
+        self.plugins = Plugins(settings.plugins, log)
         self.dormancy = Dormancy(self.launcher, templates, Wakes(settings.rules), self, log)
         if estate is not None:
             self.total, self.restarts, self.lost = estate.ended, estate.counts["restarts"], estate.counts["lost"]
@@ -163,6 +167,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(looking_after, *self._minding, return_exceptions=True)
             await self.dormancy.aclose()
+            await self.plugins.aclose()
             await self.launcher.aclose()
             for broker in self.brokers:
                 broker.kill()
@@ -204,6 +209,8 @@ class Supervisor:
         total = _added(rows)
         # From one broker process to another: accepted once, and ended once.
         moved = total["ended"].pop("moved", 0)
+        if plugins := self.plugins.counts():
+            total["plugins"] = plugins
         return {**total, "supervisor": {**self.wakes(), "connections_moved": moved}}
 
     def wakes(self) -> dict[str, int]:
@@ -359,6 +366,8 @@ class Supervisor:
                 self.dormancy.usage(question)
             case "held":
                 self.dormancy.held(question)
+            case "sniff":
+                self.plugins.sniff(question, lambda opinion: self.answer([opinion]))
 
     # ---- upgrades ----------------------------------------------------------------------------------------------------
 
@@ -389,6 +398,7 @@ class Supervisor:
         while any(broker.channel.has_more_to_send for broker in self.brokers) and time.monotonic() < until_s:
             await asyncio.sleep(_GLANCE_S / 10)
         try:
+            await self.plugins.aclose()
             hand_over(executable, self.estate())
         except EngineStopped as error:
             self.upgraded = Upgrade(state="failed", why=str(error), began=began)

@@ -5,11 +5,12 @@ Decides their form between two processes that may be of two versions. Knows no c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from ipaddress import ip_address
 
 from fourtuple.engine import Engine
-from fourtuple.questions import Answer, Failed, Held, Question, Refused, Slept, Up, Usage, Wake
+from fourtuple.questions import Answer, Failed, Held, Known, Question, Refused, Slept, Sniff, Up, Usage, Wake
 from fourtuple.supervisor.channel import Fields
 
 _PLAIN: dict[str, Callable[[str], Answer]] = {"up": Up, "slept": Slept, "failed": Failed}
@@ -31,6 +32,10 @@ def fields_of(question: Question) -> Fields:
             return {"kind": "usage", "ticket": ticket, "rows": told}
         case Held(service=service, live=live):
             return {"kind": "held", "service": service, "live": live}
+        case Sniff(worker=worker, ticket=ticket, opening=opening, is_all=is_all):
+            # An answer reaches all broker processes: only this one is to take it.
+            whose = {"broker": os.getpid(), "worker": worker, "ticket": ticket}
+            return {"kind": "sniff", **whose, "opening": opening.hex(), "is_all": is_all}
         case _:
             # The survey's, which never leaves the process.
             return {"kind": "none"}
@@ -44,6 +49,12 @@ def tell(engine: Engine, fields: Fields) -> None:
         case "refused":
             peer = fields.get("peer")
             engine.answer(Refused(fields["service"], None if peer is None else ip_address(peer)))
+        case "opinion" if fields["broker"] == os.getpid():
+            known = None
+            if (protocol := fields.get("protocol")) is not None:
+                said = {key: fields.get(key) for key in ("name", "user", "database", "client")}
+                known = Known(protocol=protocol, **said)
+            engine.opine(fields["worker"], fields["ticket"], known, fields.get("more_than"))
         case "hold":
             engine.hold(fields["service"])
         case "usage":

@@ -351,7 +351,7 @@ fn any_bytes_lead_to_an_end() {
             Guidance::Garbage => ends[1] += 1,
             Guidance::NoRoute | Guidance::More => ends[2] += 1,
             Guidance::Unproxied => ends[3] += 1,
-            Guidance::Answer(_) | Guidance::Tell | Guidance::Goodbye | Guidance::Speaks { .. } => {
+            Guidance::Answer(_) | Guidance::Consult | Guidance::Tell | Guidance::Goodbye | Guidance::Speaks { .. } => {
                 unreachable!("those are not ends")
             }
         }

@@ -81,12 +81,13 @@ impl Machine {
         outbox: &mut Outbox,
     ) -> Result<(), CarrierError> {
         let slot = completion.slot;
+        let index = self.place(ring, slot);
         let flags = &mut self.rings[ring].conns[usize::from(slot)].flags;
         if !completion.more() {
             *flags &= !POLLING;
             self.counts.receive_rearms += 1;
         }
-        if *flags & (CLOSING | ENDED) != 0 {
+        if *flags & (CLOSING | ENDED) != 0 || self.halting.contains_key(&index) {
             return Ok(());
         }
         // An error of the poll itself leaves the reading of it to recv(), as POLLERR does.

@@ -9,20 +9,23 @@ use fourtuple_engine::{Buffers, CarrierError, ConnId, Errno, Event, Outbox};
 use super::borrow::Purpose;
 use super::bytes::Way;
 use super::ring::{Operation, user_data};
-use super::{AGAIN, BORROWING, Machine, PAUSED, RECEIVING, SENDING};
+use super::{AGAIN, BORROWING, Machine, PAUSED, POLLING, RECEIVING, SENDING};
 use crate::sys;
 
 impl Machine {
-    /// Stop what is under way on the slot. A receive never waits and so ends by itself; a send is cancelled, and says then how
-    /// much went (io_sendrecv_fail()).
+    /// Stop what is under way on the slot. A receive never waits and so ends by itself; the poll is cancelled, and so is a send,
+    /// which says then how much went (io_sendrecv_fail()).
     pub(super) fn halt(&mut self, ring: usize, slot: u16) -> Result<(), CarrierError> {
         let index = self.place(ring, slot);
         let flags = self.flags_mut(ring, slot);
         *flags |= PAUSED | AGAIN;
-        let is_sending = *flags & SENDING != 0;
+        let (is_sending, is_polling) = (*flags & SENDING != 0, *flags & POLLING != 0);
         let conn = ConnId { index, generation: self.rings[ring].conns[usize::from(slot)].generation };
         if is_sending && let Some(place) = self.transfers.find_send(conn) {
             self.cancel(ring, user_data(Operation::Send, slot, place))?;
+        }
+        if is_polling {
+            self.cancel(ring, user_data(Operation::Poll, slot, 0))?;
         }
         self.halting.insert(index, None);
         self.settle_halt(ring, slot);
@@ -32,7 +35,7 @@ impl Machine {
     /// Say so when nothing is under way any more.
     pub(super) fn settle_halt(&mut self, ring: usize, slot: u16) {
         let index = self.place(ring, slot);
-        if self.flags(ring, slot) & (RECEIVING | SENDING | BORROWING) == 0
+        if self.flags(ring, slot) & (POLLING | RECEIVING | SENDING | BORROWING) == 0
             && let Some(rest) = self.halting.remove(&index)
         {
             *self.flags_mut(ring, slot) |= AGAIN;

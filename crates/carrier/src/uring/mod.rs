@@ -222,6 +222,7 @@ impl Machine {
             if !until.turn(core, now, outbox) || core.is_done() {
                 return Ok(());
             }
+            let phase = core.report().phase;
             if core.poll_timeout().is_some_and(|at| at <= now) {
                 core.handle_timeout(now, outbox);
             }
@@ -237,7 +238,9 @@ impl Machine {
             let crossed = self.cross(outbox)?;
             self.accept_waiting(now)?;
             let reaped = self.submit_and_reap(core, outbox, &mut completions)?;
-            let is_idle = self.happened.is_empty() && outbox.commands.is_empty() && !outbox.questions.is_fresh();
+            // Questions and a change of phase are told at the next turn: somebody waits for them.
+            let is_told = core.report().phase == phase && !outbox.questions.is_fresh();
+            let is_idle = self.happened.is_empty() && outbox.commands.is_empty() && is_told;
             if reaped == 0 && !crossed && is_idle {
                 self.counts.enters += 1;
                 let woken = self

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fourtuple_carrier::sim::Random;
+use fourtuple_engine::broker::ledger::Reason;
 use fourtuple_engine::report::Report;
 use fourtuple_engine::{Answer, Command, Core, Event, Instant, Order, Outbox, Question, Target};
 
@@ -44,6 +45,9 @@ pub(crate) struct Outside {
     /// Told to be up last.
     up: Vec<bool>,
     due: BTreeMap<(Instant, u64), Order>,
+    /// Something failed; somebody was refused.
+    failed: bool,
+    refused: bool,
     said: u64,
     wrong: Option<String>,
 }
@@ -52,7 +56,17 @@ impl Outside {
     pub(crate) fn new(core: Box<dyn Core>, seed: u64, services: Vec<(Service, Sleep)>) -> Outside {
         let up = vec![false; services.len()];
         let random = Random::new(seed ^ 0x6f75_7473);
-        Outside { core, random, services, up, due: BTreeMap::new(), said: 0, wrong: None }
+        Outside {
+            core,
+            random,
+            services,
+            up,
+            due: BTreeMap::new(),
+            failed: false,
+            refused: false,
+            said: 0,
+            wrong: None,
+        }
     }
 
     fn say(&mut self, now: Instant, within_ms: u64, order: Order) {
@@ -124,7 +138,7 @@ impl Outside {
         let mut asked = Vec::new();
         outbox.questions.drain(|question| {
             asked.push(question);
-            Ok(())
+            None
         });
         asked.into_iter().for_each(|question| self.asked(question, now));
         for command in &outbox.commands {
@@ -153,6 +167,8 @@ impl Outside {
         if let Some((number, up)) = said.and_then(|(service, up)| Some((self.known(service)?.0, up))) {
             self.up[number] = up;
         }
+        self.failed |= matches!(order, Order::Answer(Answer::Failed { .. }));
+        self.refused |= matches!(order, Order::Answer(Answer::Refused { .. }));
         self.core.handle(Event::Ordered(order), now, outbox);
         self.after(now, outbox);
     }
@@ -203,6 +219,10 @@ impl Core for Outside {
     }
 
     fn check_invariants(&self) -> Result<(), String> {
+        let ended = |reason: Reason| self.report().count(reason.counter()) > 0;
+        if ended(Reason::StartFailed) && !self.failed || ended(Reason::WakeRefused) && !self.refused {
+            return Err("a client was ended for what nobody has said".to_owned());
+        }
         self.wrong.clone().map_or_else(|| self.core.check_invariants(), Err)
     }
 }

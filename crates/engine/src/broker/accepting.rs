@@ -152,11 +152,14 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
     }
 
-    /// Count the connection to its source, once; false if that has too many then.
+    /// Count the connection to its source, once, if there is a bound; false if that has too many then.
     pub(super) fn count_source(&mut self, id: u32, peer: SocketAddr) -> bool {
+        let most = self.config.most_per_source;
+        if most == 0 {
+            return true;
+        }
         let row = self.sources.add(&Prefix::of(peer.ip()));
         self.sessions[id as usize].source = row + 1;
-        let most = self.config.most_per_source;
-        most == 0 || self.sources.count(row) <= most
+        self.sources.count(row) <= most
     }
 }

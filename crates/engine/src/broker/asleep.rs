@@ -267,7 +267,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             delivery: *delivery,
             peer,
         };
-        if outbox.questions.ask(question).is_ok() {
+        if outbox.questions.ask(question) {
             it.standing = Standing::Asked;
             it.asked_for = peer.map(|peer| Prefix::of(peer.ip()));
             return self.report.add(Counter::WakesAsked, 1);

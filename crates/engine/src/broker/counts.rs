@@ -3,9 +3,12 @@
 //! Decides what a source is for the limits: an IPv4 address, or an IPv6 /64, which is what one customer is given
 //! (RFC 6177). Knows no limit.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
+
+use foldhash::fast::RandomState;
 
 /// A source as limits see it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -23,10 +26,16 @@ impl Prefix {
     }
 }
 
+impl From<&Prefix> for Prefix {
+    fn from(prefix: &Prefix) -> Prefix {
+        *prefix
+    }
+}
+
 /// Rows by key, each with a number that names it and how many use it.
 #[derive(Debug)]
 pub(super) struct Counts<K> {
-    by_key: HashMap<K, u32>,
+    by_key: HashMap<K, u32, RandomState>,
     rows: Vec<Row<K>>,
     free: Vec<u32>,
 }
@@ -41,13 +50,13 @@ struct Row<K> {
 
 impl<K: Clone + Eq + Hash> Counts<K> {
     pub(super) fn new() -> Counts<K> {
-        Counts { by_key: HashMap::new(), rows: Vec::new(), free: Vec::new() }
+        Counts { by_key: HashMap::default(), rows: Vec::new(), free: Vec::new() }
     }
 
     /// One more of `key`; returns its row.
-    pub(super) fn add<Q: ?Sized + Eq + Hash + ToOwned<Owned = K>>(&mut self, key: &Q) -> u32
+    pub(super) fn add<Q: ?Sized + Eq + Hash>(&mut self, key: &Q) -> u32
     where
-        K: std::borrow::Borrow<Q>,
+        K: Borrow<Q> + for<'a> From<&'a Q>,
     {
         let row = self.row(key);
         self.rows[row as usize].count += 1;
@@ -55,14 +64,14 @@ impl<K: Clone + Eq + Hash> Counts<K> {
     }
 
     /// The row of `key`, made if there is none. Whoever makes one adds to it or tags it.
-    pub(super) fn row<Q: ?Sized + Eq + Hash + ToOwned<Owned = K>>(&mut self, key: &Q) -> u32
+    pub(super) fn row<Q: ?Sized + Eq + Hash>(&mut self, key: &Q) -> u32
     where
-        K: std::borrow::Borrow<Q>,
+        K: Borrow<Q> + for<'a> From<&'a Q>,
     {
         if let Some(row) = self.find(key) {
             return row;
         }
-        let key = key.to_owned();
+        let key = K::from(key);
         let new = Row { key: key.clone(), count: 0, tag: 0 };
         let row = match self.free.pop() {
             Some(row) => {

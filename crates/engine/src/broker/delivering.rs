@@ -45,6 +45,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             outbox.push(Command::Discard { conn, bytes });
         }
         let deadline = wait.deadline;
+        self.consult_no_more(place);
         if !self.is_awake(row, place) {
             return self.park(id, now, outbox);
         }
@@ -74,6 +75,16 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             return self.waits.set_due(place, Some(deadline));
         }
         self.deliver(id, now, outbox);
+    }
+
+    /// Bring it to its service, unless that has fallen asleep meanwhile.
+    fn go_on_to(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
+        let Session { extra: place, service, .. } = self.sessions[id as usize];
+        if self.is_awake(service - 1, place) {
+            return self.deliver(id, now, outbox);
+        }
+        self.waits.leave_line(service - 1, place);
+        self.park(id, now, outbox);
     }
 
     pub(super) fn deliver(&mut self, id: u32, now: Instant, outbox: &mut Outbox) {
@@ -251,7 +262,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 self.waits.at(session.extra).missed = false;
                 outbox.push(Command::Peek { conn: session.conns[CLIENT] });
             }
-            State::Delivering if self.waits.at(session.extra).is_on_its_way() => self.deliver(id, now, outbox),
+            State::Delivering if self.waits.at(session.extra).is_on_its_way() => self.go_on_to(id, now, outbox),
             State::Asking if side == SERVICE => self.say_turn(id, now, outbox),
             State::Leaving => self.told_farewell(id, outbox),
             State::Delivering | State::Asking | State::Relaying | State::Moving | State::Ending | State::Free => {}
@@ -289,7 +300,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             // Whoever listens there takes connections.
             wait.chosen.delivery = Delivery::Relay;
             self.report.add(Counter::FellBack, 1);
-            return self.deliver(id, now, outbox);
+            return self.go_on_to(id, now, outbox);
         }
         self.undelivered(id, error, now, outbox);
     }

@@ -33,6 +33,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                     self.waits.leave_line(row, place);
                     self.unpark(place, row);
                 }
+                self.consult_no_more(place);
                 let wait = self.waits.at(place);
                 wait.handing = false;
                 if wait.reaching {

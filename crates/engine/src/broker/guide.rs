@@ -32,6 +32,8 @@ pub enum Guidance {
     Answer(&'static [u8]),
     /// As `Answer`, with the bytes that stand in `Chosen::told`.
     Tell,
+    /// Ask the outside about the bytes, and show them again when `Chosen::opinion` says what it knows.
+    Consult,
     /// The client has said that it leaves: send it what stands there, and end.
     Goodbye,
     /// What a peer says whom `Guide::trusts` trusts. Said once; the guide is asked again at once.
@@ -167,10 +169,41 @@ pub struct Chosen {
     pub reply: &'static [u8],
     /// With `Guidance::Tell` or `Goodbye`, what the client is told.
     pub told: Vec<u8>,
+    /// What the outside says of the connection.
+    pub opinion: Opinion,
     /// The template by which the service is started; none is a service that is there or not.
     pub start: Word,
     /// The protocol that was seen, in the words of a route.
     pub protocol: Word,
+}
+
+/// What the outside says of a connection that no guide knows.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub enum Opinion {
+    /// It has not been asked.
+    #[default]
+    Unasked,
+    /// It does not know it either.
+    Nothing,
+    /// More than so many bytes would be needed.
+    More(u32),
+    /// It knows it.
+    Known(Box<Known>),
+}
+
+/// What the outside knows of a connection.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Known {
+    /// What it speaks, in the words of a route.
+    pub protocol: String,
+    /// The service that it names.
+    pub name: Option<String>,
+    /// The user that it is.
+    pub user: Option<String>,
+    /// The database that it asks for.
+    pub database: Option<String>,
+    /// Who it says it is.
+    pub client: Option<String>,
 }
 
 /// A connection that is told one thing and closed, after the other side has closed it or soon.
@@ -237,6 +270,7 @@ impl Default for Chosen {
             skip: 0,
             reply: b"",
             told: Vec::new(),
+            opinion: Opinion::Unasked,
             start: Word::default(),
             protocol: Word::default(),
         }

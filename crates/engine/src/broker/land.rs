@@ -336,7 +336,7 @@ impl Boarding {
             conns,
             listener: ListenerId(record.listener),
             peer: record.peer,
-            // Clocks of two processes agree as far as the time of day did at their starts.
+            // The clock is the host's; only another time namespace has another one (time_namespaces(7)).
             accepted: Instant(record.accepted_ns),
             patience_ns: record.patience_ns,
             sides: record.sides,

@@ -90,18 +90,24 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
                 let told = std::mem::take(&mut wait.chosen.told);
                 self.answer(id, &told, before, now, outbox);
             }
+            Guidance::Consult if !last => {
+                let asked = shown.bytes;
+                // Room for them is the outside's: they are copied.
+                let copy = asked[..asked.len().min(super::consulting::OPENING_BYTES)].to_vec();
+                self.consult(id, copy, outbox);
+            }
             Guidance::Goodbye => {
                 self.said = std::mem::take(&mut self.waits.at(session.extra).chosen.told);
                 self.take_leave(id, Reason::ClientLeft, now, outbox);
             }
             // Who is to be answered at last cannot go on in time.
-            Guidance::More | Guidance::Answer(_) | Guidance::Tell if is_long => {
+            Guidance::More | Guidance::Answer(_) | Guidance::Tell | Guidance::Consult if is_long => {
                 self.end(id, Reason::SniffTooLong, true, outbox);
             }
             Guidance::More | Guidance::NoRoute | Guidance::Unproxied if session.sides[CLIENT] & FINISHED != 0 => {
                 self.end(id, Reason::ClientLeft, false, outbox);
             }
-            Guidance::More | Guidance::Answer(_) | Guidance::Tell => {
+            Guidance::More | Guidance::Answer(_) | Guidance::Tell | Guidance::Consult => {
                 self.end(id, Reason::SniffDeadline, true, outbox);
             }
             Guidance::NoRoute if last && !is_long && shown.bytes.is_empty() => {

@@ -6,6 +6,7 @@
 
 mod accepting;
 mod asleep;
+mod consulting;
 mod counts;
 mod delivering;
 mod ending;
@@ -26,9 +27,11 @@ mod waits;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::asleep::Sleepers;
+use self::consulting::Consulted;
 use self::counts::{Counts, Prefix};
 use self::guide::Guide;
 use self::land::Landing;
@@ -135,10 +138,11 @@ pub struct BrokerCore<G: Guide, L> {
     waits: Waits<G::Memory>,
     queues: Queues,
     sources: Counts<Prefix>,
-    services: Counts<String>,
+    services: Counts<Arc<str>>,
     /// Sockets to listen with, by listener; where there is none, one is made.
     given: Vec<Option<Given>>,
     sleepers: Sleepers,
+    consulted: Consulted,
     /// What the guide has for a client; empty between two steps.
     said: Vec<u8>,
     next_listener: u32,
@@ -184,6 +188,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             sources: Counts::new(),
             services: Counts::new(),
             given: Vec::new(),
+            consulted: Consulted::default(),
             sleepers: Sleepers::new(),
             said: Vec::new(),
             next_listener: 0,
@@ -291,6 +296,7 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
                 self.closing.get_or_insert(0);
                 self.close_some(outbox);
             }
+            Event::Ordered(Order::Opinion { ticket, opinion }) => self.opined(ticket, &opinion, outbox),
             Event::Ordered(Order::Answer(answer)) => self.answered(&answer, now, outbox),
             Event::Ordered(Order::Hold(service)) => self.hold(&service, now, outbox),
             Event::Ordered(Order::Usage { ticket, services }) => self.usage(ticket, &services, now, outbox),

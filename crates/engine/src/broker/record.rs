@@ -73,7 +73,7 @@ pub struct Record<'a> {
     pub listener: u32,
     /// Who it is.
     pub peer: Option<SocketAddr>,
-    /// The moment at which it was accepted, by its sender's clock, which is its name, too (`survey`).
+    /// The moment at which it was accepted, which is its name, too (`survey`).
     pub accepted_ns: u64,
     /// Nanoseconds until it is given up; 0 is not said.
     pub patience_ns: u64,

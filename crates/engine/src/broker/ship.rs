@@ -163,6 +163,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         let (place, service, has_wait) = (session.extra, session.service, session.has_wait);
         if has_wait {
             self.waits.set_due(place, None);
+            self.consult_no_more(place);
             if let Some(row) = service.checked_sub(1) {
                 self.waits.leave_line(row, place);
                 self.unpark(place, row);

@@ -159,7 +159,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         Seen {
             id: session.accepted.0,
             peer: session.peer,
-            service: session.service.checked_sub(1).map_or_else(String::new, |row| self.services.key(row).clone()),
+            service: session.service.checked_sub(1).map_or_else(String::new, |row| self.services.key(row).to_string()),
             state: session.state.name(),
             age: now.since(session.accepted),
             bytes_up: session.bytes[CLIENT],
@@ -193,7 +193,7 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     }
 }
 
-fn busiest_of(services: &Counts<String>, from: u32, most: usize) -> (Look<Busy>, u64) {
+fn busiest_of(services: &Counts<std::sync::Arc<str>>, from: u32, most: usize) -> (Look<Busy>, u64) {
     let mut rows: Vec<(u32, u32)> = Vec::new();
     let mut place = from;
     while place - from < MOST_PASSED
@@ -207,7 +207,8 @@ fn busiest_of(services: &Counts<String>, from: u32, most: usize) -> (Look<Busy>,
     rows.sort_unstable_by(|one, other| other.cmp(one));
     let least = rows.get(most).map_or(0, |row| u64::from(row.0));
     rows.truncate(most);
-    let busy = |(count, row): (u32, u32)| Busy { service: services.key(row).clone(), amount: count.into(), over: 0 };
+    let busy =
+        |(count, row): (u32, u32)| Busy { service: services.key(row).to_string(), amount: count.into(), over: 0 };
     let next = services.count_at(place).map(|_| place);
     ((rows.into_iter().map(busy).collect(), next), least)
 }

@@ -52,6 +52,8 @@ pub(super) struct Wait<M> {
     pub(super) heard: Vec<u8>,
     /// It is still to be told what the turn begins with.
     pub(super) unsaid: bool,
+    /// Of the question about its bytes that is not answered; 0 is none.
+    pub(super) ticket: u64,
     /// The other side is that of an errand.
     pub(super) on_errand: bool,
     /// Why the last try failed.
