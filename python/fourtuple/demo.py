@@ -104,6 +104,7 @@ def serving(services: int) -> Iterator[Pages]:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        path = Path()
         try:
             path = Path(process.stdout.readline().rstrip("\n"))
             if not path.name:
