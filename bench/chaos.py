@@ -44,7 +44,7 @@ FLOOD = 150
 """Sleepers called at once in a flood."""
 PATIENCE_S = 20.0
 IDLE_S = 2.0
-SNIFF_MS = 5_000
+SNIFF_MS = 15_000
 DENIED = "127.0.0.66"
 """Who may wake nothing."""
 _SETTLES_S, _BEGINS_S = 60.0, 180.0
@@ -394,19 +394,19 @@ class Run:
             await work
 
     async def _upgraded(self) -> None:
-        until_s = time.monotonic() + _SETTLES_S
+        until_s = time.monotonic() + _BEGINS_S
         while time.monotonic() < until_s:
             try:
                 await asyncio.to_thread(self.world.control.ask, "POST", "/v1/upgrade", {})
                 break
             except (Declined, MissingFeature):
                 await asyncio.sleep(0.5)
-        until_s = time.monotonic() + _SETTLES_S
+        until_s = time.monotonic() + _BEGINS_S
         while (await self._state())["state"] == "running" and time.monotonic() < until_s:
             await asyncio.sleep(0.1)
 
     async def _state(self) -> dict[str, Any]:
-        until_s = time.monotonic() + _SETTLES_S
+        until_s = time.monotonic() + _BEGINS_S
         while True:
             try:
                 told: dict[str, Any] = (await asyncio.to_thread(self.world.control.ask, "GET", "/v1/status"))["upgrade"]
