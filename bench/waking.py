@@ -72,7 +72,7 @@ def kinds(folder: Path) -> list[Kind]:
     options = [word for setting in settings for word in ("-c", setting)]
     http = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     return [
-        Kind(name="C", argv=[f"{folder}/sleeper"], request=b"GET", answer=b"sleeper", passed=True, ready="started"),
+        Kind(name="C", argv=[f"{folder}/sleeper"], request=b"hello\n", answer=b"sleeper", passed=True, ready="started"),
         Kind(
             name="shell",
             argv=[_program("socat"), "UNIX-LISTEN:{socket},fork", f"EXEC:{folder}/shell"],

@@ -188,6 +188,8 @@ def broker(ports: Ports) -> Iterator[Waking]:
         (folder / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1:{ports.sshd}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
             "StrictModes no\nUsePAM no\nPermitRootLogin yes\nPidFile none\n"
+            # bash reads the user's .bashrc under sshd unless it is no first shell, and what stands there is anybody's.
+            "SetEnv SHLVL=2\n"
         )
         separation = Path("/run/sshd")
         if not separation.exists():
