@@ -1,8 +1,7 @@
 """Run the tests of both languages, show their output as it comes, and close with one line that counts them all.
 
-Decides what "all tests" means, and what may run beside what: the tests of the real kernel mostly wait, so those that
-only compute run beside them, in a process of their own with less of a claim to the processors, and their output
-follows. A runner that ends badly without naming a failed test counts as one failure.
+Decides what "all tests" means. Nothing runs beside anything else: on two processors, tests of the real kernel that wait
+for each other's turns would fail for that. A runner that ends badly without naming a failed test counts as one failure.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import IO
 ROOT = Path(__file__).parent.parent
 CARGO = ("cargo", "test", "--workspace", "--profile", "tests", "--locked", "--no-fail-fast")
 PYTEST = (sys.executable, "-m", "pytest", "--color=no", "--durations=10")
-KERNEL = ("tests/netns",)
 SUMMARY = re.compile(r"^(test result: |(=+ )?\d+ (passed|failed|skipped|deselected|xfailed|error|warning))")
 """The line with which cargo closes each test binary, and pytest the whole run."""
 COUNTED = re.compile(r"(\d+) (passed|failed|ignored|skipped|xfailed|errors?)\b")
@@ -31,13 +28,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 
 
 def main(arguments: Sequence[str]) -> int:
-    total = run(CARGO)
-    if arguments:
-        total += run([*PYTEST, *arguments])
-    else:
-        folders = [f"tests/{path.name}" for path in sorted((ROOT / "tests").iterdir()) if any(path.glob("test_*.py"))]
-        others = [folder for folder in folders if folder not in KERNEL]
-        total += run_beside([*PYTEST, *KERNEL], [*PYTEST, "-p", "no:cacheprovider", *others])
+    total = run(CARGO) + run([*PYTEST, *arguments])
     print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
     return 1 if total["failed"] or not total["passed"] else 0
 
@@ -52,24 +43,6 @@ def run(command: Sequence[str]) -> Counter[str]:
         assert process.stdout is not None
         counts = passed_on(process.stdout)
     return judged(command, process.returncode, counts)
-
-
-def run_beside(command: Sequence[str], other: Sequence[str]) -> Counter[str]:
-    """Both at once; the output of `other` follows when both have ended."""
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
-        lesser = subprocess.Popen(
-            ["nice", *other], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=said, stderr=said
-        )
-        try:
-            counts = run(command)
-            print("$", *other, flush=True)
-            lesser.wait()
-        finally:
-            # Only if something went wrong here, Ctrl-C among it.
-            lesser.terminate()
-            lesser.wait()
-        said.seek(0)
-        return counts + judged(other, lesser.returncode, passed_on(said))
 
 
 def passed_on(output: IO[str]) -> Counter[str]:
