@@ -44,8 +44,6 @@ EVENTS = (
     Event("broker_ended", ("pid", "status", "why"), "a broker process has ended, as it was told or by itself"),
     Event("broker_restarted", ("pid", "pause_s", "why"), "another one is started, after a pause"),
     Event("broker_renewed", ("pid", "why"), "another takes its place, for folders of services are new"),
-    Event("service_moved", ("service", "target"), "the registry has it elsewhere now: it is stopped where it was"),
-    Event("registry_unread", ("why",), "the registry cannot be read"),
     Event("service_kept", ("service", "why"), "whether it is used cannot be seen, so that it is not stopped"),
     Event(
         "service_moved",

@@ -551,7 +551,10 @@ class Launcher:
             unit.word.close()
             unit.word = None
         until_s, look_s = time.monotonic() + _KILL_PATIENCE_S, _LOOKS_S[0]
-        while alive := self._members(unit, await self._looked()):
+        # Who has just forked away may be nobody's child at the moment of a look: of a first process that ended well,
+        # two looks have to find nobody.
+        looks = 2 if unit.status.done() and unit.status.result() == 0 else 1
+        while (alive := self._members(unit, await self._looked())) or (looks := looks - 1) > 0:
             if unit.cgroup is not None:
                 unit.cgroup.kill()
             for pid in alive:
