@@ -80,7 +80,9 @@ def test_what_does_not_answer_is_not_right(tmp_path: Path) -> None:
         assert broker.returncode == Exit.WARNING, output
         checked, counters = (json.loads(line) for line in output.splitlines())
         assert checked["right"] < SERVICES
-        assert counters["ended"]["service_absent"] == checked["wrong"] > 0
+        # Who was in the queue of the process that was killed had been handed over.
+        assert 0 < counters["ended"]["service_absent"] <= checked["wrong"]
+        assert checked["wrong"] <= counters["ended"]["service_absent"] + counters["ended"].get("handed_off", 0)
 
 
 def test_the_broker_ends_with_the_pages(tmp_path: Path) -> None:
