@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.visits import Manner, Outcome, Visit, visit
+from bench.waiting import until
 from fourtuple.control.client import Client, Declined
 from fourtuple.errors import MissingFeature
 from fourtuple.lab import namespaces
@@ -175,7 +176,7 @@ def world(kept: Path | None) -> Iterator[World]:
             ):
                 made = World(folder, process, registry)
                 try:
-                    _until(lambda: _answers(made.control) or process.poll() is not None)
+                    until(lambda: _answers(made.control) or process.poll() is not None, _BEGINS_S)
                     yield made
                 finally:
                     if process.poll() is None:
@@ -569,14 +570,6 @@ def _answers(control: Client) -> bool:
     except (MissingFeature, Declined):
         return False
     return True
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + _BEGINS_S
-    while not holds():
-        if time.monotonic() > until_s:
-            raise RuntimeError("it does not come to that")
-        time.sleep(0.05)
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import traffic
+from bench.waiting import children, listens, until
 from fourtuple.engine import CarrierName, EchoConfig, Engine, LoadConfig, Phase, SourceChoice, raise_soft_descriptors
 from fourtuple.lab import namespaces
 from fourtuple.tuples import AddressSet, Endpoint, PortSet, TupleSpace
@@ -91,7 +92,7 @@ class Fleet:
             self.process = subprocess.Popen(
                 [*command, "--json", "--events", str(folder / "events"), "--grace", "5"], stdout=said, stderr=said
             )
-        _until(lambda: _listens() or self.process.poll() is not None)
+        until(lambda: listens(PORT) or self.process.poll() is not None, WAIT_S)
 
     def upgrade(self, executable: str | None = None) -> dict[str, Any]:
         """How it went."""
@@ -107,7 +108,7 @@ class Fleet:
     def brokers(self) -> list[int]:
         """Processes of the broker."""
         found = []
-        for child in _children(self.process.pid):
+        for child in children(self.process.pid):
             with suppress(OSError):
                 words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
                 if b"--broker" in words or b"serve" in words:
@@ -162,7 +163,7 @@ def _played(
     rest_s: float,
 ) -> dict[str, Any]:
     pids = _woken(services)
-    children = _children(fleet.process.pid)
+    started = children(fleet.process.pid)
     supervisor = fleet.process.pid
     with (
         _relaying(relays) as load,
@@ -178,7 +179,7 @@ def _played(
             answer = fleet.upgrade()
             if answer.get("state") != "done":
                 raise RuntimeError(f"upgrade {number}: {answer}")
-            _until(lambda before=before: not set(before) & set(fleet.brokers()))  # type: ignore[misc]
+            until(lambda before=before: not set(before) & set(fleet.brokers()), WAIT_S)  # type: ignore[misc]
             took.append(round(time.monotonic() - begun_s, 2))
             _check(load, relays, number)
         heard = [one.result(WAIT_S) for one in waiting]
@@ -186,7 +187,7 @@ def _played(
         rounds = load.snapshot().pings_right - rounds
         broken = _broken(fleet)
         _check(load, relays, upgrades)
-        still = [pid for pid in children if pid in _children(supervisor)]
+        still = [pid for pid in started if pid in children(supervisor)]
         numbers = {
             "upgrades": upgrades,
             "took_s": took,
@@ -313,23 +314,6 @@ def _command_line(path: Path) -> bytes:
     with suppress(OSError):
         return (path / "cmdline").read_bytes()
     return b""
-
-
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _listens() -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", PORT)) == 0
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + WAIT_S
-    while not holds():
-        if time.monotonic() > until_s:
-            raise RuntimeError("it does not come to that")
-        time.sleep(0.05)
 
 
 def main() -> int:

@@ -25,13 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import waking
+from bench.waiting import children, listens, until
 from fourtuple.lab import namespaces
 from fourtuple.registry import Registry
 from fourtuple.services import Match, Route
@@ -61,7 +62,7 @@ class World:
 
     def services(self) -> int:
         """Processes of services that there are."""
-        return len(_children(self.process.pid)) - (len(self.broker_pids) - 1)
+        return len(children(self.process.pid)) - (len(self.broker_pids) - 1)
 
     def sockets(self) -> int:
         """Socket files of services that there are."""
@@ -110,8 +111,8 @@ def sleeping(services: int, *, idle_s: float, most_starting: int = 32) -> Iterat
             subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True) as process,
         ):
             try:
-                _until(lambda: _listens() or process.poll() is not None)
-                yield World(folder=folder, process=process, broker_pids=[process.pid, *_children(process.pid)])
+                until(lambda: listens(PORT) or process.poll() is not None, WAIT_S)
+                yield World(folder=folder, process=process, broker_pids=[process.pid, *children(process.pid)])
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(WAIT_S)
@@ -181,7 +182,7 @@ def storm(count: int) -> dict[str, Any]:
         asked = asyncio.run(ask([name_of(number) for number in range(count)], count))
         at_most = {"services": world.services(), "mib": world.memory_mib()}
         again = asyncio.run(ask([name_of(number) for number in range(0, count, 10)], 100))
-        _until(lambda: world.services() == 0 and world.sockets() == 0)
+        until(lambda: world.services() == 0 and world.sockets() == 0, WAIT_S)
         after = {
             "mib": world.memory_mib(),
             "descriptors": world.descriptors(),
@@ -234,23 +235,6 @@ def _own_start_ms(program: Path, count: int) -> float:
 def _mapped_kib(pid: int) -> dict[str, int]:
     words = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     return {name.rstrip(":"): int(kib) for name, kib, _ in words}
-
-
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _listens() -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", PORT)) == 0
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + WAIT_S
-    while not holds():
-        if time.monotonic() > until_s:
-            raise RuntimeError("it does not come to that")
-        time.sleep(0.05)
 
 
 def main() -> int:

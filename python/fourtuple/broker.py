@@ -1,13 +1,12 @@
-"""A broker: a file or a registry in, a running engine out, and a graceful end.
+"""A broker: a file or a registry in, a running engine out.
 
-Decides where services come from, what a listener of the file means to the engine, and how long an end may take. Knows
+Decides where services come from, and what a listener of the file means to the engine. Knows
 no connection: which service one means, the registry says; how it gets there, the engine.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ BUFFER_BYTES = 32_768
 """Bulk moves in pieces of this size; an idle connection has none."""
 BUFFER_CHUNKS = 2_048
 """Made as needed. A service that reads nothing keeps a buffer or two per connection, and must not starve others."""
-_GLANCE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +90,6 @@ def running(
     raise_soft_descriptors()
     with Engine.start(config, carrier, workers, settings) as engine:
         yield engine
-
-
-def end(engine: Engine, grace_s: float, hurried: Callable[[], bool]) -> None:
-    """Accept no more, let what there is end by itself for `grace_s` or until `hurried`, then close it."""
-    engine.drain()
-    until_s = time.monotonic() + grace_s
-    while time.monotonic() < until_s and not hurried():
-        if engine.join(min(_GLANCE_S, max(0.0, until_s - time.monotonic()))):
-            return
-    engine.close()
-    engine.join(_GLANCE_S * 25)
 
 
 def summary(snapshot: Snapshot) -> dict[str, Any]:
