@@ -87,6 +87,7 @@ system: ## install the system packages that tests use (root with apt-get only); 
 	    PATH="$$PATH:/usr/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$${pair%%:*}" >/dev/null \
 	        || missing+=("$${pair##*:}"); \
 	done; \
+	[ -e /usr/lib/python3/dist-packages/proton ] || missing+=(python3-qpid-proton); \
 	[ -e /usr/lib/dovecot/pop3-login ] || missing+=(dovecot-pop3d); \
 	[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing+=(libnginx-mod-stream); \
 	if [ "$${#missing[@]}" = 0 ]; then echo "system: nothing is missing"; \

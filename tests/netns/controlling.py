@@ -118,10 +118,21 @@ def over_tcp(path: Path) -> Iterator[int]:
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join(PATIENCE_S)
-        for task in asyncio.all_tasks(loop):
+        end(loop)
+
+
+def end(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still runs there, and close it when transports are closed, too (connection_lost comes turns later)."""
+
+    async def rest() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)
+
+    loop.run_until_complete(rest())
+    loop.close()
 
 
 def raw(path: Path, data: bytes) -> bytes:

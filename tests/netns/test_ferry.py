@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -155,6 +156,8 @@ def test_whatever_a_process_that_dies_has_not_taken_lives_on(carrier: str) -> No
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(WORKERS)]
         dying.tell("land", [there.fileno() for _, there in pairs])
         dying.process.send_signal(signal.SIGSTOP)
+        # Until the last of its threads has stopped, the others go on.
+        assert os.WIFSTOPPED(os.waitpid(dying.process.pid, os.WUNTRACED)[1])
         broker.tell("ferry", [here.fileno() for here, _ in pairs])
         for end in (end for pair in pairs for end in pair):
             end.close()

@@ -152,3 +152,30 @@ def test_what_cannot_be_served_is_said(tmp_path: Path, port: int) -> None:
     nothing = subprocess.run([*serve, str(empty)], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert nothing.returncode == 64
     assert "[[listen]]" in nothing.stderr
+
+
+def test_no_ring_where_all_of_the_sandbox_is_required_and_a_target_is_tcp(tmp_path: Path, port: int) -> None:
+    serve = [sys.executable, "-m", "fourtuple", "serve", "-c", str(tmp_path / "broker.toml"), "--carrier"]
+    said = b"\xff" * 16
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE_S)
+        target = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        (tmp_path / "broker.toml").write_text(
+            f'[confine]\nuser = "nobody"\nsandbox = "required"\n'
+            f'[[listen]]\naddress = "127.0.0.1:{port}"\nsniff_ms = 50\ndefault = "{target}"\n'
+        )
+        refused = subprocess.run([*serve, "uring"], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert (refused.returncode, "carrier" in refused.stderr, "epoll" in refused.stderr) == (69, True, True)
+        with process(*serve, "auto") as broker:
+            wait_for(lambda: listens(port) or broker.poll() is not None)
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
+                client.sendall(said)
+                heard = b""
+                # Whoever has only looked whether it listens may be relayed, too, and says nothing.
+                while not heard:
+                    service, _ = listener.accept()
+                    with service:
+                        heard = service.recv(100)
+                assert heard == said
+            broker.send_signal(signal.SIGTERM)
+            assert "(epoll," in broker.communicate(timeout=PATIENCE_S)[0]

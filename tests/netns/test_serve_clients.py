@@ -189,6 +189,49 @@ def test_pika_reaches_a_server_of_amqp(tmp_path: Path) -> None:
     assert (bytes(heard[:8]), b"guest" in heard) == (b"AMQP\x00\x00\x09\x01", True)
 
 
+DEBIAN_PYTHON = "/usr/bin/python3"
+PROTON_SERVER = """
+import sys
+from proton.handlers import MessagingHandler
+from proton.reactor import Container
+class Server(MessagingHandler):
+    def on_start(self, event):
+        event.container.listen(f"127.0.0.1:{sys.argv[1]}")
+    def on_link_opening(self, event):
+        event.link.target.address = event.link.remote_target.address
+    def on_message(self, event):
+        print(event.receiver.target.address, event.message.body, flush=True)
+Container(Server()).run()
+"""
+PROTON_CLIENT = """
+import sys
+from proton import Message
+from proton.utils import BlockingConnection
+with_sasl = sys.argv[2] == "sasl"
+connection = BlockingConnection(f"127.0.0.1:{sys.argv[1]}", timeout=20, sasl_enabled=with_sasl)
+connection.create_sender("orders").send(Message(body=f"with {sys.argv[2]}"))
+connection.close()
+"""
+
+
+def test_proton_reaches_a_server_of_amqp_1_0(tmp_path: Path) -> None:
+    """Of both there is Debian's: its library has no wheel. With SASL in front, and without."""
+    if subprocess.run([DEBIAN_PYTHON, "-c", "import proton"], capture_output=True, check=False).returncode:
+        pytest.skip("python3-qpid-proton is not installed")
+    target = free_port()
+    text = (
+        f'[[route]]\nprotocol = "amqp1"\nto = "tcp:127.0.0.1:{target}"\n[[route]]\nprotocol = "amqp"\nto = "unix:/none"'
+    )
+    with process(DEBIAN_PYTHON, "-c", PROTON_SERVER, str(target)) as server:
+        wait_for(lambda: listens(target))
+        with broker(tmp_path, text) as (port, printed):
+            for manner in ("sasl", "none"):
+                run(DEBIAN_PYTHON, "-c", PROTON_CLIENT, str(port), manner)
+        server.terminate()
+        assert server.communicate(timeout=PATIENCE_S)[0] == "orders with sasl\norders with none\n"
+    assert json.loads(printed[0])["ended"]["relayed"] == 2
+
+
 # XMPP
 
 SLIXMPP = """

@@ -16,7 +16,7 @@ import pytest
 
 from fourtuple.control.client import Declined
 from tests.netns.brokering import PATIENCE_S, get, wait_for
-from tests.netns.controlling import Controlled, controlled
+from tests.netns.controlling import Controlled, controlled, end
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 EACH = {1: 12, 2: 7, 3: 2, 4: 1}
@@ -36,14 +36,13 @@ def answering(path: Path) -> Iterator[None]:
                 while await reader.readuntil(b"\r\n\r\n"):
                     writer.write(ANSWER)
             except (asyncio.IncompleteReadError, OSError):
+                pass
+            finally:
                 writer.close()
 
         async with await asyncio.start_unix_server(connected, path):
             ready.set()
             await over.wait()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-        await asyncio.sleep(0)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
@@ -53,7 +52,7 @@ def answering(path: Path) -> Iterator[None]:
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join(PATIENCE_S)
-        loop.close()
+        end(loop)
 
 
 @pytest.fixture(params=["uring", "epoll"])

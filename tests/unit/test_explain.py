@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fourtuple.confinement import Confinement, Report, StepName
+from fourtuple.brokerfile import BrokerFile
+from fourtuple.confinement import Confinement, Report, StepName, plan
 
 FOURTUPLE = (sys.executable, "-m", "fourtuple", "serve", "--explain")
 
@@ -39,6 +40,14 @@ def test_it_says_what_is_left_and_starts_nothing(tmp_path: Path) -> None:
     assert "TCP connect() to ports  5432" in text
     assert "io_uring                none" in text
     assert "switched off" in text
+
+
+def test_where_the_sandbox_is_required_no_ring_reaches_out_of_it(tmp_path: Path) -> None:
+    file, socket = tmp_path / "broker.toml", f"unix:{tmp_path}/service"
+    for target, uring in ((socket, True), ("tcp:127.0.0.1:5432", False), ("unix:@name", False)):
+        head = f'[confine]\nuser = "{os.geteuid() or 65_534}"\nsandbox = "required"\n'
+        file.write_text(f'{head}[[listen]]\naddress = "127.0.0.1:9"\ndefault = "{target}"\n')
+        assert plan(BrokerFile.read(file)).uring is uring
 
 
 def test_it_needs_a_file(tmp_path: Path) -> None:

@@ -210,7 +210,8 @@ def plan(
 
     `registry` is the store that its services come from, if not from the file; `inherited` says whether its listeners
     are bound by another process; `read` is what its own program still reads (`libraries()`),
-    `sockets` are further folders of sockets.
+    `sockets` are further folders of sockets. `uring` is whether it is to have io_uring, which goes all the same where
+    the sandbox is required and a ring would reach out of it.
     """
     table = file.confine
     reach = reach_of(_targets(file.services, file.routes))
@@ -221,15 +222,18 @@ def plan(
     bind = () if inherited else (int(listener.address.rpartition(":")[2]) for listener in file.listen)
     every = frozenset(StepName)
     without = every - {StepName.IDENTITY} if table.sandbox == "off" else frozenset(map(StepName, table.without))
+    ports, abstract = reach.ports | frozenset(table.allow_ports), reach.abstract or table.allow_abstract
+    # A ring's operations pass by the filter; what ends them is a network with nothing in it.
+    isolated = not ports and not abstract and StepName.NETWORK not in without
     return Confinement(
         read=frozenset(read),
         write=frozenset() if registry is None else frozenset({str(registry.path.absolute())}),
         append=None if log is None else str(log.absolute()),
         sockets=_together(reach.folders | frozenset(table.allow_folders) | frozenset(sockets)),
-        abstract=reach.abstract or table.allow_abstract,
-        connect_ports=reach.ports | frozenset(table.allow_ports),
+        abstract=abstract,
+        connect_ports=ports,
         bind_ports=frozenset(bind),
-        uring=uring,
+        uring=uring and (isolated or table.sandbox != "required"),
         identity=identity,
         without=without,
         required=table.sandbox == "required",

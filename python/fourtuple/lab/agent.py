@@ -40,7 +40,10 @@ class Birth:
 def main(arguments: list[str]) -> NoReturn:
     """Be an agent until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = Connection(int(arguments[2]))
+    # At the lowest number that is free: RLIMIT_NOFILE bounds numbers, and a parent with much open gives a high one.
+    given = int(arguments[2])
+    connection = Connection(os.dup(given))
+    os.close(given)
     held = Held()
     try:
         birth = connection.recv()

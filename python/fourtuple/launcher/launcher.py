@@ -551,10 +551,14 @@ class Launcher:
             unit.word.close()
             unit.word = None
         until_s, look_s = time.monotonic() + _KILL_PATIENCE_S, _LOOKS_S[0]
-        # Who has just forked away may be nobody's child at the moment of a look: of a first process that ended well,
-        # two looks have to find nobody.
-        looks = 2 if unit.status.done() and unit.status.result() == 0 else 1
-        while (alive := self._members(unit, await self._looked())) or (looks := looks - 1) > 0:
+        # Who forks away just now is in no list, or in that of a process that is gone before it is looked at; and the
+        # kernel's list of children may leave one out while it changes (proc(5)). So two looks in turn find nobody.
+        quiet = 0
+        while True:
+            alive = self._members(unit, await self._looked())
+            quiet = 0 if alive else quiet + 1
+            if quiet == 2:
+                break
             if unit.cgroup is not None:
                 unit.cgroup.kill()
             for pid in alive:

@@ -24,7 +24,7 @@ from fourtuple.broker import running, summary
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.control import verbs
 from fourtuple.engine import CarrierName, Engine, Phase, uring_abilities
-from fourtuple.errors import EngineStopped, FourtupleError, LimitReached, MissingFeature, MissingPrivilege
+from fourtuple.errors import BadConfig, EngineStopped, FourtupleError, LimitReached, MissingFeature, MissingPrivilege
 from fourtuple.questions import Question
 from fourtuple.registry import Registry, Sealed, sealed
 from fourtuple.sight import Sight
@@ -69,9 +69,10 @@ def _begun(channel: Channel, first: Message) -> int:
         runner = stack.enter_context(asyncio.Runner())
         runner.get_loop()
         store, seen = _store(stack, spec, file)
+        allowed = _allowed(spec, file, seen) if spec.is_confined else None
         # What io_uring can do is found by trying it, which takes sockets that there are none of afterwards.
-        carrier, fallback = _carrier(CarrierName(spec.carrier))
-        report = confinement.confine(_allowed(spec, file, seen)) if spec.is_confined else None
+        carrier, fallback = _carrier(CarrierName(spec.carrier), allowed is None or allowed.uring)
+        report = confinement.confine(allowed) if allowed is not None else None
         engine = stack.enter_context(
             running(
                 file,
@@ -93,8 +94,13 @@ def _begun(channel: Channel, first: Message) -> int:
     return 0
 
 
-def _carrier(wanted: CarrierName) -> tuple[CarrierName, str]:
+def _carrier(wanted: CarrierName, uring_allowed: bool) -> tuple[CarrierName, str]:
     """Which one, and why not io_uring if it is wanted where it can be had."""
+    if wanted is not CarrierName.EPOLL and not uring_allowed:
+        reason = 'sandbox = "required", and with TCP or abstract targets io_uring reaches out of it'
+        if wanted is CarrierName.URING:
+            raise BadConfig("carrier", f"{reason}: take epoll or auto")
+        return CarrierName.EPOLL, reason
     if wanted is not CarrierName.AUTO:
         return wanted, ""
     try:
