@@ -122,7 +122,7 @@ def over_tcp(path: Path) -> Iterator[int]:
 
 
 def end(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what still runs there, and close it when transports are closed, too (connection_lost comes turns later)."""
+    """Cancel what still runs there, and close it when transports are closed, too (connection_lost comes a turn on)."""
 
     async def rest() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
