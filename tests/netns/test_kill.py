@@ -29,7 +29,7 @@ from fourtuple.lab import leftovers
 from fourtuple.prove import STEPS
 
 MARK = "FOURTUPLE_KILL_TEST"
-KILLS = int(os.environ.get("FOURTUPLE_KILLS", "20"))
+KILLS = int(os.environ.get("FOURTUPLE_KILLS", "10"))
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 PACKAGE_PARENT = Path(fourtuple.__file__ or "").parents[1]
 
@@ -161,9 +161,9 @@ OTHER_STEPS = {"exhaust": 6.0, "addresses": 5.0, "listeners": 3.0, "cliff": 5.0}
 @pytest.mark.parametrize(
     ("command", "kills_wanted", "within_s"),
     [
-        (["-c", LAB_AT_WORK], KILLS // 4, 2.0),
+        (["-c", LAB_AT_WORK], -(-KILLS // 2), 2.0),
         (PROVE, KILLS, 5.0),
-        *(([*PROVE[:4], "--only", step], KILLS // 10, within_s) for step, within_s in OTHER_STEPS.items()),
+        *(([*PROVE[:4], "--only", step], -(-KILLS // 5), within_s) for step, within_s in OTHER_STEPS.items()),
     ],
     ids=["lab", "prove", *OTHER_STEPS],
 )
