@@ -26,6 +26,7 @@ from fourtuple.errors import FourtupleError, MissingPrivilege
 from fourtuple.launcher import Exit, Launcher, Phase, StartFailed
 from fourtuple.services import Delivery, Service
 from fourtuple.supervisor.channel import Fields
+from fourtuple.supervisor.ebb import Ebb
 from fourtuple.supervisor.wakes import Wakes
 from fourtuple.templates import Call, Template
 
@@ -119,6 +120,7 @@ class Dormancy:
         self._unsettled: set[str] = set()
         """Services that may come up without anybody who has asked for them here."""
         self._tickets = 0
+        self._ebb = Ebb()
         self._tasks: set[asyncio.Task[None]] = set()
         self.woken = self.failed = self.refused = self.stopped = self.ended = 0
         """Totals: starts that succeeded, that did not, wakes that were not allowed, idle stops, unexpected ends."""
@@ -262,6 +264,7 @@ class Dormancy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _look(self) -> None:
+        self._ebb.seen(len(self._services))
         self._settle()
         self._look_for_moved()
         now_s = time.monotonic()

@@ -7,10 +7,9 @@
 //! could not be finished in a turn (a long read, no buffer) waits in a queue for the next one. A new connection is read
 //! from before it is watched: one that is handed over or closed at once costs no epoll_ctl at all. Room to send is
 //! watched for only once a send has found none: a unix socket says so whenever its peer reads (unix_write_space()).
-//!
-//! Listeners are level-triggered: accept() that finds an empty queue costs as much as one that does not (do_accept() makes
-//! the file first), and twenty times an epoll_wait() that says so. So one connection is taken per turn, and when there is
-//! another in the next turn, as many as the kernel then says that there are, which is asked every second time at most.
+
+mod bytes;
+mod making;
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -19,8 +18,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fourtuple_engine::{
-    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Given, Instant, ListenerId, Outbox,
-    SourceChoice, Step, Target, Transport, Until,
+    Buf, Buffers, Carrier, CarrierError, Command, ConnId, Core, Errno, Event, Instant, ListenerId, Outbox, Step, Until,
 };
 
 use crate::ferries::Ferries;
@@ -29,21 +27,13 @@ use crate::shelf::Shelf;
 use crate::sys::{self, Clock, Poller, Wake};
 use crate::worker::{CarrierReport, CarrierSettings, PUBLISH_EVERY};
 
-/// After accept() failed for want of something, it is left alone for so long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// When no buffer is free: those that come back do so with an edge, or because the core has thought again.
 const BUFFER_PAUSE: Duration = Duration::from_millis(1);
-/// Accepts per listener and turn, at most.
-const ACCEPT_BATCH: u32 = 64;
 /// How often, between two waits, what commands have led to is told and read: an accepted connection is handed over, or
 /// relayed and its first bytes with it, in one turn.
 const ROUNDS: usize = 4;
 /// Descriptors that a process has beside its connections.
 const DESCRIPTORS_BESIDE: u64 = 24;
-/// Buffers read per connection and turn.
-const READ_BATCH: usize = 4;
-/// Connections read per turn.
-const READ_TURN: usize = 1024;
 
 /// What is watched of a connection, with EPOLLOUT where somebody waits for room.
 const EDGES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
@@ -414,88 +404,6 @@ impl Epoll {
         outbox.commands = commands;
     }
 
-    fn listen(
-        &mut self,
-        listener: ListenerId,
-        local: std::net::SocketAddr,
-        backlog: u32,
-        reuse_port: bool,
-        accept: bool,
-    ) -> Result<std::net::SocketAddr, (Step, Errno)> {
-        let (socket, local) = sys::listening(local, backlog, reuse_port, libc::SOCK_NONBLOCK)?;
-        if accept {
-            self.watch_listener(listener, &socket).map_err(|error| (Step::Accept, error))?;
-        }
-        self.listeners.insert(listener.0, Listening { socket, asked_after: 0 });
-        Ok(local)
-    }
-
-    fn adopt(
-        &mut self,
-        listener: ListenerId,
-        given: Given,
-        backlog: u32,
-    ) -> Result<std::net::SocketAddr, (Step, Errno)> {
-        let socket = self.shelf.lend(given).map_err(|error| (Step::Socket, error))?;
-        let local = sys::adopt_listener(&socket, backlog)?;
-        // An accept() that another process was faster with must not wait.
-        let watched = sys::never_block(&socket).and_then(|()| self.watch_listener(listener, &socket));
-        watched.map_err(|error| (Step::Accept, error))?;
-        self.listeners.insert(listener.0, Listening { socket, asked_after: 0 });
-        Ok(local)
-    }
-
-    fn watch_listener(&self, listener: ListenerId, socket: &OwnedFd) -> Result<(), Errno> {
-        self.poller.add(socket.as_raw_fd(), libc::EPOLLIN, KIND_LISTENER | u64::from(listener.0))
-    }
-
-    fn connect(
-        &mut self,
-        ticket: u32,
-        transport: Transport,
-        socket: OwnedFd,
-        destination: std::net::SocketAddr,
-    ) -> Result<(), (Step, Errno)> {
-        let flags = match transport {
-            Transport::Datagram => CONNECTING | DATAGRAM,
-            Transport::Stream => match sys::connect(&socket, destination) {
-                Ok(()) | Err(Errno(libc::EINPROGRESS)) => CONNECTING,
-                Err(error) => return Err((Step::Connect, error)),
-            },
-        };
-        self.watch_attempt(ticket, socket, flags)
-    }
-
-    /// Connected at once or not, the first edge says so: epoll_ctl looks at the socket when it adds it.
-    fn watch_attempt(&mut self, ticket: u32, socket: OwnedFd, flags: u16) -> Result<(), (Step, Errno)> {
-        let place = self.settle(socket, flags).map_err(|error| (Step::Connect, error))?;
-        self.watch_or_drop(place, true).map_err(|error| (Step::Connect, error))?;
-        self.tickets.insert(place, ticket);
-        self.attempts.insert(ticket, place);
-        Ok(())
-    }
-
-    /// A connection to a unix socket stands at once.
-    fn reach(&mut self, ticket: u32, target: Target, buffers: &mut Buffers) -> Result<Option<ConnId>, (Step, Errno)> {
-        match target {
-            Target::Tcp(destination) => {
-                let nowhere = sys::any_endpoint(destination);
-                let (transport, choice) = (Transport::Stream, SourceChoice::Kernel);
-                sys::outgoing(transport, nowhere, destination, choice, (0, 0), libc::SOCK_NONBLOCK)
-                    .inspect(sys::send_at_once)
-                    .and_then(|socket| self.connect(ticket, transport, socket, destination))
-                    .map(|()| None)
-            }
-            Target::Unix(path) => {
-                let socket = sys::unix_connection(buffers.bytes(&path));
-                buffers.release(path);
-                let place = self.settle(socket?, OPEN).map_err(|error| (Step::Connect, error))?;
-                self.watch_or_drop(place, false).map_err(|error| (Step::Connect, error))?;
-                Ok(Some(ConnId { index: place, generation: self.conns[place as usize].generation }))
-            }
-        }
-    }
-
     /// Give a socket a place.
     fn settle(&mut self, socket: OwnedFd, flags: u16) -> Result<u32, Errno> {
         let place = match self.free.pop() {
@@ -536,7 +444,6 @@ impl Epoll {
         })
     }
 
-    /// As `watch`, when there is nothing to be read.
     /// The end of a connection that is not read from.
     fn hung_up(&mut self, conn: ConnId) {
         match sys::pending_error(self.conns[conn.index as usize].fd) {
@@ -545,6 +452,7 @@ impl Epoll {
         }
     }
 
+    /// As `watch`, when there is nothing to be read.
     fn rest(&mut self, conn: ConnId) {
         if let Err(error) = self.watch(conn.index, false) {
             self.fail(conn, Step::Receive, error);
@@ -666,260 +574,6 @@ impl Epoll {
         {
             self.send_on(place, buf, taken, &mut outbox.buffers);
         }
-    }
-
-    fn attempt_succeeded(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) {
-        let entry = &mut self.conns[place as usize];
-        entry.flags = entry.flags & (DATAGRAM | WATCHED | WATCHED_OUT) | OPEN;
-        let conn = ConnId { index: place, generation: entry.generation };
-        if let Some(ticket) = self.tickets.remove(&place) {
-            self.attempts.remove(&ticket);
-            self.tell(core, Event::Connected { ticket, conn }, outbox);
-        }
-    }
-
-    fn attempt_failed(&mut self, place: u32, error: Errno) {
-        self.drop_socket(place);
-        self.retire(place);
-        if let Some(ticket) = self.tickets.remove(&place) {
-            self.attempts.remove(&ticket);
-            self.happened.push_back(Event::ConnectFailed { ticket, step: Step::Connect, error });
-        }
-    }
-
-    /// Send `buf` from `taken` on; what the kernel does not take now waits for an edge.
-    fn send_on(&mut self, place: u32, buf: Buf, mut taken: usize, buffers: &mut Buffers) {
-        let Conn { fd, generation, flags } = self.conns[place as usize];
-        let conn = ConnId { index: place, generation };
-        while taken < buf.len() {
-            match sys::send(fd, &buffers.bytes(&buf)[taken..], buf.is_last()) {
-                Ok(count) => taken += count,
-                Err(Errno::EAGAIN) => match self.watch(place, true) {
-                    Ok(()) => {
-                        self.sending.insert(place, (buf, taken));
-                        return;
-                    }
-                    Err(error) => {
-                        buffers.release(buf);
-                        return self.fail(conn, Step::Send, error);
-                    }
-                },
-                Err(Errno::EINTR) => {}
-                Err(error) if flags & DATAGRAM != 0 => {
-                    self.happened.push_back(Event::Disturbed { conn, step: Step::Send, error });
-                    if error != Errno::ECONNREFUSED {
-                        break;
-                    }
-                    // What was said before was refused; this one has not been sent (sock_alloc_send_pskb()).
-                }
-                Err(error) => {
-                    buffers.release(buf);
-                    return self.fail(conn, Step::Send, error);
-                }
-            }
-        }
-        buffers.release(buf);
-        self.happened.push_back(Event::Sent { conn });
-    }
-
-    fn read(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
-        self.dry = false;
-        for _ in 0..self.readable.len().min(READ_TURN) {
-            let Some(place) = self.readable.pop_front() else { return };
-            let entry = &mut self.conns[place as usize];
-            if entry.flags & QUEUED == 0 {
-                continue; // closed, and perhaps another's place since
-            }
-            entry.flags &= !QUEUED;
-            if entry.flags & (OPEN | PAUSED | ENDED | CLOSING) != OPEN {
-                continue;
-            }
-            self.now = self.clock.now();
-            if !self.read_one(core, place, outbox) {
-                // No buffer: the rest waits as well.
-                self.dry = true;
-                self.counts.receive_rearms += 1;
-                return self.queue_read(place);
-            }
-            // Only commands stop a connection, so they are obeyed before its next turn, and its next turn is after others'.
-            self.obey(outbox);
-        }
-    }
-
-    /// Read until nothing is left, or for this turn's share. Returns false if no buffer was free.
-    fn read_one(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) -> bool {
-        let Conn { fd, generation, flags } = self.conns[place as usize];
-        let conn = ConnId { index: place, generation };
-        if flags & PEEKING != 0 {
-            return self.show(core, place, outbox);
-        }
-        if flags & DATAGRAM != 0 {
-            return self.read_datagrams(core, conn, fd, outbox);
-        }
-        for _ in 0..READ_BATCH {
-            if !self.is_open(conn) || self.conns[place as usize].flags & (PAUSED | ENDED) != 0 {
-                return true;
-            }
-            let Some(mut buf) = outbox.buffers.take() else { return false };
-            match sys::receive(fd, outbox.buffers.memory(&buf)) {
-                Ok(0) => {
-                    outbox.buffers.release(buf);
-                    self.finish(core, conn, outbox);
-                    return true;
-                }
-                Ok(count) => {
-                    // epoll(7): a short read has emptied the socket, and what comes after it has an edge of its own.
-                    let is_all = count < outbox.buffers.buffer_bytes();
-                    outbox.buffers.set_len(&mut buf, count);
-                    if is_all && flags & HUNG_UP != 0 {
-                        buf.set_last();
-                    }
-                    self.tell(core, Event::Received { conn, buf }, outbox);
-                    if is_all && flags & HUNG_UP == 0 {
-                        self.conns[place as usize].flags &= !READABLE;
-                        self.rest(conn);
-                        return true;
-                    }
-                    // What is passed on goes before more comes, from a warm cache and without a queue.
-                    self.go_on(core, outbox);
-                }
-                Err(error) => {
-                    outbox.buffers.release(buf);
-                    match error {
-                        Errno::EAGAIN => {
-                            self.conns[place as usize].flags &= !READABLE;
-                            self.rest(conn);
-                        }
-                        Errno::EINTR => self.queue_read(place),
-                        error => self.fail(conn, Step::Receive, error),
-                    }
-                    return true;
-                }
-            }
-        }
-        self.queue_read(place);
-        true
-    }
-
-    /// Show what is there; the next edge is for more. Returns false if no buffer was free.
-    fn show(&mut self, core: &mut dyn Core, place: u32, outbox: &mut Outbox) -> bool {
-        let Conn { fd, generation, .. } = self.conns[place as usize];
-        let conn = ConnId { index: place, generation };
-        let Some(mut buf) = outbox.peeks.take() else { return false };
-        let outcome = sys::peek(fd, outbox.peeks.memory(&buf));
-        if let Ok(count @ 1..) = outcome {
-            outbox.peeks.set_len(&mut buf, count);
-            self.tell(core, Event::Peeked { conn, buf }, outbox);
-            self.obey(outbox);
-            // Unless it goes on at once: then there is more to be read, or nothing to be waited for.
-            if self.is_open(conn) && self.conns[place as usize].flags & (QUEUED | PAUSED | ENDED) == 0 {
-                self.rest(conn);
-            }
-            return true;
-        }
-        outbox.peeks.release(buf);
-        match outcome {
-            Ok(_) => self.finish(core, conn, outbox),
-            Err(Errno::EAGAIN) => self.rest(conn),
-            Err(Errno::EINTR) => self.queue_read(place),
-            Err(error) => self.fail(conn, Step::Receive, error),
-        }
-        true
-    }
-
-    /// The peer has said its last byte, and all have been read.
-    fn finish(&mut self, core: &mut dyn Core, conn: ConnId, outbox: &mut Outbox) {
-        let entry = &mut self.conns[conn.index as usize];
-        entry.flags |= ENDED;
-        let gone = entry.flags & GONE != 0;
-        self.tell(core, Event::Finished { conn, gone }, outbox);
-    }
-
-    /// As `read_one`; an empty datagram is no end, and an error neither.
-    fn read_datagrams(&mut self, core: &mut dyn Core, conn: ConnId, fd: RawFd, outbox: &mut Outbox) -> bool {
-        for _ in 0..READ_BATCH {
-            let Some(mut buf) = outbox.buffers.take() else { return false };
-            let error = match sys::receive_datagram(fd, outbox.buffers.memory(&buf)) {
-                Ok(count) if count <= outbox.buffers.buffer_bytes() => {
-                    outbox.buffers.set_len(&mut buf, count);
-                    self.tell(core, Event::Received { conn, buf }, outbox);
-                    continue;
-                }
-                Ok(_) => Errno::EMSGSIZE,
-                Err(error) => error,
-            };
-            outbox.buffers.release(buf);
-            match error {
-                Errno::EAGAIN => {
-                    self.conns[conn.index as usize].flags &= !READABLE;
-                    return true;
-                }
-                Errno::EINTR => {}
-                error => self.tell(core, Event::Disturbed { conn, step: Step::Receive, error }, outbox),
-            }
-        }
-        self.queue_read(conn.index);
-        true
-    }
-
-    fn accept(&mut self, core: &mut dyn Core, outbox: &mut Outbox) {
-        if !self.resting.is_empty() && self.now >= self.accept_at {
-            for listener in std::mem::take(&mut self.resting) {
-                let Some(entry) = self.listeners.get(&listener.0) else { continue };
-                if self.watch_listener(listener, &entry.socket).is_err() {
-                    self.rest_listener(listener);
-                }
-            }
-        }
-        while let Some(listener) = self.acceptable.pop_front() {
-            if let Err(error) = self.accept_some(core, listener, outbox) {
-                if let Some(entry) = self.listeners.get(&listener.0) {
-                    self.poller.remove(entry.socket.as_raw_fd());
-                    self.rest_listener(listener);
-                }
-                self.tell(core, Event::AcceptFailed { listener, error }, outbox);
-            }
-        }
-    }
-
-    fn rest_listener(&mut self, listener: ListenerId) {
-        self.resting.push(listener);
-        self.accept_at = self.now.after(ACCEPT_PAUSE);
-    }
-
-    /// Accept this turn's share.
-    fn accept_some(&mut self, core: &mut dyn Core, listener: ListenerId, outbox: &mut Outbox) -> Result<(), Errno> {
-        let turn = self.counts.enters;
-        let Some(entry) = self.listeners.get_mut(&listener.0) else { return Ok(()) };
-        let batch = match entry.asked_after + 1 == turn {
-            true => sys::accept_queue(&entry.socket).clamp(1, ACCEPT_BATCH),
-            false => {
-                entry.asked_after = turn;
-                1
-            }
-        };
-        for _ in 0..batch {
-            let is_full = self.free.is_empty() && self.conns.len() as u32 == self.capacity;
-            let in_use = (self.conns.len() - self.free.len()) as u32;
-            // One place for it and one for its service, if some are looked at; the first one may always come.
-            if is_full || self.looked_at > 0 && in_use + self.looked_at + 2 > self.descriptors {
-                // As with a full descriptor table: the connection stays in the queue.
-                return Err(Errno::ENFILE);
-            }
-            let Some(entry) = self.listeners.get(&listener.0) else { return Ok(()) };
-            let (socket, peer) = match sys::accept(&entry.socket) {
-                Ok(accepted) => accepted,
-                Err(Errno::EAGAIN) => return Ok(()),
-                // accept(2): these belong to one connection that is no more; the next one may be well.
-                Err(Errno::EINTR | Errno(libc::ECONNABORTED) | Errno(libc::EPROTO)) => continue,
-                Err(error) => return Err(error),
-            };
-            let place = self.settle(socket, OPEN | READABLE)?;
-            self.queue_read(place);
-            let conn = ConnId { index: place, generation: self.conns[place as usize].generation };
-            self.tell(core, Event::Accepted { listener, conn, peer }, outbox);
-        }
-        Ok(())
     }
 
     // Bookkeeping.
