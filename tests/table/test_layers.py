@@ -30,7 +30,7 @@ UPWARD = [
     ("launcher/__init__.py", "import fourtuple.plan"),
     ("facts.py", "import fourtuple.limits"),
     ("service.py", "import fourtuple.asgi"),
-    ("engine.py", "import fourtuple.lab"),
+    ("engine/engine.py", "import fourtuple.lab"),
     ("preload.py", "import fourtuple.hook"),
     ("hook.py", "import fourtuple.lab"),
     ("host/__init__.py", "import fourtuple.doctor"),
@@ -43,7 +43,7 @@ UPWARD = [
 
 SIDEWAYS = [
     ("host/__init__.py", "import fourtuple.engine"),
-    ("engine.py", "import fourtuple.host"),
+    ("engine/engine.py", "import fourtuple.host"),
     ("preload.py", "import fourtuple.doctor"),
     ("limits/__init__.py", "from fourtuple import host"),
     ("metrics.py", "import fourtuple.errors"),
@@ -134,7 +134,7 @@ def test_another_door_to_the_compiled_module(copy: Path, module: str, statement:
     assert "fourtuple.registry and fourtuple.launcher.spawn talk to the compiled module" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["engine.py", "registry.py", "launcher/spawn.py"])
+@pytest.mark.parametrize("module", ["engine/engine.py", "registry.py", "launcher/spawn.py"])
 def test_the_three_doors(copy: Path, module: str) -> None:
     path = copy / "python/fourtuple" / module
     assert "_core" in path.read_text()

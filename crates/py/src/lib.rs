@@ -2,7 +2,7 @@
 //!
 //! Configuration comes in once, as one frozen dataclass (`config`); workers run without Python (`workers`); what they ask
 //! and are told goes through `questions`; numbers go out as one merged snapshot (`snapshot`); bytes are sniffed for people
-//! only (`sniff`). `python/fourtuple/engine.py` imports these, `python/fourtuple/registry.py` the registry of services
+//! only (`sniff`). `python/fourtuple/engine` imports these, `python/fourtuple/registry.py` the registry of services
 //! (`registry`), and `python/fourtuple/launcher/spawn.py` how a process is started (`spawn`); no other module imports this
 //! one.
 
