@@ -62,7 +62,9 @@ def both_lanes() -> Counter[str]:
     limits = [file for file in files if file.parts[1] == "netns" and file.stem.removeprefix("test_") in OF_LIMITS]
     others = [file for file in files if file not in limits]
     lock = Lock()
-    with tempfile.TemporaryDirectory(prefix="ft-", dir="/var/tmp") as folder, ThreadPoolExecutor(2) as pool:
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as folder, ThreadPoolExecutor(2) as pool:
+        # As /tmp, for services run as other users, too; its path is short, for it is part of sockets' paths.
+        Path(folder).chmod(0o1777)
         lanes = [
             pool.submit(lane, [*PYTEST, *map(str, limits)], ENVIRONMENT, lock),
             pool.submit(

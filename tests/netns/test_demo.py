@@ -181,7 +181,7 @@ def trace(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "temporary"
+    return tmp_path / "t"
 
 
 def brokers(supervisor: int) -> set[int]:

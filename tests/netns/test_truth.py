@@ -502,6 +502,7 @@ def wire(lab_of: Scenario, client: LabHost, server: LabHost) -> None:
     echo = server.start_engine(EchoConfig(listen=tuple(Endpoint(everywhere, port) for port in ports), backlog=65_535))
     echo.wait_for(lambda one: one.listening_now >= ports.size, PATIENCE_S)
     client.set_sysctl(RANGE, f"{lab_of.low} {lab_of.high}")
+    keep_time_wait(client)
     if lab_of.reserved:
         client.set_sysctl(RESERVED, lab_of.reserved)
     track(lab_of, client)
@@ -512,6 +513,12 @@ def wire(lab_of: Scenario, client: LabHost, server: LabHost) -> None:
         client.bind(Endpoint(everywhere, port))
     for port in (*lab_of.connected, *lab_of.left):
         assert client.connect_once(elsewhere, source_port=port, keep=port in lab_of.connected) == "ok"
+
+
+def keep_time_wait(host: LabHost) -> None:
+    """Else one in a few hundred ends at once on a busy machine (RFC 1337): an ACK of the server's that comes behind its
+    FIN is answered from TIME_WAIT, the server's socket is no more, and a RST comes back."""
+    host.set_sysctl("net.ipv4.tcp_rfc1337", 1)
 
 
 def turn_limits(lab_of: Scenario, host: LabHost) -> None:
