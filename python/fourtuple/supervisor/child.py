@@ -57,6 +57,9 @@ class BrokerChild:
     def forked(cls, hear: Callable[[BrokerChild, Message], None]) -> BrokerChild:
         """A process of this program's own memory."""
         ours, theirs = Channel.pair()
+        # In both: a collector that looks through what was imported writes to every page that they share.
+        gc.collect()
+        gc.freeze()
         pid = os.fork()
         if pid == 0:
             status = 1

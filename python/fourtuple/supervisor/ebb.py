@@ -21,13 +21,15 @@ class Ebb:
     def __init__(self) -> None:
         """Nobody has been there yet."""
         self._most = 0
+        self._is_flood = False
 
     def seen(self, count: int) -> bool:
         """There are so many now; says whether memory was given back. Cheap enough to be told twice a second."""
         self._most = max(self._most, count)
-        if self._most < _LEAST or count > self._most * _FALLEN_TO:
+        self._is_flood = self._is_flood or count >= _LEAST
+        if not self._is_flood or count > self._most * _FALLEN_TO:
             return False
-        self._most = count
+        self._most, self._is_flood = count, count > 0
         gc.collect()
         if hasattr(_libc, "malloc_trim"):
             # glibc's: whole pages in the middle of every arena, too, since 2.8.
