@@ -183,7 +183,7 @@ async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool, events:
         supervisor = Supervisor(spec, settings, listeners, say)
         around.begun_s = time.monotonic()
         if source.demonstration is None:
-            supervisor.leave, supervisor.before_leaving = around.left, around.quiet
+            supervisor.around = around
         # First of all: once it listens, somebody may tell it to end.
         obey_signals(supervisor)
         async with surrounded(supervisor, file, around, say):

@@ -80,7 +80,7 @@ async def _live(estate: Estate) -> int:
             around.control_path = file.control.path
     except Exception as error:
         raise _NotBegun(f"{type(error).__name__}: {error}") from error
-    supervisor.leave, supervisor.before_leaving = around.left, around.quiet
+    supervisor.around = around
     obey_signals(supervisor)
     has_handlers()
     with events or nullcontext():

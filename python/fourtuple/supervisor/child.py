@@ -130,12 +130,16 @@ class BrokerChild:
 
     def send(self, kind: str, fields: Fields | None = None, descriptors: Iterable[int] = ()) -> None:
         """Say something; to one that is gone it is said in vain."""
+        if self.ended.done():
+            return
         with suppress(ChannelBroken):
             self.channel.send(kind, fields, descriptors)
             self._watch_for_room()
 
     async def ask(self, kind: str, fields: Fields | None = None, descriptors: Sequence[int] = ()) -> Fields:
         """Say something that is answered; raises EngineStopped if it is not."""
+        if self.ended.done():
+            raise EngineStopped(f"the broker process {self.pid} is gone")
         number = next(self._numbers)
         answer = self._asked[number] = self._loop.create_future()
         try:

@@ -180,6 +180,10 @@ class Plugins:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.close()
+
+    def close(self) -> None:
+        """End all processes at once; who is asked again begins again."""
         for process in self._processes:
             process.close()
 

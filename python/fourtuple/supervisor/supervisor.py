@@ -14,11 +14,11 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from fourtuple import confinement
 from fourtuple.brokerfile import BrokerFile
@@ -91,6 +91,22 @@ class Settings:
         )
 
 
+class Around(Protocol):
+    """What there is beside a supervisor in its process, and has to do with its successor."""
+
+    def left(self) -> Fields:
+        """What a successor has to know of it."""
+
+    async def quiet(self) -> None:
+        """End what cannot be left."""
+
+    def let_go(self) -> None:
+        """The same at the last moment, of what comes back by being used."""
+
+    def stay(self) -> None:
+        """There is no successor after all: what was ended begins again."""
+
+
 class Supervisor:
     """One of them. Made within a running event loop; `run` to the end."""
 
@@ -108,9 +124,8 @@ class Supervisor:
         self.upgraded = Upgrade(state="none")
         self.control_of: Callable[[], int | None] = lambda: None
         """The process of the control API, while there is one."""
-        self.leave: Callable[[], Fields] | None = None
-        """What else a successor has to know, from whoever runs this; None if there can be none."""
-        self.before_leaving: Callable[[], Awaitable[None]] | None = None
+        self.around: Around | None = None
+        """What else there is in this process; None if there can be no successor."""
         self._answers: list[Fields] = []
         """Not told yet."""
         self._minding: list[asyncio.Task[None]] = []
@@ -403,38 +418,51 @@ class Supervisor:
         begun_s, began = time.monotonic(), self.upgraded.began
         self._log("upgrade_started", pid=self.pid, executable=executable)
         try:
-            if self.leave is None:
+            if self.around is None:
                 raise EngineStopped("this supervisor cannot leave its place: it serves a demonstration")
             await check(executable, self.estate())
             await self._succeed(BrokerChild.executed(executable, self._hear))
         except (FourtupleError, OSError) as error:
-            took_ms = round((time.monotonic() - begun_s) * 1e3)
-            self._log("upgrade_failed", why=str(error), took_ms=took_ms)
-            self.upgraded = Upgrade(state="failed", why=str(error), began=began)
-            return
+            return self._not_upgraded(error, begun_s, began)
         moved = self.total.get("ended", {}).get("moved", 0)
         self._log("upgrade_done", pid=self.pid, took_ms=round((time.monotonic() - begun_s) * 1e3), moved=moved)
         await asyncio.sleep(_LATER_S)
-        if self.before_leaving is not None:
-            await self.before_leaving()
-        until_s = time.monotonic() + MOVES_WITHIN_S
-        while any(broker.channel.has_more_to_send for broker in self.brokers) and time.monotonic() < until_s:
-            await asyncio.sleep(_GLANCE_S / 10)
+        await self.around.quiet()
         try:
-            await self.plugins.aclose()
-            hand_over(executable, self.estate())
+            await self._leave(executable, self.around)
         except EngineStopped as error:
-            self.upgraded = Upgrade(state="failed", why=str(error), began=began)
+            self._not_upgraded(error, begun_s, began)
+            self.around.stay()
+
+    def _not_upgraded(self, error: Exception, begun_s: float, began: float | None) -> None:
+        self._log("upgrade_failed", why=str(error), took_ms=round((time.monotonic() - begun_s) * 1e3))
+        self.upgraded = Upgrade(state="failed", why=str(error), began=began)
+
+    async def _leave(self, executable: str, around: Around) -> NoReturn:
+        """Let the program take this one's place; raises EngineStopped if it cannot."""
+        until_s = time.monotonic() + MOVES_WITHIN_S
+        # A broker process may have ended meanwhile, and all that is said has to be on its way.
+        while self.accepting is None or any(broker.channel.has_more_to_send for broker in self.brokers):
+            if time.monotonic() >= until_s or self.is_ending:
+                break
+            await asyncio.sleep(_GLANCE_S / 10)
+        if self.is_ending:
+            raise EngineStopped("it is told to end")
+        estate = self.estate()
+        # From here on nothing is waited for.
+        self.plugins.close()
+        around.let_go()
+        hand_over(executable, estate)
 
     def estate(self) -> Estate:
         """All that a successor needs; its descriptors are this process's."""
         broker = self.accepting
-        if broker is None or self.leave is None:
+        if broker is None or self.around is None:
             raise EngineStopped("the broker process is being started again")
         self._pass_answers()
         saved, words = self.launcher.save()
         listeners = self.listeners.descriptors_by_name()
-        rest = self.leave()
+        rest = self.around.left()
         left = [one.left() for one in self.brokers if not one.ended.done()]
         kept = [*words, *(one["channel"] for one in left), *(fd for of_it in listeners.values() for fd in of_it)]
         return Estate(

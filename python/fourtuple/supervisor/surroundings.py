@@ -73,19 +73,27 @@ class Surroundings:
     inetd: Inetd | None = None
     events: EventLog | None = None
     events_path: str | None = None
+    opened: door.Door | None = None
     keeping: asyncio.Task[None] | None = None
-    """Of the control socket."""
+    """Of the control socket, by that door."""
     shown: Fields = field(default_factory=dict)
     begun_s: float = 0.0
     services: Services | None = None
 
     async def quiet(self) -> None:
-        """End what cannot be left to a successor: the process of the control API (who asks it next wakes another), and
-        the registry, for LMDB's descriptor and its place in the table of readers would outlive an execve()."""
-        if self.services is not None:
-            self.services.close()
+        """End the process of the control API; who asks it next wakes another."""
         if self.keeping is not None:
             await _cancelled(self.keeping)
+
+    def let_go(self) -> None:
+        """Close the registry: LMDB's descriptor and its place in the table of readers would outlive an execve()."""
+        if self.services is not None:
+            self.services.close()
+
+    def stay(self) -> None:
+        """The control socket is heard again."""
+        if self.opened is not None:
+            self.keeping = asyncio.create_task(self.opened.keep())
 
     def left(self) -> Fields:
         """What a successor has to know of this."""
@@ -122,9 +130,10 @@ async def surrounded(
         if around.control is not None and file.control is not None:
             opened = door.Door(Control(supervisor, services.find), around.control, file.control.access, say=say)
             supervisor.control_of = lambda: opened.pid
-            around.keeping = asyncio.create_task(opened.keep())
+            around.opened = opened
+            around.stay()
             stack.callback(_unlinked, around)
-            stack.push_async_callback(_cancelled, around.keeping)
+            stack.push_async_callback(around.quiet)
         if (every_s := systemd.watchdog_s()) is not None:
             beating = asyncio.create_task(_beat(supervisor, every_s))
             stack.push_async_callback(_cancelled, beating)
