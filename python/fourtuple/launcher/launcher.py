@@ -167,6 +167,7 @@ class Launcher:
                 service=name,
                 template=unit.template.name,
                 target=unit.call.target,
+                delivery=unit.call.delivery,
                 phase=unit.phase,
                 pid=unit.pid,
                 since_s=unit.since_s,

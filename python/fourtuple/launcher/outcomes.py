@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fourtuple.errors import FourtupleError
+from fourtuple.services import Delivery
 
 
 class Phase(Enum):
@@ -69,6 +70,7 @@ class State:
     service: str
     template: str
     target: str
+    delivery: Delivery
     phase: Phase
     pid: int
     """0 before it has one."""

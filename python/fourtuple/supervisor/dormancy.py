@@ -77,6 +77,8 @@ class _Service:
     template: Template
     target: str = ""
     """Where it was started."""
+    delivery: Delivery = Delivery.RELAY
+    """For which; the other has another kind of socket."""
     state: State = State.STARTING
     since_s: float = field(default_factory=time.monotonic)
     """In this state."""
@@ -149,7 +151,7 @@ class Dormancy:
             self._brokers.answer([{"kind": "refused", "service": service, "why": why, "peer": asked.get("peer")}])
             return
         self._log("service_asked", service=service, start=name, peer=asked.get("peer"), protocol=asked.get("protocol"))
-        self._services[service] = _Service(template, str(asked["target"]))
+        self._services[service] = _Service(template, str(asked["target"]), Delivery(asked.get("delivery", "relay")))
         self._waiting.append((service, asked))
         self._begin_next()
 
@@ -217,10 +219,10 @@ class Dormancy:
     def resume(self, running: dict[str, str], unsettled: Iterable[str], counts: Mapping[str, int]) -> None:
         """What a supervisor has left whose place this one has taken: services and their templates, and those of which
         the launcher alone knows how far they are. Their clients ask anew, and find the start going on."""
-        targets = {one.service: one.target for one in self._launcher.services()}
+        places = {one.service: (one.target, one.delivery) for one in self._launcher.services()}
         for service, name in running.items():
             if (template := self._templates.get(name)) is not None:
-                self._services[service] = _Service(template, targets.get(service, ""), State.UP)
+                self._services[service] = _Service(template, *places.get(service, ("", Delivery.RELAY)), State.UP)
         self._tell("up", self._services)
         self._unsettled.update(unsettled)
         self._tell("slept", self._unsettled)
@@ -302,7 +304,9 @@ class Dormancy:
                 if one.state is not State.UP or not one.target:
                     continue
                 found = self._found(service)
-                if found is not None and (found.target, found.start) != (one.target, one.template.name):
+                if found is None:
+                    continue
+                if (found.target, found.start, found.delivery) != (one.target, one.template.name, one.delivery):
                     one.moves_by_s = time.monotonic() + _MOVES_WITHIN_S
                     self._log("service_moved", service=service, target=found.target)
                     self._hold(service, one)
@@ -341,7 +345,7 @@ class Dormancy:
                 self._unsettled.discard(service)
                 template = self._templates.get(one.template)
                 if template is not None:
-                    self._services[service] = _Service(template, one.target, State.UP)
+                    self._services[service] = _Service(template, one.target, one.delivery, State.UP)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 

@@ -323,6 +323,8 @@ fn is_passing(error: Errno) -> bool {
             | Errno::ECONNRESET
             | Errno::EPIPE
             | Errno::EADDRNOTAVAIL
+            // It still takes sockets, and the registry says already that it is to take connections.
+            | Errno::EPROTOTYPE
             | Errno::EMFILE
             | Errno::ENFILE
             | Errno::ENOMEM
