@@ -581,6 +581,8 @@ def main() -> int:
     options.add_argument("--only", nargs="*", default=[], help="troubles, by the name of their function")
     options.add_argument("--keep", type=Path, help="leave what the broker has printed and logged in this folder")
     given = options.parse_args()
+    if given.keep is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     namespaces.enter(namespaces.Membership())
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
