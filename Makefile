@@ -129,4 +129,4 @@ $(VENV)/.built: $(VENV)/.maturin $(RUST_SOURCES)
 	@touch $@
 
 $(abspath .tools)/bin/cargo-deny:
-	cargo install -q --debug cargo-deny --locked --version $(CARGO_DENY_VERSION) --root .tools
+	CARGO_PROFILE_DEV_DEBUG=0 cargo install -q --debug cargo-deny --locked --version $(CARGO_DENY_VERSION) --root .tools
