@@ -234,7 +234,6 @@ class BrokerChild:
 
 
 def _child(channel: Channel) -> int:
-    gc.freeze()
     # Nothing of the supervisor's is to live on in here: its listeners, its children's descriptors, its event loop's.
     asyncio.set_event_loop(None)
     asyncio._set_running_loop(None)

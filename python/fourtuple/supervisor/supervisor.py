@@ -430,7 +430,7 @@ class Supervisor:
         await self.around.quiet()
         try:
             await self._leave(executable, self.around)
-        except EngineStopped as error:
+        except (FourtupleError, OSError) as error:
             self._not_upgraded(error, begun_s, began)
             self.around.stay()
 
