@@ -226,6 +226,8 @@ class Run:
     """What is wrong, as it is found."""
     moving: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Paths of services that change in the registry."""
+    away: set[str] = field(default_factory=set)
+    """Services that are out of it for a moment."""
     upgrading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -335,7 +337,7 @@ class Run:
     async def churn(self) -> None:
         """A service is taken away, moved, or comes back, while clients come."""
         name = f"churned{self.dice.randrange(CHURNED)}.example"
-        if len(self.moving.get(name, (name,))) != 1:
+        if len(self.moving.get(name, (name,))) != 1 or name in self.away:
             return
         old, registry = self.moving.get(name, (self.world.path(name),)), self.world.registry
         what = self.dice.choice(("away", "moved"))
@@ -347,9 +349,11 @@ class Run:
                 one.paths = (*one.paths, new)
         if what == "away":
             self.moving[name] = old
+            self.away.add(name)
             registry.remove([name])
             await asyncio.sleep(self.dice.uniform(0.1, 1.0))
             registry.add([Service(name=name, target=f"unix:{old[-1]}", start="echoer")])
+            self.away.discard(name)
             self.harm("service removed", name, begun_s)
         else:
             registry.set([Service(name=name, target=f"unix:{new}", start="echoer")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,13 +13,14 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fourtuple.confinement import Report, StepName, moved
+from fourtuple.brokerfile import BrokerFile
+from fourtuple.confinement import Addresses, Connector, Report, StepName, moved, targets
 from fourtuple.registry import Registry
 from fourtuple.service import Listener
 from fourtuple.services import Delivery, Service
@@ -135,6 +137,7 @@ def confined(folder: Path, carrier: str, *, inherited: bool = True, **settings: 
             "user": str(NOBODY) if os.geteuid() == 0 and settings.get("first") is None else None,
             "refuse": {},
             "fds": doors,
+            "served": None,
             "given": {
                 "carrier": carrier,
                 "secret": str(secret),
@@ -142,9 +145,10 @@ def confined(folder: Path, carrier: str, *, inherited: bool = True, **settings: 
                 "elsewhere": str(elsewhere / "socket"),
                 "name": "fourtuple-test",
             },
-            "ports": {"elsewhere": elsewhere_port, "free": free},
+            "ports": {"elsewhere": elsewhere_port, "allowed": settings.pop("allowed", elsewhere_port), "free": free},
             **settings,
         }
+        passed = [one for one in (*doors, everything["served"]) if isinstance(one, int)]
         process = stack.enter_context(
             subprocess.Popen(
                 [*PROGRAM, json.dumps(everything)],
@@ -152,7 +156,7 @@ def confined(folder: Path, carrier: str, *, inherited: bool = True, **settings: 
                 stdout=subprocess.PIPE,
                 stderr=stack.enter_context((folder / "complaints").open("w")),
                 text=True,
-                pass_fds=doors,
+                pass_fds=passed,
             )
         )
         stack.callback(process.terminate)
@@ -253,6 +257,93 @@ def test_code_that_got_in_reaches_nothing_and_the_broker_serves_on(folder: Path,
         assert moved(broker.report) == ()
         inside.rename(folder / "before")
         assert moved(broker.report) == (str(inside),)
+
+
+@contextmanager
+def tcp_service(host: str) -> Iterator[int]:
+    """A service that says what it heard and who it is, at each of its connections."""
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client, suppress(OSError):
+                client.settimeout(PATIENCE_S)
+                client.sendall(b"tcp heard " + client.recv(4096))
+
+    with socket.create_server((host, 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE_S)
+
+
+class Serving:
+    """As the supervisor does it: connections of a process that asks for them, in a thread."""
+
+    def __init__(self, file: Path, registry: Registry) -> None:
+        self._ours, self.theirs = socket.socketpair()
+        self._file, self._registry = file, registry
+        self.connector: Connector | None = None
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        _, descriptors, _, _ = socket.recv_fds(self._ours, 1, 1)
+        addresses = Addresses(
+            lambda: targets(BrokerFile.read(self._file), self._registry), lambda: self._registry.version, lambda: ()
+        )
+        with ExitStack() as stack:
+            self.connector = Connector(descriptors[0], addresses)
+            stack.callback(self.connector.close)
+            while True:
+                poll = select.poll()
+                poll.register(self.connector, select.POLLIN)
+                # POLLHUP: nobody is left who could ask.
+                if any(events & select.POLLHUP for _, events in poll.poll()) or not self.connector.serve():
+                    return
+
+    def over(self) -> None:
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+        self._ours.close()
+        self.theirs.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="all of the sandbox includes another user, which only root can become")
+def test_where_a_target_is_tcp_code_that_got_in_reaches_that_target_and_nothing_else(folder: Path) -> None:
+    # In an empty network of its own; the connections to targets are made for it.
+    with registry(folder) as store, tcp_service("127.0.0.2") as allowed, tcp_service("127.0.0.2") as later:
+        store.set([Service(name="tcp.example.com", target=f"tcp:127.0.0.2:{allowed}")])
+        serving = Serving(folder / "broker.toml", store)
+        required, served = 'sandbox = "required"', serving.theirs.fileno()
+        with confined(folder, "epoll", confine=required, served=served, allowed=allowed) as broker:
+            broker.wait()
+            assert broker.applied == set(StepName)
+            assert not [gap for step in broker.report.steps for gap in step.gaps]
+            assert heard(broker.port, "tcp.example.com") == b"tcp"
+            assert serving.connector is not None
+            assert serving.connector.made == 1
+            outcomes = broker.ask("attack")
+            assert not not_refused(outcomes), outcomes
+            assert (outcomes["ask for a port"], outcomes["ask for a host"]) == ("EACCES", "EACCES")
+            assert (serving.connector.made, serving.connector.refused) == (1, 2)
+            store.set([Service(name="later.example.com", target=f"tcp:127.0.0.2:{later}")])
+            assert heard(broker.port, "later.example.com") == b"tcp"
+            store.set([Service(name="absent.example.com", target=f"tcp:127.0.0.2:{free_port()}")])
+            assert heard(broker.port, "absent.example.com") == b""
+            with open_to_all(folder / "inside" / "echo"):
+                assert heard(broker.port, "echo.example.com") == b"echo"
+            assert not broker.ask("report")["errors"]
+            wait_for(lambda: broker.log.read_text().count("\n") == 4)
+            reasons = Counter(json.loads(line)["reason"] for line in broker.log.read_text().splitlines())
+            assert reasons == {"relayed": 3, "service_absent": 1}
+        serving.over()
 
 
 def test_a_user_without_any_capability_confines_itself_as_far(folder: Path) -> None:

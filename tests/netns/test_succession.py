@@ -1,15 +1,19 @@
-"""A supervisor that wants to leave its place and cannot; and a service whose kind of socket changes while it runs."""
+"""A supervisor that wants to leave its place and cannot; broker processes that follow one another in trouble; and a
+service whose kind of socket changes while it runs."""
 
 from __future__ import annotations
 
 import json
+import os
+import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,14 @@ import pytest
 from fourtuple.control.client import Client, Declined
 from fourtuple.errors import MissingFeature
 from fourtuple.registry import Registry
-from fourtuple.services import Delivery, Service
-from tests.netns.brokering import PATIENCE_S, SERVE, free_port, listens, needed, process, wait_for
+from fourtuple.services import Delivery, Match, Route, Service
+from tests.netns.brokering import PATIENCE_S, SERVE, free_port, needed, process, wait_for
+from tests.netns.waking import command_of
 
 NAME = "shop.example"
+REQUEST = f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode()
+DENIED = "127.0.0.66"
+"""An address that may wake nothing."""
 _ECHOER = Path(__file__).parents[2] / "bench" / "peers" / "echoer.c"
 # Everything is done as if it were the interpreter itself, and the broker process takes it away.
 _VANISHES = """#!/bin/sh
@@ -31,23 +39,34 @@ exec {python} "$@"
 
 
 @contextmanager
-def broker(folder: Path) -> Iterator[tuple[int, Client, subprocess.Popen[str]]]:
+def broker(folder: Path, *options: str) -> Iterator[tuple[int, Client, subprocess.Popen[str]]]:
     """One with a control socket, and a registry where `NAME` is started when it is called."""
     port, program = free_port(), folder / "echoer"
     needed("gcc")
     subprocess.run(["gcc", "-O2", "-o", program, _ECHOER], check=True)
     (folder / "run").mkdir()
+    (folder / "events").touch()
     with Registry(folder / "store") as registry:
-        registry.add([Service(name=NAME, target=f"unix:{folder}/run/{NAME}", start="echoer")])
+        registry.add([Service(name=NAME, target=f"unix:{folder}/run/{NAME}", start="echoer", patience_ms=60_000)])
+        registry.add_route(
+            Route(
+                match=Match(name="*.flood.example"),
+                to=f"unix:{folder}/run/{{name}}",
+                start="echoer",
+                patience_ms=60_000,
+            )
+        )
     (folder / "broker.toml").write_text(
-        f'[[listen]]\naddress = "127.0.0.1:{port}"\n[control]\nsocket = "{folder}/control"\n'
+        f'[[listen]]\naddress = "0.0.0.0:{port}"\n[control]\nsocket = "{folder}/control"\n'
+        f'[wake]\ndeny = ["{DENIED}"]\n'
         f'[[template]]\nname = "echoer"\nargv = ["{program}", "{{socket}}"]\nsocket = "pass"\nready = "started"\n'
         f"idle_s = 600\n"
     )
     with process(
-        *SERVE, "-c", f"{folder}/broker.toml", "--store", f"{folder}/store", "--events", f"{folder}/events"
+        *SERVE, "-c", f"{folder}/broker.toml", "--store", f"{folder}/store", "--events", f"{folder}/events", *options
     ) as started:
-        wait_for(lambda: listens(port) or started.poll() is not None)
+        # It listens before there is anybody who accepts.
+        wait_for(lambda: "broker_started" in (folder / "events").read_text() or started.poll() is not None)
         yield port, Client(folder / "control"), started
         started.send_signal(signal.SIGTERM)
         output, _ = started.communicate(timeout=PATIENCE_S)
@@ -58,8 +77,36 @@ def broker(folder: Path) -> Iterator[tuple[int, Client, subprocess.Popen[str]]]:
 def asked(port: int) -> bytes:
     """What its service says to a client."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
-        client.sendall(f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
-        return client.recv(100)
+        client.sendall(REQUEST)
+        return heard(client)
+
+
+def heard(client: socket.socket) -> bytes:
+    """Its name, and the request as it has heard it; or what the broker says instead."""
+    said = b""
+    while not said.endswith(REQUEST[-4:]) and (some := client.recv(4096)):
+        said += some
+    return said
+
+
+def broker_pid(folder: Path) -> int:
+    """Of the broker process that was started last."""
+    rows = map(json.loads, (folder / "events").read_text().splitlines())
+    return int([row["pid"] for row in rows if row["event"] == "broker_started"][-1])
+
+
+def children(supervisor: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()]
+
+
+@contextmanager
+def without_descriptors(pid: int) -> Iterator[None]:
+    """It can open nothing more in the block."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = max(int(one.name) for one in Path(f"/proc/{pid}/fd").iterdir()) + 1
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken, before[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def upgraded(client: Client) -> dict[str, Any]:
@@ -120,4 +167,63 @@ def test_a_service_whose_delivery_changes_is_started_anew(tmp_path: Path) -> Non
             pids.append(client.ask("GET", f"/v1/services/{NAME}")["pids"][0])
             time.sleep(1.0)
         assert len(set(pids)) > 1
+        assert asked(port)
+
+
+def test_who_waited_while_no_broker_was_there_is_answered_at_once(tmp_path: Path) -> None:
+    """What the first questions of a broker process are answered with must not be lost while it is taken in."""
+    with broker(tmp_path) as (port, _, started), ExitStack() as stack:
+        assert asked(port)
+        pidfd = os.pidfd_open(broker_pid(tmp_path))
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], PATIENCE_S)
+        os.close(pidfd)
+        # One asks for a service that is up; the others for some that they may not wake.
+        clients = [stack.enter_context(socket.socket()) for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.settimeout(PATIENCE_S)
+            client.bind((DENIED if number else "127.0.0.1", 0))
+            client.connect(("127.0.0.1", port))
+            name = f"f{number}.flood.example" if number else NAME
+            client.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+        wait_for(lambda: any("--broker" in command_of(pid) for pid in children(started.pid)))
+        # It is ready and has asked before the supervisor hears either.
+        os.kill(started.pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(started.pid, signal.SIGCONT)
+        answers = [heard(client) for client in clients]
+        assert NAME.encode() in answers[0]
+        assert [answer.split()[1] for answer in answers[1:]] == [b"503"] * 19
+
+
+@pytest.mark.parametrize("carrier", ["epoll", "uring"])
+def test_a_client_who_comes_when_no_descriptor_is_left_is_known_later(tmp_path: Path, carrier: str) -> None:
+    with broker(tmp_path, "--carrier", carrier) as (port, _, _):
+        with socket.socket() as client:
+            client.settimeout(PATIENCE_S)
+            with without_descriptors(broker_pid(tmp_path)):
+                client.connect(("127.0.0.1", port))
+                client.sendall(REQUEST)
+                time.sleep(0.5)
+            # With an address that nobody knows it would be refused.
+            assert NAME.encode() in heard(client)
+        assert asked(port)
+
+
+@pytest.mark.parametrize("carrier", ["epoll", "uring"])
+def test_a_broker_that_has_no_descriptor_left_is_succeeded_when_it_has(tmp_path: Path, carrier: str) -> None:
+    with broker(tmp_path, "--carrier", carrier) as (port, client, _):
+        old = broker_pid(tmp_path)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as relayed:
+            relayed.sendall(REQUEST)
+            assert heard(relayed)
+            with without_descriptors(old):
+                client.ask("POST", "/v1/upgrade", {})
+                wait_for(lambda: "broker_started" in (tmp_path / "events").read_text().partition("upgrade_started")[2])
+                time.sleep(0.5)
+                assert client.ask("GET", "/v1/status")["upgrade"]["state"] == "running"
+            assert upgraded(client)["state"] == "done"
+            assert broker_pid(tmp_path) != old
+            relayed.sendall(REQUEST)
+            assert heard(relayed) == REQUEST
         assert asked(port)

@@ -90,8 +90,9 @@ impl Workers {
             _ => return Err(BadConfig::new_err(("kind", format!("{kind:?} is not one of ferry, land")))),
         };
         let states = self.states();
-        for (fd, state) in fds.into_iter().zip(states.iter().cycle()) {
-            let descriptor = config::duplicate("fds", fd)?;
+        // All of them or none.
+        let copies = fds.into_iter().map(|fd| config::duplicate("fds", fd)).collect::<PyResult<Vec<_>>>()?;
+        for (descriptor, state) in copies.into_iter().zip(states.iter().cycle()) {
             if let State::Running(worker) = state {
                 worker.order(order(worker.shelf().put(descriptor)));
             }

@@ -28,6 +28,7 @@ def explain(file: BrokerFile, *, store: Path | None, log: Path | None, uring: bo
     settings: dict[str, Any] = {
         "log": log,
         "uring": uring,
+        "served": True,
         "identity": confinement.identity(table.user, table.group),
         "read": confinement.libraries(),
     }
@@ -50,7 +51,10 @@ def _lines(allowed: Confinement, report: Report) -> list[str]:
     for name, things in (
         ("unix sockets below", sorted(allowed.sockets)),
         ("abstract unix names", ["all"] if allowed.abstract else []),
-        ("TCP connect() to ports", sorted(allowed.connect_ports)),
+        (
+            "TCP, by the supervisor" if allowed.asks else "TCP connect() to ports",
+            ["the addresses of targets"] if allowed.asks else sorted(allowed.connect_ports),
+        ),
         ("files written", written),
         ("files read", sorted(allowed.read)),
         ("io_uring", ["yes"] if allowed.uring else []),

@@ -76,15 +76,16 @@ def _confined(confinement: Confinement) -> Report:
     if threads > 1:
         raise MissingPrivilege(f"only a process of one thread can be confined, and this one has {threads}")
     known = folders(confinement.sockets)
-    steps = tuple(_steps(confinement, os.getpid()))
-    report = Report(steps=steps, folders=known)
+    asks_at: list[int] = []
+    steps = tuple(_steps(confinement, os.getpid(), asks_at))
+    report = Report(steps=steps, folders=known, asks_at=asks_at[0] if asks_at else None)
     if confinement.required and report.missing:
         why = "; ".join(f"{step.name.value}: {step.detail}" for step in report.missing)
         raise MissingPrivilege(f"the broker is to be confined, and cannot be: {why}")
     return report
 
 
-def _steps(confinement: Confinement, process: int) -> Iterator[Step]:
+def _steps(confinement: Confinement, process: int, asks_at: list[int]) -> Iterator[Step]:
     yield (view := _step(confinement, StepName.MOUNTS, lambda: mounts.apply(confinement)))
     yield (network := _step(confinement, StepName.NETWORK, lambda: own_network(confinement)))
     applied = frozenset(step.name for step in (view, network) if step.applied)
@@ -106,7 +107,7 @@ def _steps(confinement: Confinement, process: int) -> Iterator[Step]:
         yield _step(confinement, StepName.LANDLOCK, lambda: _restrict(confinement, descriptor, version, applied))
     else:
         yield prepared
-    yield _step(confinement, StepName.SECCOMP, lambda: seccomp.install(confinement, process))
+    yield _step(confinement, StepName.SECCOMP, lambda: _filtered(confinement, process, asks_at))
 
 
 def _step(confinement: Confinement, name: StepName, do: Callable[[], Said]) -> Step:
@@ -172,6 +173,13 @@ def _undumpable() -> str:
 def _restrict(confinement: Confinement, descriptor: int, version: int, applied: frozenset[StepName]) -> Said:
     landlock.restrict(descriptor, version)
     return f"ABI {version}: {landlock.summary(version, confinement)}", landlock.gaps(version, confinement, applied)
+
+
+def _filtered(confinement: Confinement, process: int, asks_at: list[int]) -> Said:
+    said, listener = seccomp.install(confinement, process)
+    if listener is not None:
+        asks_at.append(listener)
+    return said
 
 
 def _make_log(path: Path, identity: Identity | None) -> None:

@@ -70,7 +70,7 @@ def ruleset(confinement: Confinement) -> tuple[int, int]:
                 _allow_path(made, path, rights & files)
         if version >= 4:
             given = dict.fromkeys(confinement.bind_ports, BIND_TCP)
-            for port in confinement.connect_ports:
+            for port in () if confinement.asks else confinement.connect_ports:
                 given[port] = given.get(port, 0) | CONNECT_TCP
             for port, rights in given.items():
                 call(LANDLOCK_ADD_RULE, made, _NET_PORT, struct.pack("=QQ", rights, port), 0)
@@ -90,7 +90,7 @@ def restrict(made: int, version: int) -> None:
 
 def summary(version: int, confinement: Confinement) -> str:
     """In a line, what is left."""
-    ports = ", ".join(map(str, sorted(confinement.connect_ports))) or "none"
+    ports = ", ".join(map(str, sorted(() if confinement.asks else confinement.connect_ports))) or "none"
     bound = ", ".join(map(str, sorted(confinement.bind_ports))) or "none"
     written = len(confinement.write) + (confinement.append is not None)
     tcp = f"TCP connect() to ports {ports}; bind() to {bound}" if version >= 4 else "TCP not bounded"
@@ -119,7 +119,7 @@ def gaps(version: int, confinement: Confinement, applied: frozenset[StepName]) -
     if not isolated:
         # An unbound socket is bound by it (inet_autobind()), which Landlock does not ask about.
         found.append("listening on a port that the kernel chooses, by listen() alone")
-    if confinement.connect_ports:
+    if confinement.connect_ports and not confinement.asks:
         found.append("which hosts are connected to: Landlock knows ports alone")
     return tuple(found)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.registry import Registry
-from fourtuple.services import Route, Service
 
 MOST_FOLDERS = 256
 """Of sockets; more are taken together by their parents: each is a mount and a rule that a lookup passes."""
@@ -93,6 +92,8 @@ class Confinement:
     abstract: bool = False
     """Whether abstract unix names may be reached."""
     connect_ports: frozenset[int] = frozenset()
+    asks: bool = False
+    """Whether TCP connections are not made here, but asked of whoever serves the listener of the filter."""
     bind_ports: frozenset[int] = frozenset()
     """Empty where listeners are inherited."""
     uring: bool = True
@@ -114,6 +115,7 @@ class Confinement:
             "sockets": sorted(self.sockets),
             "abstract": self.abstract,
             "connect_ports": sorted(self.connect_ports),
+            "asks": self.asks,
             "bind_ports": sorted(self.bind_ports),
             "uring": self.uring,
             "identity": None if self.identity is None else asdict(self.identity),
@@ -132,6 +134,7 @@ class Confinement:
             sockets=frozenset(given["sockets"]),
             abstract=given["abstract"],
             connect_ports=frozenset(given["connect_ports"]),
+            asks=given["asks"],
             bind_ports=frozenset(given["bind_ports"]),
             uring=given["uring"],
             identity=None if who is None else Identity(**{**who, "groups": tuple(who["groups"])}),
@@ -171,6 +174,8 @@ class Report:
     steps: tuple[Step, ...]
     folders: tuple[Folder, ...] = field(default=())
     """Of sockets, as they were found; `moved` says which have changed since."""
+    asks_at: int | None = field(default=None, compare=False)
+    """In this process, the descriptor where connections are asked for; `connecting.Connector` serves it, elsewhere."""
 
     @property
     def missing(self) -> tuple[Step, ...]:
@@ -202,6 +207,7 @@ def plan(
     log: Path | None = None,
     uring: bool = True,
     inherited: bool = True,
+    served: bool = False,
     identity: Identity | None = None,
     read: Iterable[str] = (),
     sockets: Iterable[str] = (),
@@ -209,20 +215,18 @@ def plan(
     """What a broker with this file needs once it runs.
 
     `registry` is the store that its services come from, if not from the file; `inherited` says whether its listeners
-    are bound by another process; `read` is what its own program still reads (`libraries()`),
-    `sockets` are further folders of sockets. `uring` is whether it is to have io_uring, which goes all the same where
-    the sandbox is required and a ring would reach out of it.
+    are bound by another process, `served` whether that makes TCP connections for it where the sandbox is required;
+    `read` is what its own program still reads (`libraries()`), `sockets` are further folders of sockets. `uring` is
+    whether it is to have io_uring, which goes all the same where the sandbox is required and a ring would reach out of
+    it.
     """
-    table = file.confine
-    reach = reach_of(_targets(file.services, file.routes))
-    reach |= reach_of(listener.default for listener in file.listen if listener.default is not None)
-    if registry is not None:
-        reach |= reach_of_registry(registry)
+    table, reach = file.confine, reach_of(targets(file, registry))
     # What is tried without being configured: one name of each listener's own port is nothing to connect to.
     bind = () if inherited else (int(listener.address.rpartition(":")[2]) for listener in file.listen)
     every = frozenset(StepName)
     without = every - {StepName.IDENTITY} if table.sandbox == "off" else frozenset(map(StepName, table.without))
     ports, abstract = reach.ports | frozenset(table.allow_ports), reach.abstract or table.allow_abstract
+    required = table.sandbox == "required"
     # A ring's operations pass by the filter; what ends them is a network with nothing in it.
     isolated = not ports and not abstract and StepName.NETWORK not in without
     return Confinement(
@@ -232,11 +236,12 @@ def plan(
         sockets=_together(reach.folders | frozenset(table.allow_folders) | frozenset(sockets)),
         abstract=abstract,
         connect_ports=ports,
+        asks=required and served and inherited and bool(ports) and not abstract,
         bind_ports=frozenset(bind),
-        uring=uring and (isolated or table.sandbox != "required"),
+        uring=uring and (isolated or not required),
         identity=identity,
         without=without,
-        required=table.sandbox == "required",
+        required=required,
     )
 
 
@@ -261,25 +266,32 @@ def reach_of(targets: Iterable[str]) -> Reach:
 
 def reach_of_registry(registry: Registry) -> Reach:
     """Where the targets of a store lie, now. A million services take about a second."""
-    reach = reach_of(route.to for route in registry.routes())
-    for block in registry.export_text("csv"):
-        reach |= reach_of(_second_column(block.decode()))
-    return reach
+    return reach_of(_targets_of_registry(registry))
+
+
+def targets(file: BrokerFile, registry: Registry | None) -> Iterator[str]:
+    """Every target that there is now: of services, routes and defaults."""
+    yield from (service.target for service in file.services)
+    yield from (route.to for route in file.routes)
+    yield from (listener.default for listener in file.listen if listener.default is not None)
+    if registry is not None:
+        yield from _targets_of_registry(registry)
 
 
 def outside(confinement: Confinement, target: str) -> bool:
     """Whether a broker that is confined so cannot reach a target, and a new one with a wider set is needed."""
     one = reach_of([target])
     return (
-        not one.ports <= confinement.connect_ports
+        not (confinement.asks or one.ports <= confinement.connect_ports)
         or (one.abstract and not confinement.abstract)
         or any(not _within(folder, confinement.sockets) for folder in one.folders)
     )
 
 
-def _targets(services: Iterable[Service], routes: Iterable[Route]) -> Iterator[str]:
-    yield from (service.target for service in services)
-    yield from (route.to for route in routes)
+def _targets_of_registry(registry: Registry) -> Iterator[str]:
+    yield from (route.to for route in registry.routes())
+    for block in registry.export_text("csv"):
+        yield from _second_column(block.decode())
 
 
 def _second_column(text: str) -> Iterator[str]:

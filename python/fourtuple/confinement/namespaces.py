@@ -1,8 +1,9 @@
 """Namespaces of one's own: by CAP_SYS_ADMIN, or else within a user namespace.
 
-Decides when a network of one's own is possible: without TCP targets, listeners or abstract names of its own, a broker
-needs none. Its listeners and what they accept stay in the network that they were made in, and a unix socket is found by
-its path from any; what is made here leads nowhere, by whatever protocol and whoever asks, io_uring included.
+Decides when a network of one's own is possible: without TCP targets that it connects to itself, listeners or abstract
+names of its own, a broker needs none. Its listeners and what they accept stay in the network that they were made in,
+and a unix socket is found by its path from any; what is made here leads nowhere, by whatever protocol and whoever asks,
+io_uring included.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def own_network(confinement: Confinement) -> str:
     """Leave the host's network for an empty one. NotWanted if it is needed."""
     if confinement.bind_ports:
         raise NotWanted("this process binds its listeners itself")
-    if confinement.connect_ports:
+    if confinement.connect_ports and not confinement.asks:
         raise NotWanted(f"there are TCP targets, on {len(confinement.connect_ports)} ports")
     if confinement.abstract:
         raise NotWanted("a target is an abstract unix name, which belongs to a network")

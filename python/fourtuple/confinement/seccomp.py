@@ -2,7 +2,8 @@
 
 Decides which calls the engine and Python need, with which arguments; everything else is refused with EPERM, what is
 newer than this table with ENOSYS, so that a libc falls back. A filter sees numbers, not what a pointer leads to: paths
-and addresses are Landlock's and the mount view's. io_uring's operations are no system calls and pass by it.
+and addresses are Landlock's and the mount view's. io_uring's operations are no system calls and pass by it. A connect()
+that says in registers where it leads can be handed over to whoever makes it (`connecting`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from fourtuple.confinement.connecting import MARK
 from fourtuple.confinement.kernel import MACHINE, SECCOMP, call
 from fourtuple.confinement.model import Confinement
 
 # include/uapi/linux/bpf_common.h, filter.h, seccomp.h, audit.h
 _LOAD, _AND, _JUMP_EQUAL, _JUMP_LEAST, _JUMP_ANY, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x25, 0x06
-_ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
-_SET_MODE_FILTER, _TSYNC = 1, 1
+_ALLOW, _KILL_PROCESS, _ERRNO, _USER_NOTIF = 0x7FFF_0000, 0x8000_0000, 0x0005_0000, 0x7FC0_0000
+_SET_MODE_FILTER, _TSYNC, _NEW_LISTENER = 1, 1, 8
 _AUDIT = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 _X32 = 0x4000_0000
 _NUMBER_AT, _MACHINE_AT, _ARGUMENTS_AT = 0, 4, 16
@@ -30,11 +32,12 @@ _NEWEST = 462
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """A condition on an argument: what of it is in `mask` is one of `values`. All of ours are 32 bits to the kernel."""
+    """A condition on half an argument: what of it is in `mask` is one of `values`. What the kernel takes is 32 bits."""
 
     place: int
     values: tuple[int, ...]
     mask: int = 0xFFFF_FFFF
+    is_upper: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Call:
     aarch64: int | None
     conditions: tuple[Argument, ...] = ()
     wanted: Callable[[Confinement], bool] = lambda _: True
+    is_asked: bool = False
+    """Not allowed, but handed over to who has the filter's listener."""
 
     def number(self, machine: str) -> int | None:
         """On a machine."""
@@ -75,6 +80,10 @@ def _uring(confinement: Confinement) -> bool:
     return confinement.uring
 
 
+def _asks(confinement: Confinement) -> bool:
+    return confinement.asks
+
+
 def _binds(confinement: Confinement) -> bool:
     return bool(confinement.bind_ports)
 
@@ -100,6 +109,8 @@ CALLS = (
     Call("io_uring_setup", 425, 425, wanted=_uring),
     Call("accept4", 288, 242),
     Call("accept", 43, 202),
+    # First: what is handed over. What is left leads to unix sockets, or into a network with nothing in it.
+    Call("connect", 42, 203, (Argument(5, (MARK,), is_upper=True),), _asks, is_asked=True),
     Call("connect", 42, 203),
     Call("shutdown", 48, 210),
     Call("close", 3, 57),
@@ -223,7 +234,7 @@ CALLS = (
     Call("uname", 63, 160),
     Call("prctl", 157, 167, (Argument(0, _OF_PRCTL),)),
 )
-"""Rows of one name are alternatives."""
+"""Rows of one name are alternatives; the first that fits holds."""
 _CLONE3 = 435
 """Refused with ENOSYS, for which a libc has an answer."""
 
@@ -244,10 +255,10 @@ def program(confinement: Confinement, machine: str, process: int) -> bytes:
     if machine == "x86_64":
         # The same entry, with other numbers: none of ours uses it.
         lines += [_line(_JUMP_LEAST, _X32, 0, 1), _line(_RETURN, _KILL_PROCESS)]
-    rows: dict[int, list[tuple[Argument, ...]]] = {}
+    rows: dict[int, list[Call]] = {}
     for row in left(confinement):
         if (number := row.number(machine)) is not None:
-            rows.setdefault(number, []).append(row.conditions)
+            rows.setdefault(number, []).append(row)
     for number, alternatives in rows.items():
         body = _any_of(alternatives, process)
         lines += [_line(_JUMP_EQUAL, number, 0, len(body)), *body]
@@ -256,33 +267,39 @@ def program(confinement: Confinement, machine: str, process: int) -> bytes:
     return b"".join(lines)
 
 
-def install(confinement: Confinement, process: int) -> str:
-    """From here on, in every thread; says what is left. PR_SET_NO_NEW_PRIVS must be set."""
+def install(confinement: Confinement, process: int) -> tuple[str, int | None]:
+    """From here on, in every thread; says what is left, and gives the listener where connections are asked for, if they
+    are. PR_SET_NO_NEW_PRIVS must be set."""
     try:
         code = program(confinement, MACHINE, process)
     except KeyError:
         raise OSError(errno.ENOSYS, f"system calls of {MACHINE} are not known here") from None
     text = ctypes.create_string_buffer(code, len(code))
     filter_ = struct.pack("@HP", len(code) // 8, ctypes.addressof(text))
+    listener = None
+    if confinement.asks:
+        # Not together with TSYNC before Linux 5.7; there is one thread.
+        listener = call(SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER, filter_)
     # TSYNC fails, and with the number of a thread, if one of them has a filter that ours does not begin with.
-    if thread := call(SECCOMP, _SET_MODE_FILTER, _TSYNC, filter_):
+    elif thread := call(SECCOMP, _SET_MODE_FILTER, _TSYNC, filter_):
         raise OSError(errno.EBUSY, f"thread {thread} has another filter")
     names = {row.name for row in left(confinement)}
-    limited = {row.name for row in left(confinement) if row.conditions}
-    return f"{len(names)} system calls are left, {len(limited)} of them by their arguments"
+    limited = {row.name for row in left(confinement) if row.conditions and not row.is_asked}
+    asked = "; TCP connections are asked for" if confinement.asks else ""
+    return f"{len(names)} system calls are left, {len(limited)} of them by their arguments{asked}", listener
 
 
-def _any_of(alternatives: Iterable[tuple[Argument, ...]], process: int) -> list[bytes]:
-    """Allow if all conditions of any alternative hold, else EPERM."""
+def _any_of(alternatives: Iterable[Call], process: int) -> list[bytes]:
+    """Allow, or hand over, if all conditions of any alternative hold, else EPERM."""
     lines: list[bytes] = []
-    for conditions in alternatives:
-        lines += _all_of(conditions, process)
+    for row in alternatives:
+        lines += _all_of(row.conditions, _USER_NOTIF if row.is_asked else _ALLOW, process)
     return [*lines, _line(_RETURN, _ERRNO | errno.EPERM)]
 
 
-def _all_of(conditions: tuple[Argument, ...], process: int) -> list[bytes]:
-    """Allow if all hold, else fall through."""
-    lines = [_line(_RETURN, _ALLOW)]
+def _all_of(conditions: tuple[Argument, ...], action: int, process: int) -> list[bytes]:
+    """That action if all hold, else fall through."""
+    lines = [_line(_RETURN, action)]
     for condition in reversed(conditions):
         values = [process if value == _SELF else value for value in condition.values]
         tests = []
@@ -291,7 +308,8 @@ def _all_of(conditions: tuple[Argument, ...], process: int) -> list[bytes]:
             # A match goes on behind the other tests; after the last, what does not match leaves.
             tests.append(_line(_JUMP_EQUAL, value, len(values) - 1 - place, len(lines) if last else 0))
         mask = [] if condition.mask == 0xFFFF_FFFF else [_line(_AND, condition.mask)]
-        lines = [_line(_LOAD, _ARGUMENTS_AT + 8 * condition.place), *mask, *tests, *lines]
+        at = _ARGUMENTS_AT + 8 * condition.place + 4 * condition.is_upper
+        lines = [_line(_LOAD, at), *mask, *tests, *lines]
     return lines
 
 

@@ -5,8 +5,9 @@ Decides nothing about a service: what the engine asks goes to the supervisor, wh
 one channel, which is descriptor 3 when the process was made by executing a program. If the supervisor is gone, nobody
 could wake, stop or end anything: the process accepts no more and ends when its connections have, or its grace is over.
 
-Messages to it: `begin`, `answers`, `summary`, `verb`, `ferry`, `land`, `resume`, `drain`, `close`. From it: `ready` or
-`refused`, `questions`, `told` (the answer to a message with `re`), `ended`.
+Messages to it: `begin`, `answers`, `summary`, `verb`, `ferry`, `land`, `resume`, `drain`, `close`. From it: `ready`
+(with the descriptor where it asks for TCP connections, if it may make none) or `refused`, `questions`, `told` (the
+answer to a message with `re`), `ended`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def main(channel: Channel) -> int:
         if first is None or first.kind != "begin" or first.fields.get("version") != VERSION:
             spoken = None if first is None else first.fields.get("version")
             channel.send("refused", {"why": f"version {spoken} is spoken to it, and it speaks {VERSION}"})
+            return 1
+        if first.lacks_descriptors:
+            channel.send("refused", {"why": "it may have too few descriptors for the listeners (RLIMIT_NOFILE)"})
             return 1
         return _begun(channel, first)
     except ChannelBroken:
@@ -128,6 +132,7 @@ def _allowed(spec: Spec, file: BrokerFile, seen: Registry | Sealed) -> confineme
         registry=seen if isinstance(seen, Registry) else None,
         log=Path(spec.ledger) if spec.ledger else None,
         uring=CarrierName(spec.carrier) is not CarrierName.EPOLL,
+        served=True,
         identity=confinement.identity(file.confine.user, file.confine.group),
         read=confinement.libraries(),
         sockets=spec.sockets(),
@@ -164,6 +169,7 @@ class _Process:
         self._loop = asyncio.get_running_loop()
         self._sight.follow(self._ask)
         self._loop.add_reader(self._channel.fileno(), self._readable)
+        asks_at = None if self._report is None else self._report.asks_at
         self._say(
             "ready",
             {
@@ -174,7 +180,11 @@ class _Process:
                 "pid": os.getpid(),
                 "confined": None if self._report is None else self._report.as_json,
             },
+            () if asks_at is None else (asks_at,),
         )
+        if asks_at is not None:
+            # While this process had it, too, one whose supervisor is gone would wait for an answer for ever.
+            os.close(asks_at)
         ebb = Ebb()
         while self._engine.running:
             await asyncio.sleep(_GLANCE_S)
@@ -239,12 +249,16 @@ class _Process:
                 task = self._loop.create_task(self._verb(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            case "ferry":
-                engine.ferry(descriptors)
-                self._close_listeners()
-                self._tell(message, {})
-            case "land":
-                engine.land(descriptors)
+            case "ferry" | "land" if message.lacks_descriptors:
+                self._tell(message, {"error": "it has no descriptor left", "again": True})
+            case "ferry" | "land" as kind:
+                try:
+                    (engine.ferry if kind == "ferry" else engine.land)(descriptors)
+                except BadConfig as error:
+                    # All are open: what cannot be had is another number for them.
+                    return self._tell(message, {"error": str(error), "again": True})
+                if kind == "ferry":
+                    self._close_listeners()
                 self._tell(message, {})
             case "drain":
                 self._drain(fields.get("grace_s"))
@@ -277,11 +291,11 @@ class _Process:
 
     # ---- the channel -------------------------------------------------------------------------------------------------
 
-    def _say(self, kind: str, fields: Fields) -> None:
+    def _say(self, kind: str, fields: Fields, descriptors: Sequence[int] = ()) -> None:
         if self._is_orphan:
             return
         try:
-            self._channel.send(kind, fields)
+            self._channel.send(kind, fields, descriptors)
         except ChannelBroken:
             return self._orphaned()
         self._watch_for_room()

@@ -40,6 +40,8 @@ class Message:
     kind: str
     fields: Fields
     descriptors: Sequence[int] = ()
+    lacks_descriptors: bool = False
+    """Some that came along had no room in this process's table of them, and are lost (scm_detach_fds())."""
 
     def close(self) -> None:
         """Close the descriptors that nobody wants."""
@@ -144,10 +146,12 @@ class Channel:
 
 def _message(packet: bytes, descriptors: list[int], flags: int) -> Message:
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & socket.MSG_TRUNC:
             raise ValueError("is cut")
         fields = json.loads(packet)
-        return Message(kind=str(fields.pop("kind")), fields=fields, descriptors=descriptors)
+        lacking = bool(flags & socket.MSG_CTRUNC)
+        kind = str(fields.pop("kind"))
+        return Message(kind=kind, fields=fields, descriptors=descriptors, lacks_descriptors=lacking)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         for descriptor in descriptors:
             os.close(descriptor)

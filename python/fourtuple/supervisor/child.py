@@ -30,6 +30,10 @@ COMMAND = ("-P", "-m", "fourtuple.supervisor", "--broker")
 _ENDS_WITHIN_S = 5.0
 
 
+class NotNow(EngineStopped):
+    """A broker process could not do it for want of something that may come back."""
+
+
 class BrokerChild:
     """One of them. Made within a running event loop."""
 
@@ -46,6 +50,8 @@ class BrokerChild:
         """The newest numbers that it has told."""
         self.is_leaving = False
         """It has been told to move what it has to another one, and accepts no more."""
+        self.asks_at: int | None = None
+        """The descriptor where it asks for connections that it may not make; open until the process has ended."""
         self._asked: dict[int, asyncio.Future[Fields]] = {}
         self._numbers = count(1)
         self._is_watched_for_room = False
@@ -94,18 +100,25 @@ class BrokerChild:
         """The one of a supervisor whose place this program has taken."""
         made = cls(left["pid"], Channel(socket.socket(fileno=left["channel"])), hear)
         made.ready.set_result(left["ready"])
-        made.is_leaving, made.last = left["is_leaving"], left["last"]
+        made.is_leaving, made.last, made.asks_at = left["is_leaving"], left["last"], left["asks_at"]
         return made
 
     def left(self) -> Fields:
-        """As `inherited` takes it; the channel is still this one's."""
-        channel, ready = self.channel.fileno(), self.ready.result()
-        return {"pid": self.pid, "channel": channel, "ready": ready, "is_leaving": self.is_leaving, "last": self.last}
+        """As `inherited` takes it; the descriptors are still this one's."""
+        return {
+            "pid": self.pid,
+            "channel": self.channel.fileno(),
+            "asks_at": self.asks_at,
+            "ready": self.ready.result(),
+            "is_leaving": self.is_leaving,
+            "last": self.last,
+        }
 
     @property
     def report(self) -> Report | None:
         """What it has given up, once it is ready."""
-        said = self.ready.result().get("confined") if self.ready.done() and not self.ready.exception() else None
+        is_ready = self.ready.done() and not self.ready.cancelled() and not self.ready.exception()
+        said = self.ready.result().get("confined") if is_ready else None
         return None if said is None else Report.from_json(said)
 
     def begin(self, spec: Spec, listeners: Listeners) -> None:
@@ -124,6 +137,7 @@ class BrokerChild:
         waited, _ = await asyncio.wait((self.ready, self.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if self.ready in waited:
             return self.ready.result()
+        self.ready.cancel()
         if self.ended in waited:
             raise EngineStopped(f"the broker process ended with status {self.ended.result()} before it was ready")
         raise EngineStopped(f"the broker process is not ready after {timeout_s:g} s")
@@ -137,7 +151,7 @@ class BrokerChild:
             self._watch_for_room()
 
     async def ask(self, kind: str, fields: Fields | None = None, descriptors: Sequence[int] = ()) -> Fields:
-        """Say something that is answered; raises EngineStopped if it is not."""
+        """Say something that is answered; raises EngineStopped if it is not, NotNow if it may be later."""
         if self.ended.done():
             raise EngineStopped(f"the broker process {self.pid} is gone")
         number = next(self._numbers)
@@ -156,13 +170,10 @@ class BrokerChild:
             self.last = summary
 
     def kill(self) -> None:
-        """End it at once."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    def _kill_if_there(self) -> None:
+        """End it at once, if it has not ended."""
         if not self.ended.done():
-            self.kill()
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     # ---- what happens ------------------------------------------------------------------------------------------------
 
@@ -185,15 +196,21 @@ class BrokerChild:
         except ChannelBroken:
             # It is ending; one that says nonsense, or stays without a channel, is ended.
             self._loop.remove_reader(self.channel.fileno())
-            self._loop.call_later(_ENDS_WITHIN_S, self._kill_if_there)
+            self._loop.call_later(_ENDS_WITHIN_S, self.kill)
             return
         for message in messages:
             self._heard(message)
 
     def _heard(self, message: Message) -> None:
         match message.kind:
+            case "ready" if not self.ready.done() and message.lacks_descriptors:
+                self.ready.set_exception(EngineStopped("this supervisor may have no more descriptors (RLIMIT_NOFILE)"))
             case "ready" if not self.ready.done():
+                if message.descriptors:
+                    self.asks_at = message.descriptors[0]
                 self.ready.set_result(message.fields)
+                # Whoever hears of it now misses nothing that is said next.
+                return self._hear(self, message)
             case "refused" if not self.ready.done():
                 self.ready.set_exception(EngineStopped(str(message.fields.get("why"))))
             case "ended":
@@ -202,7 +219,8 @@ class BrokerChild:
                 answer = self._asked.get(message.fields.pop("re", 0))
                 if answer is not None and not answer.done():
                     if (error := message.fields.get("error")) is not None:
-                        answer.set_exception(EngineStopped(str(error)))
+                        kind = NotNow if message.fields.get("again") else EngineStopped
+                        answer.set_exception(kind(str(error)))
                     else:
                         answer.set_result(message.fields)
             case _:
@@ -226,6 +244,10 @@ class BrokerChild:
             self._loop.remove_reader(self.channel.fileno())
             self._loop.remove_writer(self.channel.fileno())
         self.channel.close()
+        if self.asks_at is not None:
+            self._loop.remove_reader(self.asks_at)
+            os.close(self.asks_at)
+            self.asks_at = None
         if not self.ended.done():
             self.ended.set_result(os.waitstatus_to_exitcode(status))
         for answer in self._asked.values():

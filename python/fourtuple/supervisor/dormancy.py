@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
@@ -68,8 +68,11 @@ class Registered(Protocol):
     def find(self, name: str) -> Service | None:
         """The service of that name."""
 
-    def version(self) -> int:
+    def version(self) -> Hashable:
         """As long as it is the same, nothing has changed."""
+
+    def targets(self) -> Iterable[str]:
+        """All that there are."""
 
 
 @dataclass(slots=True)
@@ -118,7 +121,7 @@ class Dormancy:
         self._starting = 0
         self.registered: Registered | None = None
         """Where services may be moved while they run."""
-        self._version = -1
+        self._version: Hashable = None
         self._unsettled: set[str] = set()
         """Services that may come up without anybody who has asked for them here."""
         self._tickets = 0
@@ -448,11 +451,15 @@ class Dormancy:
         self._brokers.answer([{"kind": "up", "service": service}])
 
     async def _stop(self, service: str, one: _Service) -> None:
+        # Whoever has been told to, has heard of it twice, or it has ended since.
+        if self._services.get(service) is not one or one.state is State.STOPPING:
+            return
         one.state, one.since_s = State.STOPPING, time.monotonic()
         try:
             await self._launcher.stop(service)
         finally:
-            self._services.pop(service, None)
+            if self._services.get(service) is one:
+                del self._services[service]
             self.stopped += 1
             self._log("service_stopped", service=service)
             self._brokers.answer([{"kind": "slept", "service": service}])

@@ -19,7 +19,7 @@ from typing import NoReturn
 from fourtuple.errors import BadConfig, EngineStopped
 from fourtuple.supervisor.channel import Fields
 
-VERSION = 1
+VERSION = 2
 MODULE = "fourtuple.supervisor"
 CHECKS_WITHIN_S = 60.0
 _MOST_BYTES = 256 << 20

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
@@ -28,7 +28,7 @@ from fourtuple.launcher import Launcher
 from fourtuple.launcher.launcher import MOST_RUNNING
 from fourtuple.launcher.state import Saved
 from fourtuple.supervisor.channel import Fields, Message
-from fourtuple.supervisor.child import BrokerChild
+from fourtuple.supervisor.child import BrokerChild, NotNow
 from fourtuple.supervisor.dormancy import Dormancy
 from fourtuple.supervisor.listeners import Listeners
 from fourtuple.supervisor.plugins import Plugin, Plugins
@@ -46,6 +46,7 @@ _GLANCE_S = 0.5
 _LAST_WORDS_S = 5.0
 _SERVICES_PER_MESSAGE = 64
 """That are named in it; a question about use names as many as this alone."""
+_AGAIN_S = 0.2
 _LATER_S = 0.2
 """Until who has asked for it has its answer."""
 _FRESH_S = 5.0
@@ -148,6 +149,9 @@ class Supervisor:
         )
         templates = {template.name: template for template in settings.templates}
         self.plugins = Plugins(settings.plugins, log)
+        self._addresses = confinement.Addresses(
+            self._targets, self._version, lambda: self.spec.file().confine.allow_ports
+        )
         self.dormancy = Dormancy(self.launcher, templates, Wakes(settings.rules), self, log)
         if estate is not None:
             self.total, self.restarts, self.lost = estate.ended, estate.counts["restarts"], estate.counts["lost"]
@@ -270,13 +274,27 @@ class Supervisor:
             broker.kill()
             await broker.ended
             raise
-        self._adopt(broker)
         self._log("broker_started", pid=broker.pid, carrier=ready.get("carrier"), workers=ready.get("workers"))
         return ready
 
     def _adopt(self, broker: BrokerChild) -> None:
         self.brokers.insert(0, broker)
+        if broker.asks_at is not None:
+            connector = confinement.Connector(broker.asks_at, self._addresses)
+            asyncio.get_running_loop().add_reader(broker.asks_at, self._connect, connector)
         self.keep_task(asyncio.create_task(self._mind(broker)))
+
+    def _connect(self, connector: confinement.Connector) -> None:
+        if not connector.serve():
+            asyncio.get_running_loop().remove_reader(connector.fileno())
+
+    def _version(self) -> Hashable:
+        registered = self.dormancy.registered
+        return self.spec.text, None if registered is None else registered.version()
+
+    def _targets(self) -> Iterable[str]:
+        registered = self.dormancy.registered
+        return () if registered is None else registered.targets()
 
     async def _succeed(self, broker: BrokerChild) -> None:
         """Let it take the place of the one that accepts, with all that this one has."""
@@ -290,8 +308,8 @@ class Supervisor:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self.spec.workers)]
         try:
             old.is_leaving = True
-            await new.ask("land", descriptors=[theirs.fileno() for _, theirs in pairs])
-            await old.ask("ferry", descriptors=[ours.fileno() for ours, _ in pairs])
+            await _asked(new, "land", [theirs.fileno() for _, theirs in pairs])
+            await _asked(old, "ferry", [ours.fileno() for ours, _ in pairs])
         except EngineStopped:
             # Two of them may accept for a moment, but not for ever: this one keeps what it has until that ends.
             old.send("drain", {})
@@ -391,9 +409,13 @@ class Supervisor:
             self._count_ended(broker, await broker.ended)
 
     def _hear(self, broker: BrokerChild, message: Message) -> None:
-        if message.kind == "questions":
-            for question in message.fields["questions"]:
-                self._ask(question)
+        match message.kind:
+            case "ready":
+                # At once: what it asks next is answered to those that are here.
+                return self._adopt(broker)
+            case "questions":
+                for question in message.fields["questions"]:
+                    self._ask(question)
         message.close()
 
     def _ask(self, question: Fields) -> None:
@@ -464,7 +486,8 @@ class Supervisor:
         listeners = self.listeners.descriptors_by_name()
         rest = self.around.left()
         left = [one.left() for one in self.brokers if not one.ended.done()]
-        kept = [*words, *(one["channel"] for one in left), *(fd for of_it in listeners.values() for fd in of_it)]
+        of_brokers = [one[key] for one in left for key in ("channel", "asks_at") if one[key] is not None]
+        kept = [*words, *of_brokers, *(fd for of_it in listeners.values() for fd in of_it)]
         return Estate(
             spec=self.spec.fields(),
             listeners=listeners,
@@ -493,6 +516,19 @@ class Supervisor:
         self.dormancy.replace({template.name: template for template in file.templates})
         self._log("reloaded", config=self.spec.named)
         self.keep_task(asyncio.create_task(self._renew()))
+
+
+async def _asked(broker: BrokerChild, kind: str, descriptors: list[int]) -> None:
+    """Ask it until it has room for the descriptors: one that has none left needs a successor most of all."""
+    until_s = time.monotonic() + MOVES_WITHIN_S
+    while True:
+        try:
+            await broker.ask(kind, descriptors=descriptors)
+            return
+        except NotNow:
+            if time.monotonic() >= until_s:
+                raise
+            await asyncio.sleep(_AGAIN_S)
 
 
 def _added(rows: Iterable[Fields]) -> Fields:

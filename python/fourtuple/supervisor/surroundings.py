@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import socket
 
-from fourtuple import systemd
+from fourtuple import confinement, systemd
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.control import door
 from fourtuple.errors import FourtupleError
@@ -35,27 +35,36 @@ class Services:
     """Services by their names, wherever they stand. A registry is opened when it is first asked: not before the first
     broker process is forked, for LMDB is not to be taken along."""
 
-    spec: Spec
+    spec: Callable[[], Spec]
+    """As it is now: the file may have been read again."""
     _registry: Registry | None = None
-    _named: dict[str, Service] | None = None
+    _named: dict[str, Service] = field(default_factory=dict)
+    _text: str | None = None
+    """In which they are named."""
 
     def find(self, name: str) -> Service | None:
         """The service of that name; BadConfig if it is no name."""
-        if self.spec.store is None:
-            if self._named is None:
-                self._named = {one.name: one for one in self.spec.file().services}
-            return self._named.get(name)
-        if self._registry is None:
-            self._registry = Registry(Path(self.spec.store), create=False)
-        return self._registry.service(name)
+        registry, spec = self._opened(), self.spec()
+        if registry is not None:
+            return registry.service(name)
+        if self._text != spec.text:
+            self._named, self._text = {one.name: one for one in spec.file().services}, spec.text
+        return self._named.get(name)
 
-    def version(self) -> int:
-        """Of the registry: as long as it is the same, nothing has changed there."""
-        if self.spec.store is None:
-            return 0
-        if self._registry is None:
-            self._registry = Registry(Path(self.spec.store), create=False)
-        return self._registry.version
+    def version(self) -> Hashable:
+        """As long as it is the same, nothing has changed."""
+        registry = self._opened()
+        return self.spec().text if registry is None else registry.version
+
+    def targets(self) -> Iterable[str]:
+        """Of all services, routes and defaults."""
+        return confinement.targets(self.spec().file(), self._opened())
+
+    def _opened(self) -> Registry | None:
+        store = self.spec().store
+        if self._registry is None and store is not None:
+            self._registry = Registry(Path(store), create=False)
+        return self._registry
 
     def close(self) -> None:
         """Close the registry, if it was opened; who asks again opens it again."""
@@ -121,7 +130,7 @@ async def surrounded(
 ) -> AsyncIterator[None]:
     """While the block runs, they are there."""
     async with AsyncExitStack() as stack:
-        services = around.services = Services(supervisor.spec)
+        services = around.services = Services(lambda: supervisor.spec)
         stack.callback(services.close)
         supervisor.dormancy.registered = services
         if supervisor.spec.inetd is not None:

@@ -13,6 +13,7 @@ import faulthandler
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -23,6 +24,7 @@ from pathlib import Path
 from fourtuple import confinement
 from fourtuple.broker import reasons
 from fourtuple.brokerfile import BrokerFile
+from fourtuple.confinement.connecting import MARK
 from fourtuple.engine import BrokerConfig, BrokerListener, CarrierName, CarrierSettings, Engine
 from fourtuple.errors import MissingPrivilege
 from fourtuple.registry import Registry
@@ -38,6 +40,7 @@ _SETUID, _SETRESUID, _SETGROUPS, _CAPSET, _CLONE, _CLONE3 = 105, 117, 116, 126, 
 _PIDFD_GETFD, _QUEUE_SIGNAL, _IO_SETUP = 438, 129, 425
 _NEW_USER, _AT_EMPTY_PATH = 0x1000_0000, 0x1000
 _MPTCP = 262
+_CONNECT = 42
 
 
 def attempts(given: dict[str, str], ports: dict[str, int]) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -109,6 +112,13 @@ def _elsewhere(given: dict[str, str], ports: dict[str, int]) -> Iterator[tuple[s
         return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     yield "connect to a port", lambda: tcp().connect(("127.0.0.1", ports["elsewhere"]))
+    # As the carrier does it: the address in registers, too, for whoever makes the connection.
+    yield "ask for a port", lambda: asked(tcp().detach(), "127.0.0.1", ports["elsewhere"])
+    yield "ask for a host", lambda: asked(tcp().detach(), "127.0.0.9", ports["allowed"])
+    yield (
+        "ask for what cannot be",
+        lambda: call(_CONNECT, tcp().detach(), 0, 16, 1 << 60, 1 << 60, MARK << 32 | 9 << 16),
+    )
     yield "connect to a path", lambda: stream().connect(given["elsewhere"])
     yield "connect to a path by ..", lambda: stream().connect(f"{given['inside']}/../elsewhere/socket")
     yield "connect by a link", lambda: stream().connect(f"{given['inside']}/socket-link")
@@ -155,11 +165,26 @@ def _elsewhere(given: dict[str, str], ports: dict[str, int]) -> Iterator[tuple[s
     yield "gap: TCP Fast Open", lambda: ring.fast_open(socket.socket().detach(), inet(ports["elsewhere"]))
 
 
+def asked(descriptor: int, host: str, port: int) -> None:
+    """connect(), to the end."""
+    address, where = inet(port, host), int.from_bytes(socket.inet_aton(host), "big")
+    memory = ctypes.create_string_buffer(address, len(address))
+    try:
+        call(_CONNECT, descriptor, memory, len(address), 0, where, MARK << 32 | 4 << 16 | port)
+    except BlockingIOError:
+        with socket.socket(fileno=descriptor) as connecting:
+            select.select([], [connecting], [], 5.0)
+            if error := connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(error, os.strerror(error)) from None
+
+
 def harmless(name: str) -> bool:
     """Whether it changes nothing where it succeeds."""
     return (
         name in ("kill", "pidfd_open", "fast open")
-        or name.startswith(("connect ", "send ", "socket: ", "io_uring: open", "io_uring: connect", "gap: "))
+        or name.startswith(
+            ("connect ", "ask for a port", "send ", "socket: ", "io_uring: open", "io_uring: connect", "gap: ")
+        )
         or (name.startswith("open ") and name != "open relative")
     )
 
@@ -204,6 +229,7 @@ def main() -> None:
         log=Path(settings["log"]),
         uring=carrier == "uring",
         inherited=bool(settings["fds"]),
+        served=settings["served"] is not None,
         identity=confinement.identity(settings["user"]),
         read=confinement.libraries(),
     )
@@ -213,6 +239,10 @@ def main() -> None:
         print(json.dumps(str(error)), flush=True)
         return
     print(json.dumps(report.as_json), flush=True)
+    if report.asks_at is not None:
+        with socket.socket(fileno=settings["served"]) as owner:
+            socket.send_fds(owner, [b"!"], [report.asks_at])
+        os.close(report.asks_at)
     config = BrokerConfig(
         listeners=tuple(
             BrokerListener(

@@ -7,8 +7,9 @@
 
 use std::collections::hash_map::Entry;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
-use fourtuple_engine::{CarrierError, ConnId, Core, Event, Instant, Outbox};
+use fourtuple_engine::{CarrierError, ConnId, Core, Errno, Event, Instant, Outbox};
 use io_uring::opcode;
 use io_uring::types::Fixed;
 
@@ -26,6 +27,9 @@ pub(super) enum Purpose {
     Ship,
 }
 
+/// How long there is between two tries to name a connection while there is no descriptor, and how many there are.
+const NAME_PAUSE: Duration = Duration::from_millis(100);
+const NAME_TRIES: u32 = 50;
 const NAME: u32 = Purpose::Name as u32;
 const SHUTDOWN: u32 = Purpose::Shutdown as u32;
 const HAND_OFF: u32 = Purpose::HandOff as u32;
@@ -73,10 +77,14 @@ impl Machine {
         let socket = completion.outcome().map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
         let fd = socket.as_ref().map(std::os::fd::AsRawFd::as_raw_fd).map_err(|error| *error);
         match completion.detail {
-            NAME if !is_closing => {
-                let names = fd.ok().and_then(sys::names);
-                core.handle(Event::Named { conn, names }, now, outbox);
-            }
+            NAME if !is_closing => match fd {
+                Err(error) if is_passing(error) && self.is_named_later(conn, now) => {}
+                fd => {
+                    self.nameless.retain(|(one, _)| *one != conn);
+                    let names = fd.ok().and_then(sys::names);
+                    core.handle(Event::Named { conn, names }, now, outbox);
+                }
+            },
             SHUTDOWN => match fd {
                 Ok(fd) => sys::shutdown(fd),
                 Err(_) => {
@@ -110,6 +118,41 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether its names are asked for once more: a client without an address would be treated as nobody's.
+    fn is_named_later(&mut self, conn: ConnId, now: Instant) -> bool {
+        if self.nameless.is_empty() {
+            self.name_at = now.after(NAME_PAUSE);
+        }
+        match self.nameless.iter_mut().find(|(one, _)| *one == conn) {
+            Some((_, tries)) => {
+                *tries += 1;
+                *tries < NAME_TRIES
+            }
+            None => {
+                self.nameless.push_back((conn, 1));
+                true
+            }
+        }
+    }
+
+    /// Ask for names that could not be had.
+    pub(super) fn name_again(&mut self, now: Instant) -> Result<(), CarrierError> {
+        if self.nameless.is_empty() || now < self.name_at {
+            return Ok(());
+        }
+        self.name_at = now.after(NAME_PAUSE);
+        // Who has gone meanwhile needs none.
+        let mut nameless = std::mem::take(&mut self.nameless);
+        nameless.retain(|(conn, _)| self.open(*conn).is_some());
+        for (conn, _) in &nameless {
+            if let Some((ring, slot)) = self.open(*conn) {
+                self.borrow(ring, slot, Purpose::Name)?;
+            }
+        }
+        self.nameless = nameless;
+        Ok(())
+    }
+
     /// Show from now on, or take; beginning with what is there.
     pub(super) fn set_peeking(&mut self, conn: ConnId, peeking: bool, outbox: &mut Outbox) -> Result<(), CarrierError> {
         let Some((ring, slot)) = self.open(conn) else { return Ok(()) };
@@ -117,4 +160,8 @@ impl Machine {
         *flags = if peeking { *flags | PEEKING | AGAIN } else { *flags & !PEEKING | AGAIN };
         self.receive(ring, slot, outbox)
     }
+}
+
+fn is_passing(error: Errno) -> bool {
+    matches!(error, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
 }

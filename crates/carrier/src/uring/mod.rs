@@ -142,6 +142,8 @@ impl Uring {
             polls_first: true,
             acceptless: VecDeque::new(),
             accept_at: Instant(0),
+            nameless: VecDeque::new(),
+            name_at: Instant(0),
             happened: VecDeque::new(),
         };
         machine.add_ring()?;
@@ -207,6 +209,9 @@ struct Machine {
     /// Listeners that want to accept and could not: no slot, or a pause.
     acceptless: VecDeque<u32>,
     accept_at: Instant,
+    /// Connections whose names are asked for again, because no descriptor was to be had, and how often they were.
+    nameless: VecDeque<(ConnId, u32)>,
+    name_at: Instant,
     /// What happened while obeying commands: told after them.
     happened: VecDeque<Event>,
 }
@@ -237,6 +242,7 @@ impl Machine {
             self.quench(outbox)?;
             let crossed = self.cross(outbox)?;
             self.accept_waiting(now)?;
+            self.name_again(now)?;
             let reaped = self.submit_and_reap(core, outbox, &mut completions)?;
             // Questions and a change of phase are told at the next turn: somebody waits for them.
             let is_told = core.report().phase == phase && !outbox.questions.is_fresh();
@@ -271,6 +277,9 @@ impl Machine {
         }
         if !self.acceptless.is_empty() && self.accept_at > now {
             nap = nap.min(self.accept_at.since(now));
+        }
+        if !self.nameless.is_empty() {
+            nap = nap.min(self.name_at.since(now));
         }
         nap
     }

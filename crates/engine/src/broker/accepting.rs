@@ -99,6 +99,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
             return self.end(id, Reason::OverTotal, true, outbox);
         }
         let due = now.after(self.config.listen[listener.0 as usize].sniff_timeout);
+        // Where nothing more of it can be learned, as much is known all the same.
+        self.sessions[id as usize].peer = peer;
         let place = self.sessions[id as usize].extra;
         self.waits.at(place).deadline = due;
         self.waits.set_due(place, Some(due));
@@ -133,8 +135,8 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
     ) {
         let Some((id, CLIENT)) = self.find(conn, State::Sniffing) else { return };
         let session = &mut self.sessions[id as usize];
-        if let Some((peer, _)) = names {
-            session.peer = Some(peer);
+        session.peer = names.map(|(peer, _)| peer).or(session.peer);
+        if let Some(peer) = session.peer {
             self.passed(id, ledger::Passing::Accepted);
             let session = &self.sessions[id as usize];
             // A proxy counts as whom it speaks for.
