@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from fourtuple.services import Match, Route
 DOMAIN = "sleep.example"
 PORT = 700
 WAIT_S = 330.0
+WITHOUT_S = 60.0
+"""Within which memory is to be given back."""
 PATIENCE_S = 300
 """Of the broker, with clients that have not said anything yet, too: ten thousand of one process take their time."""
 STORM, SERVICES, AWAKE, WAKES = 10_000, 1_000_000, 2_000, 20
@@ -57,8 +59,12 @@ class World:
 
     folder: Path
     process: subprocess.Popen[str]
-    broker_pids: Sequence[int]
-    """Its supervisor and what that has forked of itself, not the services."""
+
+    @property
+    def broker_pids(self) -> Sequence[int]:
+        """Its supervisor, and broker processes, which are the same program; not the services."""
+        own = Path(f"/proc/{self.process.pid}/exe").readlink()
+        return [self.process.pid, *(pid for pid in children(self.process.pid) if _executes(pid) == own)]
 
     def services(self) -> int:
         """Processes of services that there are."""
@@ -112,7 +118,7 @@ def sleeping(services: int, *, idle_s: float, most_starting: int = 32) -> Iterat
         ):
             try:
                 until(lambda: listens(PORT) or process.poll() is not None, WAIT_S)
-                yield World(folder=folder, process=process, broker_pids=[process.pid, *children(process.pid)])
+                yield World(folder=folder, process=process)
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(WAIT_S)
@@ -178,13 +184,21 @@ def storm(count: int) -> dict[str, Any]:
     with sleeping(count, idle_s=20.0) as world:
         warm = asyncio.run(ask([name_of(count)], 1))
         assert warm.right == 1, warm.wrong
-        before = {"mib": world.memory_mib(), "descriptors": world.descriptors()}
+        held = world.memory_mib()
+        before = {"mib": held, "descriptors": world.descriptors()}
         asked = asyncio.run(ask([name_of(number) for number in range(count)], count))
         at_most = {"services": world.services(), "mib": world.memory_mib()}
         again = asyncio.run(ask([name_of(number) for number in range(0, count, 10)], 100))
         until(lambda: world.services() == 0 and world.sockets() == 0, WAIT_S)
+        slept, begun_s = world.memory_mib(), time.monotonic()
+        # What a flood has left in memory goes some seconds later, with the processes that have it.
+        with suppress(RuntimeError):
+            until(lambda: world.memory_mib()["own"] < held["own"] + 8, WITHOUT_S)
+        time.sleep(2.0)
         after = {
             "mib": world.memory_mib(),
+            "mib_at_once": slept,
+            "given_back_s": round(time.monotonic() - begun_s, 1),
             "descriptors": world.descriptors(),
             "services": world.services(),
             "sockets": world.sockets(),
@@ -230,6 +244,12 @@ def _own_start_ms(program: Path, count: int) -> float:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     return statistics.median(took)
+
+
+def _executes(pid: int) -> Path | None:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/exe").readlink()
+    return None
 
 
 def _mapped_kib(pid: int) -> dict[str, int]:

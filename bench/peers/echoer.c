@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -59,9 +60,11 @@ static int handed(void)
     if (recvmsg(3, &message, MSG_CMSG_CLOEXEC) < 0)
         return -1;
     struct cmsghdr *first = CMSG_FIRSTHDR(&message);
-    if (first && first->cmsg_type == SCM_RIGHTS)
+    if (first && first->cmsg_type == SCM_RIGHTS) {
         memcpy(&client, CMSG_DATA(first), sizeof client);
-    else
+        /* Whether it blocks is not said (docs/handoff.md): it depends on the carrier. */
+        fcntl(client, F_SETFL, 0);
+    } else
         errno = EINTR;
     return client;
 }

@@ -44,6 +44,12 @@ EVENTS = (
     Event("broker_ended", ("pid", "status", "why"), "a broker process has ended, as it was told or by itself"),
     Event("broker_restarted", ("pid", "pause_s", "why"), "another one is started, after a pause"),
     Event("broker_renewed", ("pid", "why"), "another takes its place, for folders of services are new"),
+    Event(
+        "renewal_started",
+        ("pid", "mib", "mib_before"),
+        "both processes begin anew, for a flood has left so much behind",
+    ),
+    Event("renewal_failed", ("why",), "they do not, and nothing has changed"),
     Event("service_kept", ("service", "why"), "whether it is used cannot be seen, so that it is not stopped"),
     Event(
         "service_moved",

@@ -3,6 +3,7 @@ service whose kind of socket changes while it runs."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from bench import wake
 from fourtuple.control.client import Client, Declined
 from fourtuple.errors import MissingFeature
 from fourtuple.registry import Registry
@@ -227,3 +229,52 @@ def test_a_broker_that_has_no_descriptor_left_is_succeeded_when_it_has(tmp_path:
             relayed.sendall(REQUEST)
             assert heard(relayed) == REQUEST
         assert asked(port)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="all of the sandbox includes another user, which only root can become")
+def test_the_successor_makes_connections_for_a_confined_broker_too(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE_S)
+        port = free_port()
+        (tmp_path / "events").touch()
+        (tmp_path / "broker.toml").write_text(
+            f'[confine]\nuser = "nobody"\nsandbox = "required"\n[control]\nsocket = "{tmp_path}/control"\n'
+            f'[[listen]]\naddress = "127.0.0.1:{port}"\ndefault = "tcp:127.0.0.1:{listener.getsockname()[1]}"\n'
+        )
+        with process(*SERVE, "-c", f"{tmp_path}/broker.toml", "--events", f"{tmp_path}/events") as started:
+            wait_for(lambda: "broker_started" in (tmp_path / "events").read_text() or started.poll() is not None)
+            client = Client(tmp_path / "control")
+            for number in range(3):
+                if number:
+                    client.ask("POST", "/v1/upgrade", {})
+                    assert upgraded(client)["state"] == "done"
+                with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as visitor:
+                    visitor.sendall(REQUEST)
+                    service, _ = listener.accept()
+                    with service:
+                        assert service.recv(4096) == REQUEST
+            # Of each broker process one, and none of those that are gone.
+            links = [str(one.readlink()) for one in Path(f"/proc/{started.pid}/fd").iterdir()]
+            assert links.count("anon_inode:seccomp notify") == 1
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(PATIENCE_S) == 0
+
+
+def test_what_a_flood_has_left_in_memory_goes_and_nobody_notices() -> None:
+    needed("gcc")
+    with wake.sleeping(2_500, idle_s=1.0) as world:
+        assert asyncio.run(wake.ask([wake.name_of(0)], 1)).right == 1
+        before, pids = world.memory_mib(), world.broker_pids
+        request = f"GET / HTTP/1.1\r\nHost: {wake.name_of(1)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", wake.PORT), timeout=PATIENCE_S) as slow:
+            slow.sendall(request[:20])
+            flood = asyncio.run(wake.ask([wake.name_of(number) for number in range(2_500)], 2_500))
+            assert flood.right == 2_500, flood.wrong[:10]
+            wait_for(lambda: len(world.broker_pids) == 2 and world.broker_pids[1] != pids[1])
+            assert world.broker_pids[0] == pids[0]
+            assert world.memory_mib()["own"] < before["own"] + 4
+            slow.sendall(request[20:])
+            said = b""
+            while some := slow.recv(4096):
+                said += some
+            assert said == wake.name_of(1).encode() + b" heard " + request

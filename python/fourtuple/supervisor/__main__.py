@@ -83,6 +83,8 @@ async def _live(estate: Estate) -> int:
     supervisor.around = around
     obey_signals(supervisor)
     has_handlers()
+    if estate.renews:
+        supervisor.fork_anew()
     with events or nullcontext():
         async with surrounded(supervisor, file, around, say):
             await live(supervisor, Shown(**estate.shown), begun_s=estate.begun_s)

@@ -30,7 +30,7 @@ from fourtuple.questions import Question
 from fourtuple.registry import Registry, Sealed, sealed
 from fourtuple.sight import Sight
 from fourtuple.supervisor.channel import MOST_BYTES, VERSION, Channel, ChannelBroken, Fields, Message
-from fourtuple.supervisor.ebb import Ebb
+from fourtuple.supervisor.ebb import Ebb, give_back
 from fourtuple.supervisor.spec import Spec
 from fourtuple.supervisor.words import fields_of, tell
 
@@ -189,7 +189,8 @@ class _Process:
         while self._engine.running:
             await asyncio.sleep(_GLANCE_S)
             now = self._engine.snapshot()
-            ebb.seen(now.sniffing_now + now.delivering_now + now.relaying_now)
+            if ebb.seen(now.sniffing_now + now.delivering_now + now.relaying_now):
+                give_back()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -26,7 +26,7 @@ from fourtuple.errors import FourtupleError, MissingPrivilege
 from fourtuple.launcher import Exit, Launcher, Phase, StartFailed
 from fourtuple.services import Delivery, Service
 from fourtuple.supervisor.channel import Fields
-from fourtuple.supervisor.ebb import Ebb
+from fourtuple.supervisor.ebb import Ebb, give_back
 from fourtuple.supervisor.wakes import Wakes
 from fourtuple.templates import Call, Template
 
@@ -196,6 +196,10 @@ class Dormancy:
         """Of those that do not sleep."""
         return {service: one.state.value for service, one in self._services.items()}
 
+    def __len__(self) -> int:
+        """How many do not sleep."""
+        return len(self._services)
+
     def up(self) -> list[str]:
         """Services that are running."""
         return [service for service, one in self._services.items() if one.state is State.UP]
@@ -269,7 +273,8 @@ class Dormancy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _look(self) -> None:
-        self._ebb.seen(len(self._services))
+        if self._ebb.seen(len(self._services)):
+            give_back()
         self._settle()
         self._look_for_moved()
         now_s = time.monotonic()

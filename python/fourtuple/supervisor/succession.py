@@ -14,6 +14,7 @@ import json
 import os
 import signal
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from typing import NoReturn
 
 from fourtuple.errors import BadConfig, EngineStopped
@@ -54,11 +55,17 @@ class Estate:
     """Where the broker process brings clients who get a process of their own."""
     events: str | None = None
     """Where events are written."""
+    upgraded: Fields = field(default_factory=dict)
+    """How the last upgrade has gone, if this is none."""
     upgrade_began: float | None = None
     previous: str = ""
     """The interpreter that gets the place back if the successor cannot go on."""
     why_back: str = ""
     """Why it has it back."""
+    only_version: str = ""
+    """Of the program: no other is to take the place, for nobody has asked for an upgrade."""
+    renews: bool = False
+    """The successor makes a broker process of its own memory, before anything else."""
     version: int = VERSION
     kept: list[int] = field(default_factory=list)
     """All descriptors that are to stay open."""
@@ -79,9 +86,17 @@ class Estate:
                 fields = json.loads(opened.read(_MOST_BYTES))
             if fields["version"] != VERSION:
                 raise BadConfig("estate", f"is of version {fields['version']}, and {VERSION} is understood")
-            return cls(**fields)
+            estate = cls(**fields)
+            if estate.only_version not in ("", program_version()):
+                raise BadConfig("estate", f"is for version {estate.only_version} of the program, not another")
+            return estate
         except (ValueError, TypeError, KeyError) as error:
             raise BadConfig("estate", f"is not understood: {error}") from None
+
+
+def program_version() -> str:
+    """As it is installed now, which may be another than what runs."""
+    return metadata.version("fourtuple")
 
 
 async def check(executable: str, estate: Estate) -> None:

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any, NoReturn, Protocol, TypeAlias
 
@@ -30,10 +30,11 @@ from fourtuple.launcher.state import Saved
 from fourtuple.supervisor.channel import Fields, Message
 from fourtuple.supervisor.child import BrokerChild, NotNow
 from fourtuple.supervisor.dormancy import Dormancy
+from fourtuple.supervisor.ebb import Surplus
 from fourtuple.supervisor.listeners import Listeners
 from fourtuple.supervisor.plugins import Plugin, Plugins
 from fourtuple.supervisor.spec import Spec
-from fourtuple.supervisor.succession import Estate, check, hand_over
+from fourtuple.supervisor.succession import Estate, check, hand_over, program_version
 from fourtuple.supervisor.wakes import WakeRules, Wakes
 from fourtuple.templates import Template
 
@@ -46,6 +47,7 @@ _GLANCE_S = 0.5
 _LAST_WORDS_S = 5.0
 _SERVICES_PER_MESSAGE = 64
 """That are named in it; a question about use names as many as this alone."""
+_RUNNING_VERSION = program_version()
 _AGAIN_S = 0.2
 _LATER_S = 0.2
 """Until who has asked for it has its answer."""
@@ -130,6 +132,7 @@ class Supervisor:
         self._answers: list[Fields] = []
         """Not told yet."""
         self._minding: list[asyncio.Task[None]] = []
+        self._surplus = Surplus()
         self._pause_s, self._fresh_s = _BACKOFF_S[0], 0.0
         self._ending: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         """How long connections may still take, once somebody has said that it is over."""
@@ -160,6 +163,8 @@ class Supervisor:
             self.dormancy.resume(estate.running, estate.unsettled, estate.counts)
             state, why = ("done", None) if not estate.why_back else ("failed", estate.why_back)
             self.upgraded = Upgrade(state=state, why=why, began=estate.upgrade_began)
+            if estate.only_version:
+                self.upgraded = Upgrade(**estate.upgraded)
 
     # ---- what services need of brokers -------------------------------------------------------------------------------
 
@@ -251,9 +256,15 @@ class Supervisor:
         total = _added(rows)
         # From one broker process to another: accepted once, and ended once.
         moved = total["ended"].pop("moved", 0)
+        lost = self.lost
+        if len(self.brokers) < 2 and (unknown := moved - total["counters"].get("landed", 0)):
+            # One of the two had died before it could tell what it had received, or sent. What was received by none is
+            # lost with it; what was sent all the same is not, and counted where it is now.
+            total["ended"]["broker_died"] = total["ended"].get("broker_died", 0) + unknown
+            lost += unknown
         if plugins := self.plugins.counts():
             total["plugins"] = plugins
-        return {**total, "supervisor": {**self.wakes(), "connections_moved": moved}}
+        return {**total, "supervisor": {**self.wakes(), "connections_lost": lost, "connections_moved": moved}}
 
     def wakes(self) -> dict[str, int]:
         """What the supervisor counts itself."""
@@ -274,6 +285,7 @@ class Supervisor:
             broker.kill()
             await broker.ended
             raise
+        self._surplus.begins((self.pid, broker.pid))
         self._log("broker_started", pid=broker.pid, carrier=ready.get("carrier"), workers=ready.get("workers"))
         return ready
 
@@ -360,6 +372,8 @@ class Supervisor:
             await asyncio.sleep(_GLANCE_S)
             with suppress(EngineStopped):
                 broker.told(await broker.ask("summary"))
+            if broker is self.accepting:
+                self._look_at_memory(broker)
             report = broker.report
             if report is None or broker is not self.accepting or time.monotonic() - self._fresh_s < _FRESH_S:
                 continue
@@ -368,9 +382,9 @@ class Supervisor:
                 self._log("broker_renewed", pid=broker.pid, why=", ".join(folders))
                 self.keep_task(asyncio.create_task(self._renew()))
 
-    async def _renew(self) -> None:
+    async def _renew(self, broker: BrokerChild | None = None) -> None:
         try:
-            await self._succeed(BrokerChild.executed(sys.executable, self._hear))
+            await self._succeed(broker or BrokerChild.executed(sys.executable, self._hear))
         except (EngineStopped, OSError) as error:
             print(f"fourtuple serve: {error}", file=sys.stderr, flush=True)
 
@@ -460,7 +474,43 @@ class Supervisor:
         self._log("upgrade_failed", why=str(error), took_ms=round((time.monotonic() - begun_s) * 1e3))
         self.upgraded = Upgrade(state="failed", why=str(error), began=began)
 
-    async def _leave(self, executable: str, around: Around) -> NoReturn:
+    # ---- after a flood -----------------------------------------------------------------------------------------------
+
+    def fork_anew(self) -> None:
+        """Let a broker process of this one's own memory follow the one that accepts. Called once this program has taken
+        its own place: before it has had another thread, and before the registry is open."""
+        self.keep_task(asyncio.create_task(self._renew(BrokerChild.forked(self._hear))))
+
+    def _look_at_memory(self, broker: BrokerChild) -> None:
+        """Once a flood is over, and what it had needed has not come back by itself, begin anew: the heap of ten
+        thousand services is full of holes, and nothing but a new image of the program has none."""
+        gauges = sum(int(broker.last.get(name, 0)) for name in ("sniffing", "delivering", "relaying"))
+        found = self._surplus.seen(gauges + len(self.dormancy), time.monotonic(), (self.pid, broker.pid))
+        if found is None or self.around is None or self.is_ending or self._replacing.locked():
+            return
+        self.keep_task(asyncio.create_task(self._begin_anew(self.around, *found)))
+
+    async def _begin_anew(self, around: Around, at_rest: int, now: int) -> None:
+        mib = {"mib": round(now / 2**20, 1), "mib_before": round(at_rest / 2**20, 1)}
+        self._log("renewal_started", pid=self.pid, **mib)
+        try:
+            await check(sys.executable, self._own_estate())
+            await around.quiet()
+        except (FourtupleError, OSError) as error:
+            return self._log("renewal_failed", why=str(error))
+        try:
+            await self._leave(sys.executable, around, is_own=True)
+        except (FourtupleError, OSError) as error:
+            self._log("renewal_failed", why=str(error))
+            around.stay()
+
+    def _own_estate(self) -> Estate:
+        """For this very program: whatever may have been installed meanwhile, nobody has asked for it."""
+        if self.upgraded.state == "running":
+            raise EngineStopped("an upgrade has begun")
+        return replace(self.estate(), only_version=_RUNNING_VERSION, renews=True, upgraded=asdict(self.upgraded))
+
+    async def _leave(self, executable: str, around: Around, *, is_own: bool = False) -> NoReturn:
         """Let the program take this one's place; raises EngineStopped if it cannot."""
         until_s = time.monotonic() + MOVES_WITHIN_S
         # A broker process may have ended meanwhile, and all that is said has to be on its way.
@@ -470,7 +520,7 @@ class Supervisor:
             await asyncio.sleep(_GLANCE_S / 10)
         if self.is_ending:
             raise EngineStopped("it is told to end")
-        estate = self.estate()
+        estate = self._own_estate() if is_own else self.estate()
         # From here on nothing is waited for.
         self.plugins.close()
         around.let_go()
