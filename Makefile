@@ -10,6 +10,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
+PROFILE ?= release
 EXTRAS := report,bench,clients,asgi,control,test,dev
 PROVE_ARGS ?=
 BENCH_ARGS ?=
@@ -17,6 +18,7 @@ FUZZ_ARGS ?=
 CHAOS_ARGS ?=
 TEST_ARGS ?=
 
+# PROFILE is Cargo's: with `tests` the module shares what `make test` compiles anyway.
 # One interpreter for maturin, cargo test and clippy: else each run would build pyo3 again.
 export PYO3_PYTHON := $(abspath $(PYTHON))
 
@@ -123,7 +125,7 @@ $(VENV)/.maturin: pyproject.toml
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.maturin $(RUST_SOURCES)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --extras $(EXTRAS)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --profile $(PROFILE) --extras $(EXTRAS)
 	@# As pip does for what it copies; else, with PYTHONDONTWRITEBYTECODE, each start compiles the sources anew.
 	@$(PYTHON) -m compileall -q python
 	@touch $@

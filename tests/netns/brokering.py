@@ -63,8 +63,18 @@ def process(
 @contextmanager
 def echoing(path: Path) -> Iterator[None]:
     """A service that says its name and the first bytes that it hears."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with answering(listener, path.name):
+            yield
 
-    def serve(listener: socket.socket) -> None:
+
+@contextmanager
+def answering(listener: socket.socket, name: str) -> Iterator[None]:
+    """The same behind a listener that there is."""
+
+    def serve() -> None:
         while True:
             try:
                 client, _ = listener.accept()
@@ -72,18 +82,15 @@ def echoing(path: Path) -> Iterator[None]:
                 return
             with client, suppress(OSError):
                 client.settimeout(PATIENCE_S)
-                client.sendall(path.name.encode() + b" heard " + client.recv(4096))
+                client.sendall(name.encode() + b" heard " + client.recv(4096))
 
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        thread = threading.Thread(target=serve, args=(listener,))
-        thread.start()
-        try:
-            yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(PATIENCE_S)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE_S)
 
 
 def free_port() -> int:

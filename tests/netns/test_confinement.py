@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from fourtuple.confinement import Addresses, Connector, Report, StepName, moved,
 from fourtuple.registry import Registry
 from fourtuple.service import Listener
 from fourtuple.services import Delivery, Service
-from tests.netns.brokering import PATIENCE_S, echoing, free_port, get, said, wait_for
+from tests.netns.brokering import PATIENCE_S, answering, echoing, free_port, get, said, wait_for
 
 PROGRAM = (sys.executable, "-m", "tests.netns.programs.confined")
 NOBODY = 65_534
@@ -261,26 +261,9 @@ def test_code_that_got_in_reaches_nothing_and_the_broker_serves_on(folder: Path,
 
 @contextmanager
 def tcp_service(host: str) -> Iterator[int]:
-    """A service that says what it heard and who it is, at each of its connections."""
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            with client, suppress(OSError):
-                client.settimeout(PATIENCE_S)
-                client.sendall(b"tcp heard " + client.recv(4096))
-
-    with socket.create_server((host, 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(PATIENCE_S)
+    """A service that listens there; its port."""
+    with socket.create_server((host, 0)) as listener, answering(listener, "tcp"):
+        yield listener.getsockname()[1]
 
 
 class Serving:

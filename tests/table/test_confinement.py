@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.confinement import Confinement, Identity, StepName, landlock, outside, plan, reach_of
+from fourtuple.confinement.connecting import MARK
 from fourtuple.confinement.model import MOST_FOLDERS, _together
 from fourtuple.confinement.seccomp import CALLS, Call, left, program
 from fourtuple.errors import BadConfig
@@ -22,6 +23,7 @@ from fourtuple.registry import Registry
 from fourtuple.services import Match, Route, Service
 
 ALLOW, KILL, REFUSED, ABSENT = 0x7FFF_0000, 0x8000_0000, 0x0005_0000 | errno.EPERM, 0x0005_0000 | errno.ENOSYS
+HANDED_OVER = 0x7FC0_0000
 AUDIT = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
 HEADERS = {
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
@@ -30,6 +32,7 @@ HEADERS = {
 PROCESS = 4_711
 EVERYTHING = Confinement(bind_ports=frozenset({1}))
 LEAST = Confinement(uring=False)
+ASKING = Confinement(uring=False, asks=True, connect_ports=frozenset({80}))
 
 
 def answer(code: bytes, machine: int, number: int, arguments: Sequence[int]) -> int:
@@ -64,12 +67,14 @@ def fitting(row: Call) -> list[tuple[int, ...]]:
         for one in row.conditions:
             values = [PROCESS if value == -1 else value for value in one.values]
             choices[one.place] = [value | (noise & ~one.mask) for value in values]
+            if one.is_upper:
+                choices[one.place] = [value << 32 | (noise & 0xFFFF_FFFF) for value in values]
         found += list(product(*choices))
     return found
 
 
 @pytest.mark.parametrize("machine", AUDIT)
-@pytest.mark.parametrize("confinement", [EVERYTHING, LEAST], ids=["everything", "least"])
+@pytest.mark.parametrize("confinement", [EVERYTHING, LEAST, ASKING], ids=["everything", "least", "asking"])
 def test_the_program_does_what_the_table_says(machine: str, confinement: Confinement) -> None:
     code = program(confinement, machine, PROCESS)
     assert len(code) % 8 == 0
@@ -81,7 +86,8 @@ def test_the_program_does_what_the_table_says(machine: str, confinement: Confine
     for number in range(520):
         rows = allowed.get(number, [])
         for row in rows:
-            assert all(answer(code, AUDIT[machine], number, some) == ALLOW for some in fitting(row)), row
+            action = HANDED_OVER if row.is_asked else ALLOW
+            assert all(answer(code, AUDIT[machine], number, some) == action for some in fitting(row)), row
         if all(row.conditions for row in rows):
             wanted = ABSENT if number == 435 or number > 462 else REFUSED
             assert answer(code, AUDIT[machine], number, [0xFEAD_BEEF] * 6) == wanted, number
@@ -124,6 +130,16 @@ def test_some_of_it_in_plain_numbers(name: str, arguments: tuple[int, ...], want
     assert answer(program(EVERYTHING, "x86_64", PROCESS), AUDIT["x86_64"], number, arguments) == wanted
 
 
+def test_a_connect_is_handed_over_where_it_says_where_to() -> None:
+    said = (3, 0xFFFF_0000, 16, 0, 0x7F00_0001, MARK << 32 | 4 << 16 | 80)
+    for confinement, wanted in ((ASKING, HANDED_OVER), (EVERYTHING, ALLOW), (LEAST, ALLOW)):
+        code = program(confinement, "x86_64", PROCESS)
+        assert answer(code, AUDIT["x86_64"], 42, said) == wanted
+        # To a unix socket, or by code that does not ask: that goes where this process may.
+        assert answer(code, AUDIT["x86_64"], 42, (3, 0xFFFF_0000, 110, 0, 0, 0)) == ALLOW
+        assert answer(code, AUDIT["x86_64"], 42, (3, 0xFFFF_0000, 110, 0, 0, MARK)) == ALLOW
+
+
 @pytest.mark.parametrize("machine", AUDIT)
 def test_the_numbers_are_the_headers(machine: str) -> None:
     if not HEADERS[machine].exists():
@@ -139,7 +155,7 @@ def test_the_numbers_are_the_headers(machine: str) -> None:
 
 def test_rows_are_told_once() -> None:
     names = [row.name for row in CALLS]
-    assert {name for name in names if names.count(name) > 1} == {"socket"}
+    assert {name for name in names if names.count(name) > 1} == {"socket", "connect"}
     never = {"execve", "execveat", "fork", "ptrace", "mount", "unshare", "bpf", "setuid", "memfd_create", "pidfd_open"}
     assert not never & set(names)
 
@@ -176,6 +192,7 @@ def test_a_gap_is_told_unless_another_step_closes_it() -> None:
     assert any("UDP" in gap for gap in landlock.gaps(7, Confinement(), frozenset()))
     assert not any("UDP" in gap for gap in landlock.gaps(7, Confinement(uring=False), frozenset()))
     assert any("hosts" in gap for gap in landlock.gaps(10, Confinement(connect_ports=frozenset({80})), frozenset()))
+    assert not landlock.gaps(7, ASKING, both)
     assert len(landlock.gaps(1, Confinement(), frozenset())) > len(landlock.gaps(9, Confinement(), frozenset()))
 
 
@@ -215,6 +232,7 @@ def test_a_file_becomes_what_is_left_to_its_broker() -> None:
         without=frozenset({StepName.MOUNTS}),
     )
     assert Confinement.from_json(found.as_json) == found
+    assert Confinement.from_json(ASKING.as_json) == ASKING
     assert plan(BrokerFile.parse(FILE, ""), inherited=False).bind_ports == {443}
 
 
@@ -262,6 +280,24 @@ def test_what_a_file_may_not_say(text: str, why: str) -> None:
 def test_off_leaves_the_user_to_be_changed() -> None:
     file = BrokerFile.parse(b'[confine]\nsandbox = "off"\n', "broker.toml")
     assert plan(file).without == set(StepName) - {StepName.IDENTITY}
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "target", "served", "asks"),
+    [
+        ("required", "tcp:127.0.0.1:80", True, True),
+        # Nobody would make them; all are the kernel's; nothing is to be connected to; nor can a name be asked for.
+        ("required", "tcp:127.0.0.1:80", False, False),
+        ("auto", "tcp:127.0.0.1:80", True, False),
+        ("required", "unix:/run/a/socket", True, False),
+        ("required", "unix:@name", True, False),
+    ],
+)
+def test_who_makes_connections(sandbox: str, target: str, served: bool, asks: bool) -> None:
+    text = f'[confine]\nuser = "33"\nsandbox = "{sandbox}"\n[[listen]]\naddress = "127.0.0.1:9"\ndefault = "{target}"\n'
+    found = plan(BrokerFile.parse(text.encode(), "broker.toml"), served=served)
+    assert found.asks is asks
+    assert outside(found, "tcp:127.0.0.1:81") is not asks
 
 
 @given(st.lists(st.lists(st.sampled_from("ab-"), min_size=1, max_size=4), min_size=1, max_size=40))
