@@ -88,10 +88,15 @@ def anonymous_bytes(pids: Iterable[int]) -> int | None:
     total = 0
     for pid in pids:
         try:
-            rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except PermissionError:
-            rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+            text = _about(pid)
         except OSError:
             return None
-        total += sum(int(row.split()[1]) << 10 for row in rows if row.startswith(_ANONYMOUS))
+        total += sum(int(row.split()[1]) << 10 for row in text.splitlines() if row.startswith(_ANONYMOUS))
     return total
+
+
+def _about(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except PermissionError:
+        return Path(f"/proc/{pid}/status").read_text()
