@@ -154,6 +154,24 @@ impl<G: Guide, L: Ledger> BrokerCore<G, L> {
         }
     }
 
+    /// There is a bound now that was not: who is connected already counts, too. Who has no names yet, or speaks for somebody
+    /// else, is counted when that is known.
+    pub(super) fn count_sources(&mut self) {
+        for id in 0..self.sessions.len() {
+            let Session { state, source, peer, listener, extra, .. } = self.sessions[id];
+            let is_known = match state {
+                State::Free | State::Ending => false,
+                State::Sniffing => {
+                    self.waits.at(extra).named && !peer.is_some_and(|peer| self.guide.trusts(listener, peer))
+                }
+                _ => true,
+            };
+            if let Some(peer) = peer.filter(|_| is_known && source == 0) {
+                self.sessions[id].source = self.sources.add(&Prefix::of(peer.ip())) + 1;
+            }
+        }
+    }
+
     /// Count the connection to its source, once, if there is a bound; false if that has too many then.
     pub(super) fn count_source(&mut self, id: u32, peer: SocketAddr) -> bool {
         let most = self.config.most_per_source;

@@ -302,8 +302,12 @@ impl<G: Guide, L: Ledger> Core for BrokerCore<G, L> {
             Event::Ordered(Order::Usage { ticket, services }) => self.usage(ticket, &services, now, outbox),
             Event::Ordered(Order::Limits { most_connections, most_per_source, most_per_service }) => {
                 let config = &mut self.config;
+                let begins = config.most_per_source == 0 && most_per_source != 0;
                 (config.most_connections, config.most_per_source) = (most_connections, most_per_source);
                 config.most_per_service = most_per_service;
+                if begins {
+                    self.count_sources();
+                }
             }
             Event::Ordered(order @ (Order::Survey { .. } | Order::Busiest { .. } | Order::End { .. })) => {
                 self.looked_for(&order, now, outbox);
