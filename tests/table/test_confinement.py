@@ -263,13 +263,13 @@ def test_a_registry_becomes_what_is_left_to_its_broker(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('sandbox = "on"', "'auto', 'required' or 'off'"),
+        ('sandbox = "on"', "one of 'auto', 'required', 'off' is needed, not 'on'"),
         ('group = "www-data"', "needs a user"),
         ('sandbox = "required"\nwithout = ["seccomp"]', "requires them all"),
         ('allow_folders = ["run"]', "no absolute path"),
         ('allow_folders = ["/run/../etc"]', "no absolute path"),
-        ("allow_ports = [0]", "greater than or equal to 1"),
-        ('without = ["identity"]', "Input should be"),
+        ("allow_ports = [0]", "allow_ports[0]: int >= 1 is needed, not 0"),
+        ('without = ["identity"]', "one of 'mounts', 'network'"),
     ],
 )
 def test_what_a_file_may_not_say(text: str, why: str) -> None:

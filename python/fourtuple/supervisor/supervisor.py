@@ -86,7 +86,10 @@ class Settings:
         identity = confinement.identity(file.confine.user, file.confine.group)
         return cls(
             templates=file.templates,
-            plugins=tuple(Plugin(**dict(table)) for table in file.plugin),
+            plugins=tuple(
+                Plugin(module=table.module, limit_ms=table.limit_ms, memory_mb=table.memory_mb, user=table.user)
+                for table in file.plugin
+            ),
             rules=rules,
             most_starting=wake.most_starting,
             most_running=wake.most_running or MOST_RUNNING,
