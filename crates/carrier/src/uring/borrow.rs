@@ -27,9 +27,12 @@ pub(super) enum Purpose {
     Ship,
 }
 
-/// How long there is between two tries to name a connection while there is no descriptor, and how many there are.
+/// How long there is between two tries to name connections while there is no descriptor, how many a connection has, and
+/// for how many connections it is tried at a time: nothing but a name waits for it, and a flood of them must not be the
+/// ring's whole work.
 const NAME_PAUSE: Duration = Duration::from_millis(100);
 const NAME_TRIES: u32 = 50;
+const NAMED_AT_ONCE: usize = 1024;
 const NAME: u32 = Purpose::Name as u32;
 const SHUTDOWN: u32 = Purpose::Shutdown as u32;
 const HAND_OFF: u32 = Purpose::HandOff as u32;
@@ -77,14 +80,14 @@ impl Machine {
         let socket = completion.outcome().map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
         let fd = socket.as_ref().map(std::os::fd::AsRawFd::as_raw_fd).map_err(|error| *error);
         match completion.detail {
-            NAME if !is_closing => match fd {
-                Err(error) if is_passing(error) && self.is_named_later(conn, now) => {}
-                fd => {
-                    self.nameless.retain(|(one, _)| *one != conn);
-                    let names = fd.ok().and_then(sys::names);
-                    core.handle(Event::Named { conn, names }, now, outbox);
+            NAME => {
+                let tries = self.tried.remove(&index).unwrap_or(0) + 1;
+                match fd {
+                    _ if is_closing => {}
+                    Err(error) if is_passing(error) && tries < NAME_TRIES => self.name_later(conn, tries, now),
+                    fd => core.handle(Event::Named { conn, names: fd.ok().and_then(sys::names) }, now, outbox),
                 }
-            },
+            }
             SHUTDOWN => match fd {
                 Ok(fd) => sys::shutdown(fd),
                 Err(_) => {
@@ -118,38 +121,30 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether its names are asked for once more: a client without an address would be treated as nobody's.
-    fn is_named_later(&mut self, conn: ConnId, now: Instant) -> bool {
+    /// Its names are asked for once more: a client without an address would be treated as nobody's.
+    fn name_later(&mut self, conn: ConnId, tries: u32, now: Instant) {
         if self.nameless.is_empty() {
             self.name_at = now.after(NAME_PAUSE);
         }
-        match self.nameless.iter_mut().find(|(one, _)| *one == conn) {
-            Some((_, tries)) => {
-                *tries += 1;
-                *tries < NAME_TRIES
-            }
-            None => {
-                self.nameless.push_back((conn, 1));
-                true
-            }
-        }
+        self.nameless.push_back((conn, tries));
     }
 
-    /// Ask for names that could not be had.
+    /// Ask for names that could not be had: whose turn it is, and who is still there.
     pub(super) fn name_again(&mut self, now: Instant) -> Result<(), CarrierError> {
         if self.nameless.is_empty() || now < self.name_at {
             return Ok(());
         }
         self.name_at = now.after(NAME_PAUSE);
-        // Who has gone meanwhile needs none.
-        let mut nameless = std::mem::take(&mut self.nameless);
-        nameless.retain(|(conn, _)| self.open(*conn).is_some());
-        for (conn, _) in &nameless {
-            if let Some((ring, slot)) = self.open(*conn) {
+        let mut left = NAMED_AT_ONCE;
+        while left > 0
+            && let Some((conn, tries)) = self.nameless.pop_front()
+        {
+            if let Some((ring, slot)) = self.open(conn) {
+                self.tried.insert(conn.index, tries);
                 self.borrow(ring, slot, Purpose::Name)?;
+                left -= 1;
             }
         }
-        self.nameless = nameless;
         Ok(())
     }
 

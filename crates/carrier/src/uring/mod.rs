@@ -143,6 +143,7 @@ impl Uring {
             acceptless: VecDeque::new(),
             accept_at: Instant(0),
             nameless: VecDeque::new(),
+            tried: HashMap::new(),
             name_at: Instant(0),
             happened: VecDeque::new(),
         };
@@ -209,9 +210,11 @@ struct Machine {
     /// Listeners that want to accept and could not: no slot, or a pause.
     acceptless: VecDeque<u32>,
     accept_at: Instant,
-    /// Connections whose names are asked for again, because no descriptor was to be had, and how often they were.
+    /// Connections whose names are to be asked for again, because no descriptor was to be had, and how often they were.
     nameless: VecDeque<(ConnId, u32)>,
     name_at: Instant,
+    /// How often names were asked for before that are being asked for again, by place.
+    tried: HashMap<u32, u32>,
     /// What happened while obeying commands: told after them.
     happened: VecDeque<Event>,
 }
