@@ -29,11 +29,11 @@ def run(*command: str, stdin: str = "") -> str:
     return done.stdout + done.stderr
 
 
-def wait_for(ready: Callable[[], bool]) -> None:
+def wait_for(ready: Callable[[], bool], *, every_s: float = 0.02) -> None:
     until_s = time.monotonic() + PATIENCE_S
     while not ready():
         assert time.monotonic() < until_s, "it does not come up"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 @contextmanager
