@@ -63,8 +63,8 @@ def _broker_tables(measured: Measured, options: argparse.Namespace) -> list[Tabl
 def _relay_tables(measured: Measured, options: argparse.Namespace) -> list[Table]:
     figures = {
         **{
-            f"{what} ({count})": (f"{key}_at_{count}", shape)
-            for count in relay.CONNECTIONS
+            f"{what} ({load.name})": (f"{key}_at_{load.name}", shape)
+            for load in relay.LOADS
             for what, key, shape in (
                 ("direct p50 us", "direct_p50_us", "{:,.1f}"),
                 ("added p50 us", "added_p50_us", "{:,.1f}"),

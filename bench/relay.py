@@ -1,14 +1,16 @@
 """What lies between a client and its service costs them: added latency, bulk, memory of connections at rest.
 
 Decides what is measured of each broker: the same echo, sink and source behind it over TCP, chosen by a TLS hello.
-Latency is that of 64 bytes there and back on established connections in a closed loop, through the broker less directly
-to the service, one after the other. Memory is the broker's alone, by as much as it grows while connections are held
-that have been used once and rest.
+Latency is that of 64 bytes there and back on established connections, through the broker less directly to the service,
+one after the other: in a closed loop, which with many connections leaves no processor idle, so that it shows throughput
+and whom the scheduler lets wait; and at a rate that does leave some. Memory is the broker's alone, by as much as it
+grows while connections are held that have been used once and rest.
 """
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,8 +20,28 @@ from bench.brokers import Broker, Running
 from bench.traffic import Traffic
 
 NAME = "shop.example.com"
-CONNECTIONS = (1, 64)
-ROUNDS = {1: 2_000, 64: 10_000}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How rounds are asked for."""
+
+    connections: int
+    rounds: int
+    rate: int | None = None
+    """Per second over all connections; None is a closed loop."""
+
+    @property
+    def name(self) -> str:
+        """In the headings of a table."""
+        return str(self.connections) + (f", {self.rate:,}/s" if self.rate else "")
+
+
+LOADS = (
+    Load(connections=1, rounds=2_000),
+    Load(connections=64, rounds=10_000),
+    Load(connections=64, rounds=10_000, rate=20_000),
+)
 SLICES = 6
 """Direct and through the broker, in turn, so that what else the machine does meanwhile falls on both."""
 BULK_CONNECTIONS = (1, 8)
@@ -46,10 +68,10 @@ def run(broker: Broker, *, at_rest: int = AT_REST, bulk_bytes: int = BULK_BYTES,
         with brokers.running(broker, target, [NAME]) as running:
             figures: dict[str, Any] = {}
             with program.service(target, "echo"):
-                for count in CONNECTIONS:
-                    rounds = max(count, int(ROUNDS[count] * part))
-                    slices = [_slice(program, running, service_port, hello, count, rounds) for _ in range(SLICES)]
-                    figures |= {f"{key}_at_{count}": median(one[key] for one in slices) for key in slices[0]}
+                for load in LOADS:
+                    rounds = max(load.connections, int(load.rounds * part))
+                    slices = [_slice(program, running, service_port, hello, load, rounds) for _ in range(SLICES)]
+                    figures |= {f"{key}_at_{load.name}": median(one[key] for one in slices) for key in slices[0]}
                 figures |= _at_rest(program, running, hello, _most_at_rest(broker, at_rest))
             for way in ("send", "take"):
                 for count in BULK_CONNECTIONS:
@@ -61,11 +83,11 @@ def run(broker: Broker, *, at_rest: int = AT_REST, bulk_bytes: int = BULK_BYTES,
 
 
 def _slice(
-    program: Traffic, running: Running, direct_port: int, hello: Path, count: int, rounds: int
+    program: Traffic, running: Running, direct_port: int, hello: Path, load: Load, rounds: int
 ) -> dict[str, Any]:
-    direct = program.ping(direct_port, hello, count, rounds)
+    direct = program.rounds(direct_port, hello, load.connections, rounds, load.rate)
     before_ns = running.cpu_ns()
-    through = program.ping(running.port, hello, count, rounds)
+    through = program.rounds(running.port, hello, load.connections, rounds, load.rate)
     figures = {"cpu_us_per_round": (running.cpu_ns() - before_ns) / 1000 / rounds}
     for quantile in ("p50_us", "p99_us"):
         figures[f"direct_{quantile}"], figures[f"through_{quantile}"] = direct[quantile], through[quantile]

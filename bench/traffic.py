@@ -33,9 +33,14 @@ class Traffic:
         """Connect, say, read a byte and the end: seconds in all, and the time to the first byte."""
         return self._asked("visit", port, openings, threads, count)
 
-    def ping(self, port: int, openings: Path, connections: int, rounds: int) -> dict[str, float]:
-        """64 bytes there and back in a closed loop on each connection: seconds in all, and the time of a round."""
-        return self._asked("ping", port, openings, connections, rounds)
+    def rounds(
+        self, port: int, openings: Path, connections: int, rounds: int, rate: int | None = None
+    ) -> dict[str, float]:
+        """64 bytes there and back: seconds in all, and the time of a round. In a closed loop on each connection; or so
+        many per second over all of them, each counted from when it was due."""
+        if rate is None:
+            return self._asked("ping", port, openings, connections, rounds)
+        return self._asked("pace", port, openings, connections, rounds, rate)
 
     def bulk(self, way: str, port: int, openings: Path, connections: int, size_bytes: int) -> dict[str, float]:
         """`send` to a sink or `take` from a source so many bytes over all connections: seconds in all."""

@@ -6,6 +6,7 @@
  *   traffic serve  WHERE stream|datagram WORK          WORK: one=LETTER, echo, sink=BYTES, source=BYTES
  *   traffic visit  ADDRESS PORT OPENINGS THREADS COUNT  connect, say an opening, read one byte and the end
  *   traffic ping   ADDRESS PORT OPENINGS CONNECTIONS ROUNDS   64 bytes there and back, on established connections
+ *   traffic pace   ADDRESS PORT OPENINGS CONNECTIONS ROUNDS RATE   the same, so many rounds per second over all of them
  *   traffic hold   ADDRESS PORT OPENINGS CONNECTIONS    establish, say so, and echo on each again at each line of stdin
  *   traffic send   ADDRESS PORT OPENINGS CONNECTIONS BYTES    BYTES to a sink in all, until it says that it has them
  *   traffic take   ADDRESS PORT OPENINGS CONNECTIONS BYTES    BYTES from a source in all
@@ -25,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -356,6 +358,59 @@ static int ping(int connections, uint64_t rounds) {
     return 0;
 }
 
+/* Rounds that are under way on one connection, by when they were due: an echo is in order. */
+#define UNDER_WAY 4096
+struct lane {
+    int client;
+    uint32_t said, heard;
+    uint64_t due_ns[UNDER_WAY];
+};
+
+/* At a rate that leaves processors idle. A round counts from when it was due, whatever was late: else who is slow would be
+ * asked less (coordinated omission). */
+static int pace(int connections, uint64_t rounds, uint64_t rate) {
+    int poller = epoll_create1(0);
+    struct lane *lanes = calloc((size_t)connections, sizeof *lanes);
+    uint32_t *took_ns = malloc(rounds * sizeof *took_ns);
+    uint64_t begun = 0, over = 0;
+    char token[ROUND_BYTES], back[ROUND_BYTES];
+    struct epoll_event ready[64];
+    if (rate < 1) fail("the rate");
+    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+    for (int place = 0; place < connections; place++) {
+        lanes[place].client = established(place % 8);
+        struct epoll_event wanted = {.events = EPOLLIN, .data.u32 = (uint32_t)place};
+        if (epoll_ctl(poller, EPOLL_CTL_ADD, lanes[place].client, &wanted) < 0) fail("epoll_ctl");
+    }
+    uint64_t started_ns = now_ns();
+    while (over < rounds) {
+        uint64_t now = now_ns(), due_ns = 0;
+        for (; begun < rounds; begun++) {
+            due_ns = started_ns + begun * 1000000000u / rate;
+            if (due_ns > now) break;
+            struct lane *lane = &lanes[begun % (uint64_t)connections];
+            if (lane->said - lane->heard == UNDER_WAY) fail("rounds under way");
+            lane->due_ns[lane->said++ % UNDER_WAY] = due_ns;
+            fill(token, begun % (uint64_t)connections);
+            if (!say(lane->client, token, sizeof token)) fail("send");
+        }
+        uint64_t nap_ns = begun < rounds ? due_ns - now : (uint64_t)PATIENCE_S * 1000000000u;
+        struct timespec nap = {.tv_sec = (time_t)(nap_ns / 1000000000u), .tv_nsec = (long)(nap_ns % 1000000000u)};
+        int count = epoll_pwait2(poller, ready, 64, &nap, NULL);
+        if (count < 0 || (count == 0 && begun == rounds)) fail("an echo in time");
+        for (int number = 0; number < count && over < rounds; number++) {
+            struct lane *lane = &lanes[ready[number].data.u32];
+            hear(lane->client, back, sizeof back);
+            uint64_t heard_ns = now_ns();
+            fill(token, ready[number].data.u32);
+            if (memcmp(token, back, sizeof back) != 0) fail("the echo of a round");
+            took_ns[over++] = (uint32_t)(heard_ns - lane->due_ns[lane->heard++ % UNDER_WAY]);
+        }
+    }
+    report(took_ns, rounds, now_ns() - started_ns);
+    return 0;
+}
+
 static int hold(int connections) {
     int *clients = calloc((size_t)connections, sizeof *clients);
     char token[ROUND_BYTES], back[ROUND_BYTES], line[16];
@@ -443,6 +498,7 @@ int main(int count, char **words) {
     is_sending = strcmp(role, "send") == 0;
     if (strcmp(role, "visit") == 0) return visits(connections, most);
     if (strcmp(role, "ping") == 0) return ping(connections, most);
+    if (strcmp(role, "pace") == 0) return pace(connections, most, count > 7 ? strtoull(words[7], NULL, 10) : 0);
     if (strcmp(role, "hold") == 0) return hold(connections);
     return bulk(connections, most);
 }

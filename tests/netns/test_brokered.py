@@ -57,7 +57,16 @@ def test_on_epoll_it_is_the_hard_limit_of_descriptors_that_bounds(tmp_path: Path
     ("options", "figures"),
     [
         (("broker", "--connections", "100"), ("cpu_us_per_connection_at_8", "connections_per_s_at_64")),
-        (("relay", "--quick"), ("through_p50_us_at_64", "send_gb_per_s_at_8", "take_gb_per_s_at_1", "at_rest")),
+        (
+            ("relay", "--quick"),
+            (
+                "through_p50_us_at_64",
+                "added_p99_us_at_64, 20,000/s",
+                "send_gb_per_s_at_8",
+                "take_gb_per_s_at_1",
+                "at_rest",
+            ),
+        ),
         (("many", "--quick", "--services", "2000"), ("few_p50_us", "all_p50_us", "many_ready_ms")),
     ],
 )
@@ -100,7 +109,7 @@ def test_a_wrong_echo_and_a_client_without_a_service_are_errors(tmp_path: Path) 
             pytest.raises(RuntimeError, match="echo"),
         ):
             # It says one byte where the whole opening has to come back.
-            program.ping(port, hello, 1, 1)
+            program.rounds(port, hello, 1, 1)
 
 
 def test_hellos_of_one_length_differ_in_nothing_but_the_name(tmp_path: Path) -> None:
