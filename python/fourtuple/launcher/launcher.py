@@ -33,6 +33,8 @@ MOST_STARTING = 16
 MOST_RUNNING = 10_000
 _LOOKS_S = (0.0005, 0.05)
 """How often a start is looked at that nobody has news of: soon at first, rarer the longer it takes."""
+_LOOKS_FOR_HEIRS = 3
+"""Each may miss one that ends at that moment; those that fork away do so twice (daemon(7))."""
 _KILL_PATIENCE_S = 10.0
 """Who is not gone so long after SIGKILL waits in the kernel (state D), and is left to it."""
 _MOST_LOOK_S = 0.01
@@ -519,14 +521,19 @@ class Launcher:
         """Whether a process goes on in the place of the first, which has ended with status 0 and may do so."""
         if not unit.template.forks or unit.status.result() != 0:
             return False
-        heirs = [pid for pid, mark in self._orphans().items() if mark == unit.mark and processes.is_alive(pid)]
-        if not heirs:
+        # One that has forked away as well may end between being listed and being looked at: its child is ours by then,
+        # and in the next list.
+        looks = (self._heirs(unit) for _ in range(_LOOKS_FOR_HEIRS))
+        if (heirs := next(filter(None, looks), None)) is None:
             return False
         unit.pid = min(heirs)
         unit.pidfd = os.pidfd_open(unit.pid)
         unit.status = self._loop.create_future()
         self._watch(unit)
         return True
+
+    def _heirs(self, unit: _Unit) -> list[int]:
+        return [pid for pid, mark in self._orphans().items() if mark == unit.mark and processes.is_alive(pid)]
 
     async def _end(self, unit: _Unit) -> None:
         status = unit.status.result()
