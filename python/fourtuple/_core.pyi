@@ -22,6 +22,7 @@ __all__ = [
     "sniff",
     "spawn",
     "uring_abilities",
+    "version",
 ]
 
 _ServiceRow: TypeAlias = tuple[str, str, str, int | None, int | None, int | None, int | None, str | None]
@@ -241,6 +242,7 @@ def counters() -> list[tuple[str, str, str]]:
 def reasons() -> list[str]:
     """Every name that a snapshot's reasons may have."""
 
+def version() -> str: ...
 def uring_abilities() -> dict[str, bool]:
     """What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring."""
 

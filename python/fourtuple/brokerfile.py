@@ -549,7 +549,7 @@ def _choices(of: type[_Table], key: _Key) -> list[str]:
         if isinstance(part, str):
             wanted = next(field.type for field in msgspec.structs.fields(wanted) if field.name == part)
         # What is behind `| None`, and what a list has in it.
-        while isinstance(wanted, UnionType) or get_origin(wanted) is tuple and isinstance(part, int):
+        while isinstance(wanted, UnionType) or (get_origin(wanted) is tuple and isinstance(part, int)):
             wanted, part = get_args(wanted)[0], ""
     return [repr(getattr(one, "value", one)) for one in get_args(wanted) or wanted]
 

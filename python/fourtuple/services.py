@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
-import idna
-
 from fourtuple.errors import BadConfig
 from fourtuple.tuples import Endpoint
 
@@ -239,6 +237,9 @@ class Outcome:
 
 def _encoded(text: str, path: str) -> str:
     """A-labels for labels of other scripts; the others stay, for underscores are no IDNA."""
+    # Few need it, and nobody is to wait for its tables.
+    import idna
+
     try:
         mapped = idna.uts46_remap(text, std3_rules=False, transitional=False)
         return ".".join(

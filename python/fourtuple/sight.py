@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from fourtuple.control.processes import view
 from fourtuple.control.verbs import (
@@ -27,7 +26,7 @@ from fourtuple.control.verbs import (
     Top,
     Upgrade,
 )
-from fourtuple.engine import Engine, Phase, Snapshot
+from fourtuple.engine import PROGRAM_VERSION, Engine, Phase, Snapshot
 from fourtuple.errors import BadConfig
 from fourtuple.metrics import COUNTERS
 from fourtuple.questions import Question
@@ -56,7 +55,7 @@ class Sight:
         self.survey = Survey(engine, listeners)
         """Is to hear the engine's questions (`follow`, or its `heard`)."""
         self._draining = False
-        self.version = installed_version()
+        self.version = PROGRAM_VERSION
 
     def follow(self, others: Callable[[Question], None] = _unheard) -> None:
         """Take the engine's questions, from now on and in this event loop; `others` gets what is not the survey's."""
@@ -188,14 +187,6 @@ class Sight:
         if not now.running:
             return "ended"
         return "draining" if self._draining or now.phase is Phase.CLOSING else "serving"
-
-
-def installed_version() -> str:
-    """Of this package."""
-    try:
-        return version("fourtuple")
-    except PackageNotFoundError:
-        return "0"
 
 
 def _reasons(now: Snapshot) -> dict[str, int]:

@@ -76,8 +76,6 @@ AS_NOBODY = f"""
 import os, sys
 import fourtuple.cli.commands, fourtuple.cli.serve, fourtuple.supervisor.life, fourtuple.supervisor.surroundings
 from fourtuple.cli.main import main
-from fourtuple.sight import installed_version
-installed_version()
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 sys.exit(main(sys.argv[1:]))
 """

@@ -27,7 +27,7 @@ mod _core {
         counters, reasons,
         sniff::{probes, refusals, sniff},
         spawn::spawn,
-        uring_abilities,
+        uring_abilities, version,
         workers::Workers,
     };
 }
@@ -42,6 +42,12 @@ fn counters() -> Vec<(&'static str, &'static str, &'static str)> {
 #[pyfunction]
 fn reasons() -> Vec<&'static str> {
     [fourtuple_engine::speech::REASONS, fourtuple_tls::REASONS].concat()
+}
+
+/// Of the whole program: the Python around this is of the same.
+#[pyfunction]
+const fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
 }
 
 /// What io_uring can do here, each ability tried and not guessed; raises where there is no io_uring.

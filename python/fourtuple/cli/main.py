@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; an error is one line on standard error, never a traceback."""
     try:
         typed = list(sys.argv[1:] if arguments is None else arguments)
-        return _by_typer(typed or ["--help"])
+        status = _served(typed[1:]) if typed[:1] == ["serve"] else None
+        return _by_typer(typed or ["--help"]) if status is None else status
     except BadConfig as problem:
         return _complain(str(problem), Exit.USAGE)
     except FourtupleError as problem:
@@ -26,6 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Exit.INTERRUPTED
     except OSError as problem:
         return _complain(f"input or output failed: {problem.strerror or problem}", Exit.OUTPUT)
+
+
+def _served(words: Sequence[str]) -> int | None:
+    """The exit status of `serve` with these words; None if they are not plainly its options."""
+    from fourtuple.cli.serving import Options, serve
+
+    options = Options.plain(words)
+    return None if options is None else serve(options)
 
 
 def _by_typer(typed: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from fourtuple.engine.configs import (
 )
 from fourtuple.engine.engine import (
     CONNECTIONS_PER_WORKER,
+    PROGRAM_VERSION,
     SECURED_PER_WORKER,
     Engine,
     raise_soft_descriptors,
@@ -41,6 +42,7 @@ __all__ = [
     "PATTERN_BYTES",
     "PATTERN_ENDS",
     "PROBES",
+    "PROGRAM_VERSION",
     "PROTOCOLS",
     "SECURED_PER_WORKER",
     "BrokerConfig",

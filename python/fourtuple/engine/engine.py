@@ -40,7 +40,10 @@ CONNECTIONS_PER_WORKER = 1_000
 """Below this many connections another worker costs more than it brings."""
 SECURED_PER_WORKER = 50
 """The same where each connection costs a TLS handshake."""
-_GLANCE_S = 0.01
+PROGRAM_VERSION = _core.version()
+"""Of the program that runs; what is installed may have become another."""
+_GLANCES_S = (0.0005, 0.01)
+"""Between two looks, the first and the longest."""
 
 
 class Engine:
@@ -233,13 +236,14 @@ class Engine:
     def wait_for(self, predicate: Callable[[Snapshot], bool], timeout_s: float) -> Snapshot:
         """The first snapshot of which `predicate` is true; TimeoutError or EngineStopped if there will be none."""
         seconds("timeout_s", timeout_s, 0)
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s, glance_s = time.monotonic() + timeout_s, _GLANCES_S[0]
         while not predicate(now := self.snapshot()):
             if not now.running:
                 raise EngineStopped("; ".join(now.errors) or f"the engine was done before ({_in_short(now)})")
             if time.monotonic() >= deadline_s:
                 raise TimeoutError(f"not within {timeout_s:g} s ({_in_short(now)})")
-            time.sleep(_GLANCE_S)
+            time.sleep(glance_s)
+            glance_s = min(2 * glance_s, _GLANCES_S[1])
         return now
 
     def __enter__(self) -> Self:

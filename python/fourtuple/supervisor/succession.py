@@ -14,9 +14,9 @@ import json
 import os
 import signal
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from typing import NoReturn
 
+from fourtuple.engine import PROGRAM_VERSION
 from fourtuple.errors import BadConfig, EngineStopped
 from fourtuple.supervisor.channel import Fields
 
@@ -87,16 +87,11 @@ class Estate:
             if fields["version"] != VERSION:
                 raise BadConfig("estate", f"is of version {fields['version']}, and {VERSION} is understood")
             estate = cls(**fields)
-            if estate.only_version not in ("", program_version()):
+            if estate.only_version not in ("", PROGRAM_VERSION):
                 raise BadConfig("estate", f"is for version {estate.only_version} of the program, not another")
             return estate
         except (ValueError, TypeError, KeyError) as error:
             raise BadConfig("estate", f"is not understood: {error}") from None
-
-
-def program_version() -> str:
-    """As it is installed now, which may be another than what runs."""
-    return metadata.version("fourtuple")
 
 
 async def check(executable: str, estate: Estate) -> None:

@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 from fourtuple import confinement
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.control.verbs import Upgrade
+from fourtuple.engine import PROGRAM_VERSION
 from fourtuple.errors import EngineStopped, FourtupleError
 from fourtuple.launcher import Launcher
 from fourtuple.launcher.launcher import MOST_RUNNING
@@ -34,7 +35,7 @@ from fourtuple.supervisor.ebb import Surplus
 from fourtuple.supervisor.listeners import Listeners
 from fourtuple.supervisor.plugins import Plugin, Plugins
 from fourtuple.supervisor.spec import Spec
-from fourtuple.supervisor.succession import Estate, check, hand_over, program_version
+from fourtuple.supervisor.succession import Estate, check, hand_over
 from fourtuple.supervisor.wakes import WakeRules, Wakes
 from fourtuple.templates import Template
 
@@ -47,7 +48,6 @@ _GLANCE_S = 0.5
 _LAST_WORDS_S = 5.0
 _SERVICES_PER_MESSAGE = 64
 """That are named in it; a question about use names as many as this alone."""
-_RUNNING_VERSION = program_version()
 _AGAIN_S = 0.2
 _LATER_S = 0.2
 """Until who has asked for it has its answer."""
@@ -511,7 +511,7 @@ class Supervisor:
         """For this very program: whatever may have been installed meanwhile, nobody has asked for it."""
         if self.upgraded.state == "running":
             raise EngineStopped("an upgrade has begun")
-        return replace(self.estate(), only_version=_RUNNING_VERSION, renews=True, upgraded=asdict(self.upgraded))
+        return replace(self.estate(), only_version=PROGRAM_VERSION, renews=True, upgraded=asdict(self.upgraded))
 
     async def _leave(self, executable: str, around: Around, *, is_own: bool = False) -> NoReturn:
         """Let the program take this one's place; raises EngineStopped if it cannot."""
