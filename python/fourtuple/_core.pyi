@@ -306,6 +306,9 @@ class Registry:
     def sizes(self) -> _Sizes:
         """How large it is."""
 
+    def reach(self) -> tuple[list[str], list[int], bool]:
+        """Where the targets of all services lie: folders of unix sockets, TCP ports, whether any name is abstract."""
+
     @property
     def version(self) -> int:
         """Number of the last transaction of any process."""

@@ -6,15 +6,17 @@ import errno
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fourtuple.brokerfile import BrokerFile
-from fourtuple.confinement import Confinement, Identity, StepName, landlock, outside, plan, reach_of
+from fourtuple.confinement import Confinement, Identity, StepName, landlock, outside, plan, reach_of, reach_of_registry
 from fourtuple.confinement.connecting import MARK
 from fourtuple.confinement.model import MOST_FOLDERS, _together
 from fourtuple.confinement.seccomp import CALLS, Call, left, program
@@ -316,3 +318,43 @@ def test_very_many_folders_become_few() -> None:
 
 def test_targets_that_are_no_place() -> None:
     assert reach_of(["service:shop", "unix:/socket", "unix:/{label}"]).folders == {"/"}
+
+
+_LABEL = st.text("abcx-", min_size=1, max_size=3).filter(lambda text: text.strip("-") == text)
+_SERVICES = st.lists(
+    st.builds(
+        lambda name, target, wide_port, options: Service(
+            name=name, target=target.replace("NAME", name), wide_port=wide_port, **options
+        ),
+        name=_LABEL,
+        target=st.one_of(
+            st.builds("unix:/{}NAME/{}".format, st.sampled_from(("", "run/", "run/x")), _LABEL),
+            st.builds("unix:/{}{}".format, st.sampled_from(("", "run/", "run/x/y/")), st.sampled_from(("NAME", "é.s"))),
+            st.just("unix:@NAME"),
+            st.builds("tcp:{}:{}".format, st.sampled_from(("10.0.0.1", "[::1]", "db.x")), st.integers(1, 65_535)),
+        ),
+        wide_port=st.none(),
+        options=st.fixed_dictionaries(
+            {},
+            optional={
+                "patience_ms": st.integers(0, 9),
+                "connections": st.integers(1, 9),
+                "start": st.sampled_from(("a", "long-name")),
+            },
+        ),
+    ),
+    unique_by=lambda service: service.name,
+    max_size=8,
+)
+
+
+@given(services=_SERVICES, has_wide_ports=st.booleans())
+def test_the_reach_of_a_registry_is_that_of_its_targets(services: list[Service], has_wide_ports: bool) -> None:
+    if has_wide_ports:
+        services = [replace(service, wide_port=number) for number, service in enumerate(services, 1)]
+    routes = [Route(match=Match(name="*.pg"), to="unix:/pg/{label}"), Route(match=Match(name="x.y"), to="tcp:[::2]:7")]
+    with TemporaryDirectory(prefix="fourtuple-test-") as folder, Registry(Path(folder) / "store") as registry:
+        registry.add(services)
+        registry.add_routes(routes)
+        expected = reach_of([service.target for service in services] + [route.to for route in routes])
+        assert reach_of_registry(registry) == expected

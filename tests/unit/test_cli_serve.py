@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import typer
 
-from fourtuple.cli import main, serve, serving
+from fourtuple.cli import main, serving
 from fourtuple.cli.commands import application
+from fourtuple.cli.load import CarrierOption
 from fourtuple.cli.serving import Options
 
 
@@ -89,7 +90,7 @@ def test_each_option_has_one_name_and_one_default() -> None:
         assert f"--{name.replace('_', '-')}" in one.opts
         assert one.default == getattr(Options(), name)
     assert [name for name, one in declared.items() if "-c" in one.opts] == ["config"]
-    assert tuple(serve.CarrierOption) == serving.CARRIERS
+    assert tuple(CarrierOption) == serving.CARRIERS
 
 
 def test_an_error_of_the_plain_way_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

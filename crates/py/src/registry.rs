@@ -209,6 +209,13 @@ impl Registry {
         Ok(row)
     }
 
+    /// Where the targets of all services lie: folders of unix sockets, TCP ports, whether any name is abstract.
+    fn reach(&self, py: Python<'_>) -> PyResult<(Vec<String>, Vec<u16>, bool)> {
+        let store = self.opened()?;
+        let found = detached(py, || store.reader()?.reach())?;
+        Ok((found.folders.into_iter().collect(), found.ports, found.is_abstract))
+    }
+
     /// Number of the last transaction of any process.
     #[getter]
     fn version(&self) -> PyResult<u64> {

@@ -12,6 +12,7 @@ mod failure;
 #[cfg(fuzzing)]
 pub mod file;
 mod name;
+mod reach;
 mod record;
 mod resolve;
 mod route;
@@ -22,6 +23,7 @@ mod target;
 pub use batch::{Batch, Counts, Mode};
 pub use failure::{Error, Result};
 pub use name::{MOST_NAME_BYTES, Name, Pattern};
+pub use reach::Reach;
 pub use record::{Delivery, Options, Service, Start};
 pub use resolve::{Outcome, Resolved, Seen};
 pub use route::{Conditions, PATTERN, PLUGIN, PROTOCOLS, Prefix, Route, Wanted};

@@ -278,6 +278,30 @@ pub(crate) fn wide_port(value: &[u8]) -> Option<u32> {
     if head & WIDE_PORT == 0 { None } else { take(&mut rest).map(u32::from_be_bytes) }
 }
 
+/// Of an encoded service what says where it lies, as it is encoded.
+pub(crate) enum Lying<'a> {
+    /// A unix path or name, with a NUL for the service's own name.
+    Path(&'a [u8]),
+    /// Of an address or a name.
+    Port(u16),
+}
+
+/// Where an encoded service lies, without decoding the rest; None if no `encode` wrote it.
+pub(crate) fn lying(value: &[u8]) -> Option<Lying<'_>> {
+    let mut rest = value;
+    let [head] = take(&mut rest)?;
+    if head & WIDE_PORT != 0 {
+        take::<4>(&mut rest)?;
+    }
+    if head & OPTIONS != 0 {
+        Options::decode(&mut rest)?;
+    }
+    match head & KIND {
+        UNIX => Some(Lying::Path(rest)),
+        _ => take(&mut rest).map(u16::from_be_bytes).map(Lying::Port),
+    }
+}
+
 /// What delivery, target and options say together.
 pub(crate) fn coherent(target: &Target, delivery: Delivery, options: &Options) -> Result<()> {
     if delivery == Delivery::Handoff && !matches!(target, Target::Unix(_)) {

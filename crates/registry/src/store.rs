@@ -21,6 +21,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, With
 use crate::batch::{Batch, Mode};
 use crate::failure::{Error, Result};
 use crate::name::Name;
+use crate::reach::{Reach, Walk};
 use crate::record::{Service, wide_port};
 use crate::route::{Conditions, MOST_PER_ANCHOR, RANK_BYTES, Route};
 
@@ -340,6 +341,17 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Where the targets of all services lie.
+    pub fn reach(&self) -> Result<Reach> {
+        let mut walk = Walk::new();
+        for row in self.store.services.iter(&self.txn).map_err(|error| self.store.failed(error))? {
+            let (key, value) = row.map_err(|error| self.store.failed(error))?;
+            let name = || String::from_utf8_lossy(key).into_owned();
+            walk.look(key, value).ok_or_else(|| self.damaged(format!("service {} cannot be read", name())))?;
+        }
+        Ok(walk.end())
     }
 
     /// Routes in the order of their precedence, until `each` says false.

@@ -220,7 +220,9 @@ def plan(
     whether it is to have io_uring, which goes all the same where the sandbox is required and a ring would reach out of
     it.
     """
-    table, reach = file.confine, reach_of(targets(file, registry))
+    table, reach = file.confine, reach_of(targets(file, None))
+    if registry is not None:
+        reach |= reach_of_registry(registry)
     # What is tried without being configured: one name of each listener's own port is nothing to connect to.
     bind = () if inherited else (int(listener.address.rpartition(":")[2]) for listener in file.listen)
     every = frozenset(StepName)
@@ -265,8 +267,10 @@ def reach_of(targets: Iterable[str]) -> Reach:
 
 
 def reach_of_registry(registry: Registry) -> Reach:
-    """Where the targets of a store lie, now. A million services take about a second."""
-    return reach_of(_targets_of_registry(registry))
+    """Where the targets of a store lie, now: of services and of routes."""
+    folders, ports, abstract = registry.reach()
+    of_services = Reach(folders=frozenset(folders), ports=frozenset(ports), abstract=abstract)
+    return of_services | reach_of(route.to for route in registry.routes())
 
 
 def targets(file: BrokerFile, registry: Registry | None) -> Iterator[str]:

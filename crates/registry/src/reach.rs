@@ -1,0 +1,60 @@
+//! Where the targets of all services lie, in one walk: what a broker that is confined is left (a million take some 0.05 s).
+//!
+//! Decides what of a target counts: the folder of a unix socket, the port of a TCP target, that a name is abstract. Reads
+//! values as they lie in the file, without making services of them.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+
+use crate::record::{self, Lying};
+
+/// Where targets lie.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// That hold unix sockets; of a path with a placeholder, the folder before the first.
+    pub folders: BTreeSet<String>,
+    /// Of TCP targets, in order.
+    pub ports: Vec<u16>,
+    /// Whether any is an abstract unix name.
+    pub is_abstract: bool,
+}
+
+/// While values are looked at.
+pub(crate) struct Walk {
+    found: Reach,
+    /// The bytes of the last folder: most services lie beside another.
+    last: Vec<u8>,
+    ports: Vec<u64>,
+}
+
+impl Walk {
+    pub(crate) fn new() -> Walk {
+        Walk { found: Reach::default(), last: Vec::new(), ports: vec![0; 1 << 10] }
+    }
+
+    /// Look at one service; None if no `encode` wrote it.
+    pub(crate) fn look(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        match record::lying(value)? {
+            Lying::Port(port) => self.ports[usize::from(port >> 6)] |= 1 << (port & 63),
+            Lying::Path([b'@', ..]) => self.found.is_abstract = true,
+            Lying::Path(path) => {
+                let fixed = path.split(|byte| *byte == b'{').next().unwrap_or(path);
+                let folder = &fixed[..fixed.iter().rposition(|byte| *byte == b'/')?];
+                // A NUL stands for the name, which has no slash.
+                if folder != self.last || folder.is_empty() || folder.contains(&0) {
+                    self.last.clear();
+                    self.last.extend(folder);
+                    let text = String::from_utf8_lossy(folder).replace('\0', std::str::from_utf8(key).ok()?);
+                    self.found.folders.insert(if text.is_empty() { "/".to_owned() } else { text });
+                }
+            }
+        }
+        Some(())
+    }
+
+    pub(crate) fn end(mut self) -> Reach {
+        const ALL: RangeInclusive<u16> = 0..=u16::MAX;
+        self.found.ports = ALL.filter(|port| self.ports[usize::from(port >> 6)] & 1 << (port & 63) != 0).collect();
+        self.found
+    }
+}
