@@ -76,6 +76,8 @@ AS_NOBODY = f"""
 import os, sys
 import fourtuple.cli.commands, fourtuple.cli.serve, fourtuple.supervisor.life, fourtuple.supervisor.surroundings
 from fourtuple.cli.main import main
+from fourtuple.confinement import libraries
+libraries()
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 sys.exit(main(sys.argv[1:]))
 """

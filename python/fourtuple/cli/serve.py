@@ -83,7 +83,7 @@ def serve(
     """Take connections on one port, see which service each means, and hand it over or relay it.
 
     A service that is absent or full is waited for, never dropped at once. SIGTERM or Ctrl-C ends it gracefully; a
-    second one at once.
+    second one at once. SIGHUP has it read the file again, and open its logs anew.
 
     Exit status: 0 ended as asked, 1 a page of --check was not what it should be (or --explain found something missing),
     64 wrong usage or file (or a port that is taken), 69 something is missing.

@@ -179,7 +179,7 @@ async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool, events:
         if source.demonstration is None:
             supervisor.around = around
         # First of all: once it listens, somebody may tell it to end.
-        obey_signals(supervisor)
+        obey_signals(supervisor, around.reopen)
         async with surrounded(supervisor, file, around, say):
             ready = await supervisor.begin()
             systemd.notify(ready=True)

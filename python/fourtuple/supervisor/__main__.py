@@ -81,7 +81,7 @@ async def _live(estate: Estate) -> int:
     except Exception as error:
         raise _NotBegun(f"{type(error).__name__}: {error}") from error
     supervisor.around = around
-    obey_signals(supervisor)
+    obey_signals(supervisor, around.reopen)
     has_handlers()
     if estate.renews:
         supervisor.fork_anew()

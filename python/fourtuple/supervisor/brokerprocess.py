@@ -20,6 +20,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+# For names of other scripts (`services`): once confined, this process may not be able to read it.
+import idna  # noqa: F401
+
 from fourtuple import confinement
 from fourtuple.broker import running, summary
 from fourtuple.brokerfile import BrokerFile

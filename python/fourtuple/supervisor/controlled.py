@@ -135,7 +135,7 @@ class Control:
     async def reload(self) -> None:
         try:
             self._supervisor.begin_reload()
-        except (BadConfig, OSError) as error:
+        except (BadConfig, EngineStopped, OSError) as error:
             raise Refused("invalid", str(error), remedy="what was there before still holds") from None
 
     # ---- inside ------------------------------------------------------------------------------------------------------

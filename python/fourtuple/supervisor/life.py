@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from fourtuple.errors import EngineStopped
+from fourtuple import systemd
+from fourtuple.errors import EngineStopped, FourtupleError
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.supervisor import Supervisor
 
@@ -29,11 +33,60 @@ class Shown:
     """Between two lines; 0 is the last line alone."""
 
 
-def obey_signals(supervisor: Supervisor) -> None:
-    """SIGTERM and SIGINT end it gracefully from now on, a second one at once."""
+def obey_signals(supervisor: Supervisor, reopen: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT end it gracefully from now on, a second one at once. SIGHUP has it read its file again, and
+    write its logs into files of their names: `reopen` opens those of this process."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.end, supervisor.spec.grace_s)
+    loop.add_signal_handler(signal.SIGHUP, _HangUp(supervisor, reopen).come)
+
+
+class _HangUp:
+    """SIGHUP: somebody wants the file read again; or the terminal is gone, and with it who has started this."""
+
+    def __init__(self, supervisor: Supervisor, reopen: Callable[[], None]) -> None:
+        self._supervisor, self._reopen = supervisor, reopen
+        self._had_terminal = _has_terminal()
+        self._is_wanted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def come(self) -> None:
+        supervisor = self._supervisor
+        if supervisor.is_ending:
+            return
+        if self._had_terminal and not _has_terminal():
+            return supervisor.end(supervisor.spec.grace_s)
+        # However often it comes meanwhile, it is done once more.
+        self._is_wanted = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._reload())
+            supervisor.keep_task(self._task)
+
+    async def _reload(self) -> None:
+        while self._is_wanted:
+            self._is_wanted = False
+            with suppress(OSError):
+                systemd.notify(reloading=True)
+            try:
+                self._reopen()
+                renewed = self._supervisor.begin_reload()
+            except (FourtupleError, OSError) as error:
+                print(f"fourtuple serve: {error}", file=sys.stderr, flush=True)
+                # What was there before still holds; the log of connections is the broker process's.
+                renewed = self._supervisor.begin_renewal()
+            await renewed
+            with suppress(OSError):
+                systemd.notify(ready=True)
+
+
+def _has_terminal() -> bool:
+    """Whether there is one that may send SIGHUP when it goes."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def live(

@@ -205,7 +205,9 @@ class Supervisor:
 
     async def begin(self) -> Fields:
         """Start the first broker process; what it says when it is ready. Raises EngineStopped with its reason."""
-        return await self._replace(BrokerChild.forked(self._hear))
+        # Whoever wants another one meanwhile waits for this one.
+        async with self._replacing:
+            return await self._replace(BrokerChild.forked(self._hear))
 
     async def run(self) -> None:
         """Serve until `end`, then until all has ended."""
@@ -383,7 +385,7 @@ class Supervisor:
             if (folders := confinement.moved(report)) and not self.is_ending:
                 self._fresh_s = time.monotonic()
                 self._log("broker_renewed", pid=broker.pid, why=", ".join(folders))
-                self.keep_task(asyncio.create_task(self._renew()))
+                self.begin_renewal()
 
     async def _renew(self, broker: BrokerChild | None = None) -> None:
         try:
@@ -557,18 +559,32 @@ class Supervisor:
             **rest,
         )
 
-    def begin_reload(self) -> None:
-        """Read the file again; raises BadConfig, and nothing has changed, if it cannot be used. What listens elsewhere
-        or has other workers needs a new start."""
-        file = BrokerFile.read(self.spec.path)
+    def begin_reload(self) -> asyncio.Task[None]:
+        """Read the file again, and let a broker process follow that has; raises BadConfig or EngineStopped, and nothing
+        has changed, if it cannot be used. What listens elsewhere or has other workers needs a new start."""
+        if self.spec.demonstration is None:
+            try:
+                self._read_again()
+            except (FourtupleError, OSError) as error:
+                self._log("reloaded", config=self.spec.named, why=str(error))
+                raise
+            self._log("reloaded", config=self.spec.named)
+        return self.begin_renewal()
+
+    def _read_again(self) -> None:
+        data = BrokerFile.bytes_of(self.spec.path)
+        file = BrokerFile.parse(data, self.spec.named)
         if {table.endpoint for table in file.listen} != set(self.listeners.endpoints):
             raise EngineStopped("the file has other listeners; those need a new start")
-        text = self.spec.path.read_text()
-        self.spec = replace(self.spec, text=text)
+        self.spec = replace(self.spec, text=data.decode())
         self.launcher.replace(file.templates)
         self.dormancy.replace({template.name: template for template in file.templates})
-        self._log("reloaded", config=self.spec.named)
-        self.keep_task(asyncio.create_task(self._renew()))
+
+    def begin_renewal(self) -> asyncio.Task[None]:
+        """Let another broker process follow the one that accepts; done when it has, or has said why not."""
+        task = asyncio.create_task(self._renew())
+        self.keep_task(task)
+        return task
 
 
 async def _asked(broker: BrokerChild, kind: str, descriptors: list[int]) -> None:

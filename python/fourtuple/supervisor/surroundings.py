@@ -99,6 +99,11 @@ class Surroundings:
         if self.services is not None:
             self.services.close()
 
+    def reopen(self) -> None:
+        """Write events into a file of their name: the one before may have been moved away (logrotate)."""
+        if self.events is not None:
+            self.events.reopen()
+
     def stay(self) -> None:
         """The control socket is heard again."""
         if self.opened is not None:
