@@ -61,7 +61,7 @@ def test_on_epoll_it_is_the_hard_limit_of_descriptors_that_bounds(tmp_path: Path
             ("relay", "--quick"),
             (
                 "through_p50_us_at_64",
-                "added_p99_us_at_64, 20,000/s",
+                "through_p99_us_at_64, 20,000/s",
                 "send_gb_per_s_at_8",
                 "take_gb_per_s_at_1",
                 "at_rest",

@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from tests.netns import test_succession as succession
 from tests.netns.brokering import PATIENCE_S, SERVE, free_port, process, wait_for
+from tests.netns.waking import command_of
 
 NAMES = ("one.example", "two.example")
 
@@ -122,3 +126,26 @@ def test_a_terminal_that_is_gone_ends_it(tmp_path: Path) -> None:
     while Path(f"/proc/{supervisor}").exists():
         assert time.monotonic() < until_s
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.2, 0.4, 0.6])
+def test_a_reload_in_the_midst_of_an_upgrade_leaves_no_process(tmp_path: Path, later_s: float) -> None:
+    told = tmp_path / "events"
+    with succession.broker(tmp_path) as (port, client, started):
+        client.ask("POST", "/v1/upgrade", {})
+        time.sleep(later_s)
+        started.send_signal(signal.SIGHUP)
+        assert succession.upgraded(client)["state"] == "done"
+        wait_for(lambda: bool(events(told, "reloaded")))
+        assert succession.asked(port)
+
+        def is_one_broker_left() -> bool:
+            try:
+                programs = [command_of(pid) for pid in succession.children(started.pid)]
+            except FileNotFoundError:
+                return False
+            # One that has ended and is waited for by nobody has no arguments.
+            return sum("--broker" in words for words in programs) == 1 and [] not in programs
+
+        wait_for(is_one_broker_left)
+        assert succession.asked(port)

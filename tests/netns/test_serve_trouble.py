@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from bench.waiting import children
 from fourtuple.cli import Exit
 from fourtuple.errors import LimitReached
 from fourtuple.lab import namespaces
@@ -76,8 +77,6 @@ AS_NOBODY = f"""
 import os, sys
 import fourtuple.cli.commands, fourtuple.cli.serve, fourtuple.supervisor.life, fourtuple.supervisor.surroundings
 from fourtuple.cli.main import main
-from fourtuple.confinement import libraries
-libraries()
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 sys.exit(main(sys.argv[1:]))
 """
@@ -163,9 +162,13 @@ def test_a_full_descriptor_table_costs_no_processor_and_is_over_with_its_clients
     with ExitStack() as stack:
         broker = stack.enter_context(process(*command, "--patience", "60", before=few))
         wait_for(lambda: listens(port) or broker.poll() is not None)
+        # They come while nobody accepts, so that each worker finds its share of them waiting.
+        (moving,) = children(broker.pid)
+        os.kill(moving, signal.SIGSTOP)
         clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S)) for _ in range(count)]
         for client in clients:
             client.sendall(get("shop.example"))
+        os.kill(moving, signal.SIGCONT)
         # Nobody is there yet: they are held as far as there are descriptors, and the others wait in the backlog.
         time.sleep(1)
         before_s = processor_s(broker.pid)

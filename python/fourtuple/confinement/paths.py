@@ -6,9 +6,9 @@ Decides nothing.
 from __future__ import annotations
 
 import grp
+import os
 import pwd
 import sys
-import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def identity(user: str | None, group: str | None = None) -> Identity | None:
 
 def libraries() -> frozenset[str]:
     """Where Python and this package are read from, by what is imported late: folders, and files of shared objects."""
-    named = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    named = {str(Path(os.__file__).parent)}
     ours = (Path(sys.prefix), Path(sys.base_prefix))
     # Not the folder that a program was started in, which `python -m` puts there, too.
     named |= {path for path in sys.path if any(Path(path).is_relative_to(prefix) for prefix in ours)}

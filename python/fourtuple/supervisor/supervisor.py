@@ -518,8 +518,13 @@ class Supervisor:
     async def _leave(self, executable: str, around: Around, *, is_own: bool = False) -> NoReturn:
         """Let the program take this one's place; raises EngineStopped if it cannot."""
         until_s = time.monotonic() + MOVES_WITHIN_S
-        # A broker process may have ended meanwhile, and all that is said has to be on its way.
-        while self.accepting is None or any(broker.channel.has_more_to_send for broker in self.brokers):
+        # A broker process may have ended meanwhile, one that is only starting would be nobody's, and all that is said
+        # has to be on its way.
+        while (
+            self.accepting is None
+            or self._replacing.locked()
+            or any(broker.channel.has_more_to_send for broker in self.brokers)
+        ):
             if time.monotonic() >= until_s or self.is_ending:
                 break
             await asyncio.sleep(_GLANCE_S / 10)

@@ -137,6 +137,7 @@ impl Epoll {
                 }
             }
         }
+        self.untold = 0;
         while let Some(listener) = self.acceptable.pop_front() {
             if let Err(error) = self.accept_some(core, listener, outbox) {
                 if let Some(entry) = self.listeners.get(&listener.0) {
@@ -172,8 +173,10 @@ impl Epoll {
         for _ in 0..batch {
             let is_full = self.free.is_empty() && self.conns.len() as u32 == self.capacity;
             let in_use = (self.conns.len() - self.free.len()) as u32;
+            // A core that looks at connections looks at these too, once it has been told: a backlog is taken in one turn.
+            let looked_at = self.looked_at + if self.looks { self.untold } else { 0 };
             // One place for it and one for its service, if some are looked at; the first one may always come.
-            if is_full || self.looked_at > 0 && in_use + self.looked_at + 2 > self.descriptors {
+            if is_full || looked_at > 0 && in_use + looked_at + 2 > self.descriptors {
                 // As with a full descriptor table: the connection stays in the queue.
                 return Err(Errno::ENFILE);
             }
@@ -186,6 +189,7 @@ impl Epoll {
                 Err(error) => return Err(error),
             };
             let place = self.settle(socket, OPEN | READABLE)?;
+            self.untold += 1;
             self.queue_read(place);
             let conn = ConnId { index: place, generation: self.conns[place as usize].generation };
             self.tell(core, Event::Accepted { listener, conn, peer }, outbox);

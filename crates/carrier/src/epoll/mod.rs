@@ -46,6 +46,9 @@ pub struct Epoll {
     /// Connections that are looked at. Each may want a descriptor more, for its service, and accept() leaves it: else
     /// whoever waits for a service keeps the one that its service needs.
     looked_at: u32,
+    /// Accepted in this turn, and not counted there yet; and whether they will be.
+    untold: u32,
+    looks: bool,
     clock: Clock,
     /// What cores are told; looked up once per connection read and per round, not per event.
     now: Instant,
@@ -147,6 +150,8 @@ impl Epoll {
             capacity: settings.most_connections,
             descriptors: u32::try_from(descriptors).unwrap_or(u32::MAX),
             looked_at: 0,
+            untold: 0,
+            looks: false,
             clock: Clock::start(),
             now: Instant(0),
             poller,
@@ -322,6 +327,7 @@ impl Epoll {
                 Command::Peek { conn } => {
                     if self.is_open(conn) {
                         let flags = &mut self.conns[conn.index as usize].flags;
+                        self.looks = true;
                         self.looked_at += u32::from(*flags & PEEKING == 0);
                         *flags |= PEEKING;
                         self.queue_read(conn.index);
