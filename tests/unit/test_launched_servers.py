@@ -263,7 +263,9 @@ def test_a_process_per_connection(tmp_path: Path) -> None:
                 while block := one.recv(4_096):
                     heard += block
                 one.close()
+            # The launcher is done with a process a turn of the loop before its connection no longer counts.
             await eventually(lambda: not launcher.services())
+            await eventually(lambda: not any(map(inetd.live, ("shop.example", "other"))))
             with client("broken") as one:
                 one.settimeout(PATIENCE_S)
                 assert await asyncio.to_thread(one.recv, 1) == b""
