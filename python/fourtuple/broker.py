@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from fourtuple.brokerfile import BrokerFile, ListenTable
 from fourtuple.engine import (
@@ -34,8 +35,7 @@ BUFFER_CHUNKS = 2_048
 """Made as needed. A service that reads nothing keeps a buffer or two per connection, and must not starve others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """What a broker may hold, and how long it waits; 0 is no bound."""
 
     most_connections: int = 0

@@ -6,7 +6,7 @@ no time: when a round is due, the load configuration says. The engine plays a di
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fourtuple.errors import BadConfig
 
@@ -20,8 +20,7 @@ MOST_SAID_BYTES = 2_048
 """Of one Say: what a buffer of the engine holds. More is several, which `said` makes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Say:
+class Say(Struct, frozen=True):
     """Send these bytes, at most 2,048; `said` sends more."""
 
     data: bytes
@@ -32,8 +31,7 @@ class Say:
         return ("say", self.data, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Expect:
+class Expect(Struct, frozen=True):
     """Exactly these bytes come."""
 
     data: bytes
@@ -44,8 +42,7 @@ class Expect:
         return ("expect", self.data, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Until:
+class Until(Struct, frozen=True):
     """Anything comes up to and with this mark, at most `most_bytes` in all."""
 
     mark: bytes
@@ -57,8 +54,7 @@ class Until:
         return ("until", self.mark, self.most_bytes, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Skip:
+class Skip(Struct, frozen=True):
     """So many bytes come, whatever they are."""
 
     count: int
@@ -69,8 +65,7 @@ class Skip:
         return ("skip", b"", self.count, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
+class Rest(Struct, frozen=True):
     """What is left of the datagram, whatever it is, nothing included. Only for UDP."""
 
     @property
@@ -79,8 +74,7 @@ class Rest:
         return ("rest", b"", 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Nothing for so long: think time. Neither --answer-timeout nor the answer's latency goes on meanwhile."""
 
     seconds: float
@@ -92,8 +86,7 @@ class Wait:
         return ("wait", b"", whole, int((self.seconds - whole) * 1e9))
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(Struct, frozen=True):
     """A whole HTTP/1.1 response comes (RFC 9112); a status outside of the two, both included, is a refusal."""
 
     least_status: int = 200
@@ -105,8 +98,7 @@ class Response:
         return ("response", b"", self.least_status, self.most_status)
 
 
-@dataclass(frozen=True, slots=True)
-class Upgrade:
+class Upgrade(Struct, frozen=True):
     """The answer to a WebSocket's opening comes: status 101 and this Sec-WebSocket-Accept (RFC 6455 4.1)."""
 
     accept: bytes
@@ -117,8 +109,7 @@ class Upgrade:
         return ("upgrade", self.accept, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(Struct, frozen=True):
     """WebSocket frames come (RFC 6455) until a pong that carries these bytes."""
 
     data: bytes
@@ -137,8 +128,7 @@ def said(data: bytes) -> tuple[Say, ...]:
 Act = Say | Expect | Until | Skip | Rest | Wait | Response | Upgrade | Pong
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dialogue:
+class Dialogue(Struct, frozen=True, kw_only=True):
     """An opening, played once when a connection stands, and a round, played each time that one is due.
 
     dialogue = Dialogue(round=(Say(b"PING\\r\\n"), Expect(b"+PONG\\r\\n")))

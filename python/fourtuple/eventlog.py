@@ -14,10 +14,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from msgspec import Struct
 
 from fourtuple.errors import BadConfig
 
@@ -27,8 +28,7 @@ MOST_TEXT = 1_000
 FLUSH_EVERY_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """One row of EVENTS."""
 
     name: str

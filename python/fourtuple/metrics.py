@@ -6,11 +6,10 @@ test holds the two equal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(Struct, frozen=True):
     """One number that an engine counts: a total since its start, or (a name that ends in `_now`) a gauge."""
 
     name: str

@@ -25,8 +25,10 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from fourtuple.errors import BadConfig
 
@@ -36,8 +38,7 @@ MESSAGE_BYTES = 65_536
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
+class Match(Struct, frozen=True, kw_only=True):
     """It is this protocol, and says so much of where it wants to go; what it does not say is None."""
 
     name: str | None = None
@@ -46,13 +47,11 @@ class Match:
     client: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class More:
+class More(Struct, frozen=True):
     """It may be this protocol: ask again when there are more bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class No:
+class No(Struct, frozen=True):
     """It is another."""
 
 

@@ -6,15 +6,15 @@ and again later: whoever answers goes by the service. Every worker gets every an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from fourtuple.tuples import Endpoint
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wake:
+class Wake(Struct, frozen=True, kw_only=True):
     """A connection waits for a service that sleeps: start it, or say why not. Asked once for all who wait."""
 
     worker: int
@@ -38,8 +38,7 @@ class Wake:
     """Whose connection it is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceUsage:
+class ServiceUsage(Struct, frozen=True, kw_only=True):
     """How much one service is used in one worker."""
 
     service: str
@@ -51,8 +50,7 @@ class ServiceUsage:
     """How long there has been none of either; None if there are some, or if the worker knows nothing of it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(Struct, frozen=True, kw_only=True):
     """One worker's answer to `Engine.ask_usage`: a row for each service, in the order in which they were asked for."""
 
     worker: int
@@ -60,8 +58,7 @@ class Usage:
     rows: tuple[ServiceUsage, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Held(Struct, frozen=True, kw_only=True):
     """One worker's answer to `Engine.hold`: its new connections wait from now on."""
 
     worker: int
@@ -70,8 +67,7 @@ class Held:
     """As in `ServiceUsage`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sniff:
+class Sniff(Struct, frozen=True, kw_only=True):
     """A connection speaks what no probe knows: `Engine.opine` says what a plug-in makes of it."""
 
     worker: int
@@ -85,8 +81,7 @@ class Sniff:
     """No more will be shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class Known(Struct, frozen=True, kw_only=True):
     """What a connection is."""
 
     protocol: str
@@ -97,8 +92,7 @@ class Known:
     client: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeenConnection:
+class SeenConnection(Struct, frozen=True, kw_only=True):
     """A connection that a broker holds."""
 
     id: int
@@ -114,8 +108,7 @@ class SeenConnection:
     """Place of the listener in the configuration."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surveyed:
+class Surveyed(Struct, frozen=True, kw_only=True):
     """One worker's answer to `Engine.ask_survey`: some of its connections."""
 
     worker: int
@@ -125,8 +118,7 @@ class Surveyed:
     """Where to go on; None is the end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Busiest:
+class Busiest(Struct, frozen=True, kw_only=True):
     """One worker's answer to `Engine.ask_busiest`: some of its services."""
 
     worker: int
@@ -139,8 +131,7 @@ class Busiest:
     """What a service that was passed and is not among them may have."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closed:
+class Closed(Struct, frozen=True, kw_only=True):
     """One worker's answer to `Engine.ask_close`."""
 
     worker: int
@@ -153,29 +144,25 @@ class Closed:
 Question: TypeAlias = Wake | Usage | Held | Surveyed | Busiest | Closed | Sniff
 
 
-@dataclass(frozen=True, slots=True)
-class Up:
+class Up(Struct, frozen=True):
     """It listens: who waits is brought to it, in the order in which they came, and so is who comes."""
 
     service: str
 
 
-@dataclass(frozen=True, slots=True)
-class Slept:
+class Slept(Struct, frozen=True):
     """It listens no more: who waits or comes asks for it anew."""
 
     service: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """It could not be started: who waits is told so and ended, who comes asks anew."""
 
     service: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """It is not started for this peer: those of its prefix (an IPv4 address, an IPv6 /64) who wait are ended. If others
     wait, they ask anew."""
 

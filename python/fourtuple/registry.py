@@ -12,11 +12,12 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeAlias
+
+from msgspec import Struct
 
 from fourtuple import _core
 from fourtuple.errors import BadConfig
@@ -46,8 +47,7 @@ def usual_path() -> Path:
     return base / "fourtuple/registry"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class Counts(Struct, frozen=True, kw_only=True):
     """What was written."""
 
     added: int = 0
@@ -56,8 +56,7 @@ class Counts:
     """Of text, with headers and empty ones."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class Sizes(Struct, frozen=True, kw_only=True):
     """How large a registry is, in one snapshot."""
 
     services: int

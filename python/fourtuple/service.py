@@ -20,11 +20,12 @@ import os
 import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from msgspec import Struct
 
 from fourtuple.errors import BadConfig
 from fourtuple.tuples import Endpoint
@@ -44,8 +45,7 @@ _PAUSE_S = 1.0
 """Wait so long when there are no descriptors, as asyncio does (ACCEPT_RETRY_DELAY)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class Note(Struct, frozen=True, kw_only=True):
     """What a broker says about a socket."""
 
     peer: Endpoint | None
@@ -88,8 +88,7 @@ class Note:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handed:
+class Handed(Struct, frozen=True, kw_only=True):
     """A client's socket, with its note."""
 
     socket: socket.socket

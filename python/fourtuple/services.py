@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
 from enum import Enum
+
+from msgspec import Struct, field
+from msgspec.structs import force_setattr
 
 from fourtuple.errors import BadConfig
 from fourtuple.tuples import Endpoint
@@ -69,8 +71,7 @@ def whole_or_none(path: str, value: object, least: int, most: int) -> None:
         raise BadConfig(path, f"is {value!r}; a whole number from {least} to {most} is needed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class Service(Struct, frozen=True, kw_only=True):
     """What stands behind a name: a target, and perhaps a wide port that means it too."""
 
     name: str
@@ -90,7 +91,7 @@ class Service:
     """The template (`[[template]]` in broker.toml) by which it is started when it is called; None is never."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", canonical_name(self.name))
+        force_setattr(self, "name", canonical_name(self.name))
         _check_options(self)
         whole_or_none("wide_port", self.wide_port, 1, HIGHEST)
 
@@ -116,8 +117,7 @@ class Service:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
+class Match(Struct, frozen=True, kw_only=True):
     """What a connection must show; all of what is given. The order is that of precedence."""
 
     wide_port: int | None = None
@@ -140,7 +140,7 @@ class Match:
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            object.__setattr__(self, "name", canonical_pattern(self.name))
+            force_setattr(self, "name", canonical_pattern(self.name))
         whole_or_none("wide_port", self.wide_port, 1, HIGHEST)
         whole_or_none("destination_port", self.destination_port, 1, 65_535)
         whole_or_none("source_port", self.source_port, 1, 65_535)
@@ -150,10 +150,10 @@ class Match:
 
     def given(self) -> Iterator[tuple[str, int | str]]:
         """The conditions that there are."""
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
             if value is not None:
-                yield one.name, value
+                yield name, value
 
     @property
     def row(self) -> list[tuple[str, str]]:
@@ -164,8 +164,7 @@ class Match:
         return " ".join(f"{name}={value}" for name, value in self.given()) or "(any connection)"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Route(Struct, frozen=True, kw_only=True):
     """What a connection must show, and where it then goes."""
 
     match: Match = field(default_factory=Match)
@@ -191,8 +190,7 @@ class Route:
         return (self.match.row, self.to, self.delivery.value, *options)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Seen(Struct, frozen=True, kw_only=True):
     """What a connection shows, as it was sent; what it does not show is None."""
 
     wide_port: int | None = None
@@ -217,8 +215,7 @@ class Seen:
         return None if self.alpn is None else b"".join(bytes([len(name)]) + name for name in self.alpn)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Struct, frozen=True, kw_only=True):
     """What became of a lookup: a target, or why there is none."""
 
     kind: str

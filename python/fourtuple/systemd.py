@@ -11,7 +11,8 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fourtuple.errors import BadConfig
 
@@ -26,8 +27,7 @@ _TIMEOUT_S = 1.0
 _OURS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class Given(Struct, frozen=True, kw_only=True):
     """A descriptor that systemd has handed over."""
 
     fd: int

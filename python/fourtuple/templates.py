@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import force_setattr
 
 from fourtuple.errors import BadConfig
 from fourtuple.services import MOST_NAME_BYTES, Delivery
@@ -77,8 +79,7 @@ class Missing(Enum):
     IGNORE = "ignore"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(Struct, frozen=True, kw_only=True):
     """Where a service listens: what is behind `unix:` or `tcp:`."""
 
     path: str = ""
@@ -100,8 +101,7 @@ class Place:
         raise BadConfig("target", f"{_shown(target)} is no place to start a service at: unix:/PATH, tcp:ADDRESS:PORT")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(Struct, frozen=True, kw_only=True):
     """Which service is to run, and what is known when it is called."""
 
     service: str
@@ -147,8 +147,7 @@ class Call:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class Command(Struct, frozen=True, kw_only=True):
     """A template whose placeholders are filled."""
 
     argv: tuple[str, ...]
@@ -160,8 +159,7 @@ class Command:
     writable: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Template:
+class Template(Struct, frozen=True, kw_only=True):
     """How services of a kind are started and stopped."""
 
     name: str
@@ -214,7 +212,7 @@ class Template:
     def __post_init__(self) -> None:
         _matches("name", self.name, _WORD, "1 to 32 of a-z 0-9 _ -")
         for key in ("argv", "writable"):
-            object.__setattr__(self, key, _texts(key, getattr(self, key)))
+            force_setattr(self, key, _texts(key, getattr(self, key)))
         if not self.argv:
             raise BadConfig("argv", "is empty; a program is needed")
         if len(self.argv) > _MOST_ARGUMENTS:
@@ -288,7 +286,7 @@ class Template:
             else list(value)
             if isinstance(value, tuple)
             else value
-            for key in self.__dataclass_fields__
+            for key in self.__struct_fields__
             for value in (getattr(self, key),)
         }
 
@@ -299,7 +297,7 @@ class Template:
         for key, kind in (("socket", Socket), ("ready", Ready), ("output", Output), ("cgroup_missing", Missing)):
             if key in given:
                 given[key] = _word_of(key, kind, given[key])
-        if unknown := sorted(given.keys() - cls.__dataclass_fields__.keys()):
+        if unknown := sorted(given.keys() - set(cls.__struct_fields__)):
             raise BadConfig(unknown[0], "is no key of a template")
         if missing := [key for key in ("name", "argv") if key not in given]:
             raise BadConfig(missing[0], "is needed")
@@ -338,7 +336,7 @@ class Template:
             if hard != -1 and (soft == -1 or soft > hard):
                 raise BadConfig("rlimits", f"{name}: the soft limit is above the hard one")
             limits[name] = (soft, hard)
-        object.__setattr__(self, "rlimits", limits)
+        force_setattr(self, "rlimits", limits)
 
 
 def by_name(templates: Iterable[Template]) -> dict[str, Template]:

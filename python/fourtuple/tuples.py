@@ -8,12 +8,15 @@ address, port or tuple, so that a /64 costs as much as one address.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain, combinations
 from math import prod
 from typing import Any, NoReturn
+
+from msgspec import Struct
+from msgspec.structs import force_setattr, replace
 
 from fourtuple.errors import BadConfig
 from fourtuple.ranges import RangeSet, Run, cuts
@@ -57,8 +60,7 @@ class Endpoint:
         return f"[{self.address}]:{self.port}" if self.address.version == 6 else f"{self.address}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class FourTuple:
+class FourTuple(Struct, frozen=True):
     """The name of a connection: no two live connections of one protocol on a host share it (RFC 9293 section 3.3.1)."""
 
     source: Endpoint
@@ -184,8 +186,7 @@ ENGINE_ORDER = (Axis.SOURCE, Axis.DESTINATION, Axis.DESTINATION_PORT, Axis.SOURC
 the kernel's hash and over NIC queues; the source port comes last, so that part of a space uses few ports everywhere."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TupleSpace:
+class TupleSpace(Struct, frozen=True, kw_only=True):
     """Every tuple of a source address, a source port, a destination address and a destination port out of four sets."""
 
     protocol: Protocol = Protocol.TCP
@@ -318,8 +319,7 @@ class TupleSpace:
         return [self._members(axis).size for axis in order]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TupleSpaces:
+class TupleSpaces(Struct, frozen=True, kw_only=True):
     """Disjoint spaces taken together: what is left of one after `subtract`, or a share of it after `split`."""
 
     parts: tuple[TupleSpace, ...] = ()
@@ -329,7 +329,7 @@ class TupleSpaces:
         for one, other in combinations(parts, 2):
             if one.intersect(other):
                 _refuse("parts", f"{one} and {other}", "no tuple may be in two of them")
-        object.__setattr__(self, "parts", parts)
+        force_setattr(self, "parts", parts)
 
     @property
     def size(self) -> int:

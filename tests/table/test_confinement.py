@@ -6,7 +6,6 @@ import errno
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.confinement import Confinement, Identity, StepName, landlock, outside, plan, reach_of, reach_of_registry

@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fourtuple import _core  # noqa: TID251  # its errors are the subject of one test
 from fourtuple.dialogue import Dialogue, Pong, Response, Rest, Say

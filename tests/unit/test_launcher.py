@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fourtuple.launcher import Failure, Launcher, Phase, StartFailed
 from fourtuple.launcher.cgroups import root

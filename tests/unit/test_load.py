@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from fourtuple import _core  # noqa: TID251  # the names as Rust has them
 from fourtuple.cli.main import main
@@ -290,7 +291,7 @@ def first_cause(
     nothing: Snapshot, step: str, errno: int, host: Host = QUIET, fullest: int = 0, **counters: int
 ) -> Cause:
     failure = Failure(step=step, errno=errno, count=7)
-    snapshot = replace(nothing, failures=(failure,), stopped_by=failure, **counters)  # type: ignore[arg-type]
+    snapshot = structs.replace(nothing, failures=(failure,), stopped_by=failure, **counters)
     witness = Witness(before=QUIET, held=host, after=host, wanted=1, space=SPACE, fullest=fullest)
     return attribute(snapshot, witness)[0]
 
@@ -347,15 +348,16 @@ def test_ports_by_their_evidence(nothing: Snapshot) -> None:
 
 def test_a_space_that_is_used_up(nothing: Snapshot) -> None:
     witness = Witness(before=QUIET, held=QUIET, after=QUIET, wanted=130, space=SPACE)
-    snapshot = replace(nothing, connects_succeeded=90, tuples_busy=10)
+    snapshot = structs.replace(nothing, connects_succeeded=90, tuples_busy=10)
     (found,) = attribute(snapshot, witness)
     assert (found.side, found.limits[0], found.count) == (Side.CLIENT, "ephemeral-ports", 30)
     assert "1 source addresses x 100 ports x 1 destinations = 100" in found.evidence
-    assert attribute(replace(snapshot, tuples_busy=9), witness) == ()
+    assert attribute(structs.replace(snapshot, tuples_busy=9), witness) == ()
 
 
 def test_a_busy_tuple_costs_nothing_where_another_was_taken(nothing: Snapshot) -> None:
-    snapshot = replace(nothing, failures=(Failure(step="connect", errno=EADDRNOTAVAIL, count=3),), tuples_busy=3)
+    busy = Failure(step="connect", errno=EADDRNOTAVAIL, count=3)
+    snapshot = structs.replace(nothing, failures=(busy,), tuples_busy=3)
     assert attribute(snapshot, Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE)) == ()
 
 
@@ -392,7 +394,7 @@ def test_a_client_that_waits_for_processors_is_busy_too(nothing: Snapshot) -> No
 
 
 def test_late_answers_while_bytes_have_no_room_are_ours(nothing: Snapshot) -> None:
-    late = replace(nothing, pings_missing=7)
+    late = structs.replace(nothing, pings_missing=7)
     pressed = QUIET.model_copy(update={"counters": {**QUIET.counters, "TcpExt.TCPMemoryPressures": 10**9}})
     witness = Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE)
     assert [cause.side for cause in attribute(late, witness)] == [Side.SERVER]
@@ -403,7 +405,7 @@ def test_late_answers_while_bytes_have_no_room_are_ours(nothing: Snapshot) -> No
 def test_the_failure_that_stopped_it_comes_first(nothing: Snapshot) -> None:
     many = Failure(step="connect", errno=111, count=900)
     few = Failure(step="socket", errno=EMFILE, count=64)
-    snapshot = replace(nothing, failures=(many, few), stopped_by=few, closed_by_peer=10_000)
+    snapshot = structs.replace(nothing, failures=(many, few), stopped_by=few, closed_by_peer=10_000)
     causes = attribute(snapshot, Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE))
     assert [cause.error for cause in causes] == ["EMFILE", "", "ECONNREFUSED"]
     assert all(by_name(limit) is not None for cause in causes for limit in cause.limits)
@@ -481,7 +483,7 @@ def test_every_reason_is_explained() -> None:
 
 
 def test_reasons_become_causes(nothing: Snapshot) -> None:
-    snapshot = replace(nothing, opening_reasons=(("certificate-issuer", 4),), round_reasons=(("wrong", 2),))
+    snapshot = structs.replace(nothing, opening_reasons=(("certificate-issuer", 4),), round_reasons=(("wrong", 2),))
     causes = attribute(snapshot, Witness(before=QUIET, held=QUIET, after=QUIET, wanted=0, space=SPACE))
     assert [(cause.side, cause.count) for cause in causes] == [(Side.BETWEEN, 4), (Side.SERVER, 2)]
     assert "--tls-ca" in causes[0].evidence

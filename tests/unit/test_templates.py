@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.errors import BadConfig
@@ -72,7 +72,7 @@ def test_placeholders_are_filled() -> None:
 )
 def test_what_may_not_be_in_a_command(change: dict[str, str], key: str) -> None:
     with pytest.raises(BadConfig) as caught:
-        TEMPLATE.fill(replace(CALL, **change))  # type: ignore[arg-type]
+        TEMPLATE.fill(replace(CALL, **change))
     assert caught.value.path == key
 
 

@@ -270,7 +270,7 @@ def check(file: Annotated[str, typer.Argument(metavar="FILE", help="A broker.tom
 @app.command("status")
 def status(as_json: JsonOption = False, store: StoreOption = None) -> None:
     """How many services and routes there are, and what they cost."""
-    from dataclasses import asdict
+    from msgspec.structs import asdict
 
     from fourtuple.cli.render import emit
 

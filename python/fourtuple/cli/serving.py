@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from fourtuple.cli import Exit, count
 from fourtuple.errors import BadConfig
@@ -44,8 +46,7 @@ _SHAPES: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Struct, frozen=True, kw_only=True):
     """Of `fourtuple serve`, whose help says what they are."""
 
     config: Path | None = None
@@ -73,23 +74,23 @@ class Options:
     def plain(cls, words: Sequence[str]) -> Options | None:
         """Those of a command line that says nothing but options of these names and values of their shape, each value a
         word of its own. None if there is anything else, which somebody else has to understand, or to explain."""
-        shapes = {f"--{field.name.replace('_', '-')}": field for field in fields(cls)}
+        kinds = {f"--{name.replace('_', '-')}": (name, kind) for name, kind in cls.__annotations__.items()}
         given: dict[str, Any] = {}
         rest = iter(words)
         for word in rest:
-            field = shapes.get("--config" if word == "-c" else word)
-            if field is None:
+            name, kind = kinds.get("--config" if word == "-c" else word, ("", ""))
+            if not name:
                 return None
-            # As it is written above: `Path | None`.
-            kind = str(field.type).removesuffix(" | None")
             if kind == "bool":
-                given[field.name] = True
+                given[name] = True
                 continue
+            # As it is written above: `Path | None`.
+            kind = kind.removesuffix(" | None")
             shape, read = _SHAPES[kind]
             value = next(rest, "")
             if re.fullmatch(shape, value) is None:
                 return None
-            given[field.name] = read(value)
+            given[name] = read(value)
         return cls(**given) if given.get("carrier", CARRIERS[0]) in CARRIERS else None
 
 
@@ -216,8 +217,7 @@ async def _lived(supervisor: Supervisor, source: _Source, shown: Shown, check: b
     return status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
+class _Source(Struct, frozen=True, kw_only=True):
     """Where listeners and services come from."""
 
     named: str
@@ -227,8 +227,7 @@ class _Source:
     demonstration: _Demonstration | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Demonstration:
+class _Demonstration(Struct, frozen=True, kw_only=True):
     """Services that are there to be looked at."""
 
     services: int

@@ -12,9 +12,10 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from msgspec.structs import replace
 
 from fourtuple.confinement import landlock, mounts, seccomp
 from fourtuple.confinement.kernel import CAPSET, call, prctl

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from fourtuple.brokerfile import BrokerFile
 from fourtuple.registry import Registry
@@ -47,8 +49,7 @@ class NotWanted(Exception):
     """A step does not go with what a broker needs; the message says what that is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(Struct, frozen=True, kw_only=True):
     """Who to become."""
 
     name: str
@@ -58,8 +59,7 @@ class Identity:
     """Others than `gid`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class Reach(Struct, frozen=True, kw_only=True):
     """Where targets lie."""
 
     folders: frozenset[str] = frozenset()
@@ -77,8 +77,7 @@ class Reach:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confinement:
+class Confinement(Struct, frozen=True, kw_only=True):
     """What is left to a process; everything else goes. Paths are absolute."""
 
     read: frozenset[str] = frozenset()
@@ -143,8 +142,7 @@ class Confinement:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Struct, frozen=True, kw_only=True):
     """One step, and what came of it."""
 
     name: StepName
@@ -157,8 +155,7 @@ class Step:
     """Whether it should have been: it is not switched off, and goes with what the broker needs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Folder:
+class Folder(Struct, frozen=True, kw_only=True):
     """A folder of sockets when it was looked at. A folder that is made anew is another one, and not allowed."""
 
     path: str
@@ -167,14 +164,13 @@ class Folder:
     """None: it was not there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """What `confine` did."""
 
     steps: tuple[Step, ...]
-    folders: tuple[Folder, ...] = field(default=())
+    folders: tuple[Folder, ...] = ()
     """Of sockets, as they were found; `moved` says which have changed since."""
-    asks_at: int | None = field(default=None, compare=False)
+    asks_at: int | None = None
     """In this process, the descriptor where connections are asked for; `connecting.Connector` serves it, elsewhere."""
 
     @property

@@ -11,8 +11,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from fourtuple.confinement.kernel import MACHINE, MOUNT_SETATTR, MOVE_MOUNT, OPEN_TREE, PIVOT_ROOT, call, checked, libc
 from fourtuple.confinement.model import Confinement
@@ -31,8 +32,7 @@ _MOST_LINKS = 40
 """As the kernel's MAXSYMLINKS."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shown:
+class _Shown(Struct, frozen=True, kw_only=True):
     """A folder or file of the view."""
 
     real: str

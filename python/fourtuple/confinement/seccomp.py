@@ -12,7 +12,8 @@ import ctypes
 import errno
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fourtuple.confinement.connecting import MARK
 from fourtuple.confinement.kernel import MACHINE, SECCOMP, call
@@ -30,8 +31,7 @@ _NEWEST = 462
 """mseal: what is newer is not known here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(Struct, frozen=True):
     """A condition on half an argument: what of it is in `mask` is one of `values`. What the kernel takes is 32 bits."""
 
     place: int
@@ -40,8 +40,7 @@ class Argument:
     is_upper: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """A system call that is allowed where all conditions hold; a number is None where a machine has no such call."""
 
     name: str

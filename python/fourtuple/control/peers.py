@@ -14,8 +14,10 @@ import pwd
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from fourtuple.errors import BadConfig
 
@@ -33,8 +35,7 @@ class Role(Enum):
     ADMIN = "admin"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(Struct, frozen=True, kw_only=True):
     """A peer, as the kernel knows it."""
 
     pid: int
@@ -57,8 +58,7 @@ class Caller:
         return cls(pid=pid, uid=uid & 0xFFFF_FFFF, groups=frozenset((*groups, gid & 0xFFFF_FFFF)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class Access(Struct, frozen=True, kw_only=True):
     """Who may do what. Root and the broker's own user may do everything."""
 
     owner: int

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from fourtuple import _core
 from fourtuple.dialogue import Dialogue
@@ -41,8 +42,7 @@ class SourceChoice(Enum):
     """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsConfig:
+class TlsConfig(Struct, frozen=True, kw_only=True):
     """TLS around all that a load engine says. Every connection makes a whole handshake: no session is resumed."""
 
     server_name: str
@@ -65,8 +65,7 @@ class TlsConfig:
                 instance(path, value, bytes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadConfig:
+class LoadConfig(Struct, frozen=True, kw_only=True):
     """What a load engine is to do: connect over `space`, hold, ping on request, close. Numbers are the engine's."""
 
     space: TupleSpace
@@ -137,8 +136,7 @@ class LoadConfig:
             raise BadConfig("closed_loop", "needs a round, and the dialogue has none")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EchoConfig:
+class EchoConfig(Struct, frozen=True, kw_only=True):
     """What an echo engine is to do: listen, accept, send back what comes."""
 
     listen: tuple[Endpoint, ...]
@@ -182,8 +180,7 @@ PATTERN_BYTES = 64
 PATTERN_ENDS = 4_096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BytePattern:
+class BytePattern(Struct, frozen=True, kw_only=True):
     """Bytes at an offset from the beginning of a connection. A route calls it `pattern:` and its name."""
 
     name: str
@@ -202,8 +199,7 @@ DOORS = ("smtp", "imap", "pop3", "mysql", "ldap")
 """What a door may speak, in the words of a route."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class Door(Struct, frozen=True, kw_only=True):
     """Who stands at a listener whose clients wait to be spoken to, or ask for TLS before they say whom they mean."""
 
     protocol: str
@@ -219,8 +215,7 @@ class Door:
             raise BadConfig("door", "a host of 1 to 255 visible ASCII characters is needed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerListener:
+class BrokerListener(Struct, frozen=True, kw_only=True):
     """Where a broker takes connections."""
 
     endpoint: Endpoint
@@ -266,8 +261,7 @@ class BrokerListener:
         seconds("sniff_timeout_s", self.sniff_timeout_s, 0.001)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manners:
+class Manners(Struct, frozen=True, kw_only=True):
     """What clients of services that sleep are told, each in its protocol."""
 
     motd: str = "This service is asleep; it wakes when it is used."
@@ -289,8 +283,7 @@ class Manners:
                 raise BadConfig("health_paths", f"has {path!r}; paths such as /healthz are needed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerConfig:
+class BrokerConfig(Struct, frozen=True, kw_only=True):
     """What a broker is to do: accept, look at the first bytes, ask the registry, hand off or relay.
 
     Limits are shared out evenly to the workers.
@@ -351,8 +344,7 @@ class BrokerConfig:
             raise BadConfig("ledger_steps", "is for every connection, and ledger_every leaves some out")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CarrierSettings:
+class CarrierSettings(Struct, frozen=True, kw_only=True):
     """What a carrier may use in each worker; None leaves the choice to the carrier."""
 
     most_connections: int | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 
 class Phase(Enum):
@@ -17,8 +18,7 @@ class Phase(Enum):
     DONE = "done"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(Struct, frozen=True, kw_only=True):
     """Failures of one kind: at which step (socket, bind, connect, ...), which errno, how many."""
 
     step: str
@@ -34,8 +34,7 @@ class Failure:
         return f"{self.name} at {self.step} x {self.count:,}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantiles:
+class Quantiles(Struct, frozen=True, kw_only=True):
     """A histogram in eight numbers: nanoseconds, but for `count`. All zero when nothing was measured."""
 
     count: int
@@ -48,8 +47,7 @@ class Quantiles:
     most: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CarrierNumbers:
+class CarrierNumbers(Struct, frozen=True, kw_only=True):
     """What the carriers of an engine's workers use, added up."""
 
     rings: int
@@ -64,8 +62,7 @@ class CarrierNumbers:
     """Connections that the kernel closed because a ring was full; a bug of ours if not zero."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True, kw_only=True):
     """Everything that an engine has counted, all workers together. What a counter means is in `fourtuple.metrics`.
 
     Of several workers `open_peak` is the sum of their peaks, which need not have come at the same moment.

@@ -6,8 +6,9 @@ Decides which probes there are by name, and what is looked for if nobody says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from fourtuple import _core
 from fourtuple.engine.checks import instance
@@ -29,8 +30,7 @@ class Prelude(Enum):
     REQUIRED = "required"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sniffed:
+class Sniffed(Struct, frozen=True, kw_only=True):
     """What the first bytes of a connection show. What its protocol does not have, or it left out, is None."""
 
     verdict: str

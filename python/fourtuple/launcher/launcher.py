@@ -15,8 +15,9 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from errno import EADDRINUSE
+
+from msgspec import Struct
 
 from fourtuple.errors import BadConfig, MissingFeature
 from fourtuple.launcher import processes, sockets
@@ -76,8 +77,7 @@ class _Unit:
         return Started(service=self.call.service, pid=self.pid, since_s=self.since_s, ready_s=self.ready_s)
 
 
-@dataclass(slots=True)
-class _Crashes:
+class _Crashes(Struct):
     count: int
     until_s: float
     forgetting: asyncio.TimerHandle

@@ -5,8 +5,9 @@ Decides the words that counters, logs and waiting clients get. Knows no process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from fourtuple.errors import FourtupleError
 from fourtuple.services import Delivery
@@ -51,8 +52,7 @@ class StartFailed(FourtupleError):
         super().__init__(why)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(Struct, frozen=True, kw_only=True):
     """A service that is there."""
 
     service: str
@@ -63,8 +63,7 @@ class Started:
     """When it was ready."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class State(Struct, frozen=True, kw_only=True):
     """A service that is not dormant."""
 
     service: str
@@ -77,8 +76,7 @@ class State:
     since_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
+class Exit(Struct, frozen=True, kw_only=True):
     """A service that has ended without being told to; nothing of it is left."""
 
     service: str

@@ -14,8 +14,9 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from fourtuple.launcher.processes import mark_of
 
@@ -74,8 +75,7 @@ def _is_theirs(control: list[tuple[int, int, bytes]], mark: int, user: int) -> b
     return theirs
 
 
-@dataclass(slots=True)
-class _Folder:
+class _Folder(Struct):
     number: int
     waiting: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
 

@@ -12,9 +12,10 @@ import pwd
 import resource
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
+
+from msgspec import Struct
 
 from fourtuple._core import spawn as _spawn
 from fourtuple.errors import BadConfig
@@ -28,8 +29,7 @@ _MOST_GROUPS = 65_536
 _E = TypeVar("_E")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Birth:
+class Birth(Struct, frozen=True, kw_only=True):
     """What the child does on the way to its program; by these names Rust reads it."""
 
     program: str

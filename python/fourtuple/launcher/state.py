@@ -7,8 +7,10 @@ try whether it understands it before it has to.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from fourtuple.errors import BadConfig
 from fourtuple.services import Delivery
@@ -17,8 +19,7 @@ from fourtuple.templates import Call, Template
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(Struct, frozen=True, kw_only=True):
     """A service that is not dormant and has processes."""
 
     call: Call
@@ -41,8 +42,7 @@ class Record:
     """Of its first process, if that has ended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
+class Saved(Struct, frozen=True, kw_only=True):
     """All of it."""
 
     marks: tuple[int, int]
@@ -78,7 +78,7 @@ class Saved:
 
 def _row(record: Record) -> dict[str, object]:
     call = asdict(record.call) | {"delivery": record.call.delivery.value}
-    rest = {key: getattr(record, key) for key in Record.__dataclass_fields__}
+    rest = {key: getattr(record, key) for key in Record.__struct_fields__}
     return rest | {"call": call, "template": record.template.row(), "file": record.file and list(record.file)}
 
 

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import fields
 from enum import Enum
 from math import ceil
 from pathlib import Path
@@ -42,7 +41,7 @@ LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES, MEMORY_PER_CONNECTION_BYTES = 256 << 20, 
 MOST_SAID_BYTES = 2_000
 """Of what the script prints, in all workers together."""
 _MOST_MESSAGE_BYTES = 1 << 20
-_NO_CARRIER = CarrierNumbers(**dict.fromkeys((field.name for field in fields(CarrierNumbers)), 0))
+_NO_CARRIER = CarrierNumbers(**dict.fromkeys(CarrierNumbers.__struct_fields__, 0))
 
 
 class ScriptCarrier(Enum):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
+
+from msgspec.structs import replace
 
 from fourtuple.engine import CarrierName, EchoConfig, Failure, LoadConfig, Phase, Snapshot, SourceChoice
 from fourtuple.lab import LabHost, RemoteEngine

@@ -10,8 +10,9 @@ import asyncio
 import socket
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from fourtuple.control.verbs import unsaid
 from fourtuple.errors import FourtupleError

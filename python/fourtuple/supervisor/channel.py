@@ -14,8 +14,9 @@ import select
 import socket
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from msgspec import Struct, field
 
 VERSION = 1
 """Of what is said between the two; each process says its own first."""
@@ -33,8 +34,7 @@ class ChannelBroken(Exception):
     """The other end is gone, or says what is no message."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(Struct, frozen=True, kw_only=True):
     """What came, and the descriptors that came along; whoever takes the message owns them."""
 
     kind: str
@@ -49,8 +49,7 @@ class Message:
             os.close(descriptor)
 
 
-@dataclass(slots=True)
-class Channel:
+class Channel(Struct):
     """One end of it."""
 
     sock: socket.socket

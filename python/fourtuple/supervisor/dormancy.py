@@ -17,10 +17,11 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from fourtuple.errors import FourtupleError, MissingPrivilege
 from fourtuple.launcher import Exit, Launcher, Phase, StartFailed
@@ -75,8 +76,7 @@ class Registered(Protocol):
         """All that there are."""
 
 
-@dataclass(slots=True)
-class _Service:
+class _Service(Struct):
     template: Template
     target: str = ""
     """Where it was started."""

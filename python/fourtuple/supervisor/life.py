@@ -14,7 +14,8 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fourtuple import systemd
 from fourtuple.errors import EngineStopped, FourtupleError
@@ -24,8 +25,7 @@ from fourtuple.supervisor.supervisor import Supervisor
 _GLANCE_S = 0.25
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class Shown(Struct, frozen=True, kw_only=True):
     """What is printed."""
 
     as_json: bool = False

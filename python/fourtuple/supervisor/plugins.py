@@ -14,8 +14,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from msgspec import Struct
 
 from fourtuple.plugin import MESSAGE_BYTES
 
@@ -29,8 +30,7 @@ Log: TypeAlias = Callable[..., None]
 _NO: Opinion = {"verdict": "no"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plugin:
+class Plugin(Struct, frozen=True, kw_only=True):
     """`[[plugin]]`: a module whose sniffers are asked, and what they may use."""
 
     module: str

@@ -6,9 +6,10 @@ process.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from fourtuple.broker import Limits
 from fourtuple.brokerfile import BrokerFile
@@ -18,8 +19,7 @@ from fourtuple.registry import Sealed
 from fourtuple.supervisor.channel import Fields
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demonstration:
+class Demonstration(Struct, frozen=True, kw_only=True):
     """The services of `fourtuple serve --demo` instead of a file's or a registry's."""
 
     services: int
@@ -27,8 +27,7 @@ class Demonstration:
     """The path where their pages are served."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
+class Spec(Struct, frozen=True, kw_only=True):
     """A broker, as `fourtuple serve` is asked for one."""
 
     named: str
@@ -38,7 +37,7 @@ class Spec:
     store: str | None = None
     """The folder of a registry, whose services these are instead of the file's."""
     demonstration: Demonstration | None = None
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    limits: Limits = field(default_factory=Limits)
     ledger: str | None = None
     ledger_every: int = 1
     ledger_steps: bool = False
@@ -77,7 +76,8 @@ class Spec:
 
     def fields(self) -> Fields:
         """As a message has it."""
-        return dataclasses.asdict(self)
+        shown = None if self.demonstration is None else asdict(self.demonstration)
+        return asdict(self) | {"limits": asdict(self.limits), "demonstration": shown}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Spec:

@@ -13,8 +13,10 @@ import asyncio
 import json
 import os
 import signal
-from dataclasses import asdict, dataclass, field
 from typing import NoReturn
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from fourtuple.engine import PROGRAM_VERSION
 from fourtuple.errors import BadConfig, EngineStopped
@@ -28,8 +30,7 @@ _WAITING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that wait for the successor to have its handlers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estate:
+class Estate(Struct, frozen=True, kw_only=True):
     """All that is left: numbers, words, and the numbers of open descriptors."""
 
     spec: Fields

@@ -9,6 +9,7 @@ Moves no byte and knows no connection.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import socket
 import sys
@@ -16,9 +17,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any, NoReturn, Protocol, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fourtuple import confinement
 from fourtuple.brokerfile import BrokerFile
@@ -61,8 +64,7 @@ def _silent(_event: str, **_fields: Any) -> None:  # noqa: ANN401 - whatever an 
     pass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """What the supervisor itself goes by."""
 
     templates: tuple[Template, ...] = ()
@@ -513,7 +515,9 @@ class Supervisor:
         """For this very program: whatever may have been installed meanwhile, nobody has asked for it."""
         if self.upgraded.state == "running":
             raise EngineStopped("an upgrade has begun")
-        return replace(self.estate(), only_version=PROGRAM_VERSION, renews=True, upgraded=asdict(self.upgraded))
+        return replace(
+            self.estate(), only_version=PROGRAM_VERSION, renews=True, upgraded=dataclasses.asdict(self.upgraded)
+        )
 
     async def _leave(self, executable: str, around: Around, *, is_own: bool = False) -> NoReturn:
         """Let the program take this one's place; raises EngineStopped if it cannot."""

@@ -10,9 +10,10 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from socket import socket
+
+from msgspec import Struct, field
 
 from fourtuple import confinement, systemd
 from fourtuple.brokerfile import BrokerFile
@@ -30,8 +31,7 @@ from fourtuple.supervisor.supervisor import Supervisor
 from fourtuple.templates import Call
 
 
-@dataclass(slots=True)
-class Services:
+class Services(Struct):
     """Services by their names, wherever they stand. A registry is opened when it is first asked: not before the first
     broker process is forked, for LMDB is not to be taken along."""
 
@@ -73,8 +73,7 @@ class Services:
             self._registry = None
 
 
-@dataclass(slots=True)
-class Surroundings:
+class Surroundings(Struct):
     """What there is of them."""
 
     control: socket | None = None

@@ -7,9 +7,10 @@ allowed and a flood is not. Pure: the time is an argument. Knows no service and 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 Network: TypeAlias = IPv4Network | IPv6Network
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -18,8 +19,7 @@ _MOST_SOURCES = 65_536
 """Buckets remembered. One that is forgotten is full again, so the least recently used goes: it is the fullest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WakeRules:
+class WakeRules(Struct, frozen=True, kw_only=True):
     """What a wake has to keep to; 0 is no bound, and no `allow` is everybody."""
 
     allow: tuple[Network, ...] = ()
@@ -31,8 +31,7 @@ class WakeRules:
     """Wakes asked for by one IPv4 address or IPv6 /64 (RFC 6177)."""
 
 
-@dataclass(slots=True)
-class _Bucket:
+class _Bucket(Struct):
     tokens: float
     at_s: float
 
@@ -48,8 +47,7 @@ class _Bucket:
         self.tokens += 1
 
 
-@dataclass(slots=True)
-class Wakes:
+class Wakes(Struct):
     """The rules and what has been used of them."""
 
     rules: WakeRules

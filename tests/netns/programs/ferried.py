@@ -5,7 +5,6 @@ ferried.py CARRIER WORKERS TARGET PORT LISTENER_FD...
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import socket
 import sys
@@ -50,11 +49,11 @@ def main(carrier: str, workers: str, target: str, port: str, *fds: str) -> None:
             for one in given:
                 socket.close(one)
             now = engine.snapshot()
-            numbers = {row.name: getattr(now, row.name) for row in dataclasses.fields(now) if row.name in _NUMBERS}
+            numbers = {name: getattr(now, name) for name in now.__struct_fields__ if name in _NUMBERS}
             ended = {
-                row.name: value
-                for row in dataclasses.fields(now)
-                if row.name.startswith("ended_") and (value := getattr(now, row.name))
+                name: value
+                for name in now.__struct_fields__
+                if name.startswith("ended_") and (value := getattr(now, name))
             }
             control.send(json.dumps({**numbers, **ended, "running": now.running, "errors": now.errors}).encode())
 

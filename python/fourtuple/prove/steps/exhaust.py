@@ -6,8 +6,9 @@ it holds for outgoing connections to that one destination only. The kernel choos
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import ip_address
+
+from msgspec.structs import replace
 
 from fourtuple.engine import LoadConfig, SourceChoice
 from fourtuple.lab import LabHost

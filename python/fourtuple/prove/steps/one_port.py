@@ -6,8 +6,9 @@ pair in use is the other half of the claim.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import ip_address
+
+from msgspec.structs import replace
 
 from fourtuple.engine import CarrierName, LoadConfig, SourceChoice
 from fourtuple.prove.fleet import descriptors_each
