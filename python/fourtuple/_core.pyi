@@ -320,6 +320,14 @@ class Registry:
         """Let go of the file; every later call is an error."""
 
 @final
+class Reaching:
+    """`Registry.reach` of a folder, found by a thread of its own; fork() is safe again once it has been joined."""
+
+    def __new__(cls, path: str | PathLike[str]) -> Reaching: ...
+    def join(self, wanted: bool) -> tuple[list[str], list[int], bool] | None:
+        """Wait for its end, or bring it about; what it has found, None if not `wanted` or joined before."""
+
+@final
 class Pages:
     """The services of one snapshot, in the order of their names."""
 

@@ -11,8 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
-
-from msgspec import Struct
+from typing import NamedTuple
 
 from fourtuple.errors import BadConfig
 
@@ -27,7 +26,7 @@ _TIMEOUT_S = 1.0
 _OURS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
-class Given(Struct, frozen=True, kw_only=True):
+class Given(NamedTuple):
     """A descriptor that systemd has handed over."""
 
     fd: int

@@ -84,7 +84,7 @@ def test_what_is_not_plain_is_left_to_typer(words: list[str]) -> None:
 def test_each_option_has_one_name_and_one_default() -> None:
     app: Any = typer.main.get_command(application(["serve"]))
     declared = {one.name: one for one in app.commands["serve"].params if one.name != "help"}
-    assert list(declared) == list(Options.__struct_fields__)
+    assert list(declared) == list(Options._fields)
     for name, one in declared.items():
         assert f"--{name.replace('_', '-')}" in one.opts
         assert one.default == getattr(Options(), name)

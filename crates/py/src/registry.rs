@@ -3,12 +3,15 @@
 //! Converts and detaches; what a row, a route and a match are is decided in `fourtuple_registry`.
 
 use std::fs::OpenOptions;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use fourtuple_registry::{
-    Batch, Conditions, Delivery, Error, Format, Mode, Name, Options, Outcome, Reader, Route, Rows, Seen, Service,
-    Start, Store, Target, write_row,
+    Batch, Conditions, Delivery, Error, Format, Mode, Name, Options, Outcome, Reach, Reader, Route, Rows, Seen,
+    Service, Start, Store, Target, write_row,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -212,8 +215,8 @@ impl Registry {
     /// Where the targets of all services lie: folders of unix sockets, TCP ports, whether any name is abstract.
     fn reach(&self, py: Python<'_>) -> PyResult<(Vec<String>, Vec<u16>, bool)> {
         let store = self.opened()?;
-        let found = detached(py, || store.reader()?.reach())?;
-        Ok((found.folders.into_iter().collect(), found.ports, found.is_abstract))
+        let found = detached(py, || store.reader()?.reach(|| true))?;
+        Ok(reach_row(found.unwrap_or_default()))
     }
 
     /// Number of the last transaction of any process.
@@ -242,6 +245,42 @@ impl Registry {
         store.of_this_process().map_err(|error| unregistered(&error))?;
         Ok(store)
     }
+}
+
+/// `Registry.reach` of a folder, found by a thread of its own while the caller does something else. Nothing of it is left,
+/// and fork() is safe again, once it has been joined.
+#[pyclass(frozen, module = "fourtuple._core")]
+pub(crate) struct Reaching {
+    is_wanted: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<Result<Option<Reach>, Error>>>>,
+}
+
+#[pymethods]
+impl Reaching {
+    /// Begin.
+    #[new]
+    fn new(path: PathBuf) -> PyResult<Reaching> {
+        let is_wanted = Arc::new(AtomicBool::new(true));
+        let wanted = Arc::clone(&is_wanted);
+        let walk = move || Store::open(&path, false, None)?.reader()?.reach(|| wanted.load(Ordering::Relaxed));
+        let thread = thread::Builder::new().name("fourtuple-reach".to_owned()).spawn(walk)?;
+        Ok(Reaching { is_wanted, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Wait for its end, or bring it about if it is not `wanted`; what it has found, None if it was not wanted or has
+    /// been joined before.
+    fn join(&self, py: Python<'_>, wanted: bool) -> PyResult<Option<(Vec<String>, Vec<u16>, bool)>> {
+        self.is_wanted.fetch_and(wanted, Ordering::Relaxed);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return Ok(None) };
+        // A panic of its own is the caller's.
+        let found = detached(py, || thread.join().unwrap_or_else(|panic| resume_unwind(panic)))?;
+        Ok(found.map(reach_row))
+    }
+}
+
+fn reach_row(found: Reach) -> (Vec<String>, Vec<u16>, bool) {
+    (found.folders.into_iter().collect(), found.ports, found.is_abstract)
 }
 
 /// The services of one snapshot, in the order of their names.

@@ -25,15 +25,17 @@ pub(crate) struct Walk {
     /// The bytes of the last folder: most services lie beside another.
     last: Vec<u8>,
     ports: Vec<u64>,
+    seen: u64,
 }
 
 impl Walk {
     pub(crate) fn new() -> Walk {
-        Walk { found: Reach::default(), last: Vec::new(), ports: vec![0; 1 << 10] }
+        Walk { found: Reach::default(), last: Vec::new(), ports: vec![0; 1 << 10], seen: 0 }
     }
 
     /// Look at one service; None if no `encode` wrote it.
     pub(crate) fn look(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        self.seen += 1;
         match record::lying(value)? {
             Lying::Port(port) => self.ports[usize::from(port >> 6)] |= 1 << (port & 63),
             Lying::Path([b'@', ..]) => self.found.is_abstract = true,
@@ -50,6 +52,11 @@ impl Walk {
             }
         }
         Some(())
+    }
+
+    /// How many services it has looked at.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen
     }
 
     pub(crate) fn end(mut self) -> Reach {

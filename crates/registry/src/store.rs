@@ -35,6 +35,8 @@ const LEAST_MAP_BYTES: u64 = 1 << 20;
 const MOST_READERS: u32 = 1_000;
 /// A slot of the lock file takes a cache line; its head three.
 const LOCK_FILE_BYTES: usize = (MOST_READERS as usize + 8) * 64;
+/// Of a walk, between two looks whether it is still wanted: some 0.2 ms.
+const ROWS_PER_LOOK: u64 = 4_096;
 const CLOSING: Duration = Duration::from_secs(10);
 
 type Table = Database<Bytes, Bytes>;
@@ -343,15 +345,18 @@ impl Reader {
         Ok(())
     }
 
-    /// Where the targets of all services lie.
-    pub fn reach(&self) -> Result<Reach> {
+    /// Where the targets of all services lie; None if it is no longer wanted, which `is_wanted` is asked now and then.
+    pub fn reach(&self, is_wanted: impl Fn() -> bool) -> Result<Option<Reach>> {
         let mut walk = Walk::new();
         for row in self.store.services.iter(&self.txn).map_err(|error| self.store.failed(error))? {
             let (key, value) = row.map_err(|error| self.store.failed(error))?;
             let name = || String::from_utf8_lossy(key).into_owned();
             walk.look(key, value).ok_or_else(|| self.damaged(format!("service {} cannot be read", name())))?;
+            if walk.seen().is_multiple_of(ROWS_PER_LOOK) && !is_wanted() {
+                return Ok(None);
+            }
         }
-        Ok(walk.end())
+        Ok(Some(walk.end()))
     }
 
     /// Routes in the order of their precedence, until `each` says false.

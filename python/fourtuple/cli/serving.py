@@ -6,32 +6,26 @@ of the library that explains options, which takes longer to load than the broker
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import re
-import resource
-import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from msgspec import Struct
-from msgspec.structs import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fourtuple.cli import Exit, count
 from fourtuple.errors import BadConfig
-from fourtuple.services import whole_or_none
+from fourtuple.reaching import Reaching
 
 if TYPE_CHECKING:
     from fourtuple.brokerfile import BrokerFile
     from fourtuple.demo import Pages
-    from fourtuple.supervisor import Demonstration, Spec, Supervisor
+    from fourtuple.supervisor.beginning import Begun
     from fourtuple.supervisor.life import Shown
+    from fourtuple.supervisor.listeners import Listeners
+    from fourtuple.supervisor.spec import Demonstration, Spec
+    from fourtuple.supervisor.supervisor import Supervisor
     from fourtuple.tuples import Endpoint
 
 CARRIERS = ("auto", "uring", "epoll")
@@ -46,7 +40,7 @@ _SHAPES: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-class Options(Struct, frozen=True, kw_only=True):
+class Options(NamedTuple):
     """Of `fourtuple serve`, whose help says what they are."""
 
     config: Path | None = None
@@ -74,7 +68,10 @@ class Options(Struct, frozen=True, kw_only=True):
     def plain(cls, words: Sequence[str]) -> Options | None:
         """Those of a command line that says nothing but options of these names and values of their shape, each value a
         word of its own. None if there is anything else, which somebody else has to understand, or to explain."""
-        kinds = {f"--{name.replace('_', '-')}": (name, kind) for name, kind in cls.__annotations__.items()}
+        # Texts that typing keeps as ForwardRef.
+        kinds = {
+            f"--{name.replace('_', '-')}": (name, kind.__forward_arg__) for name, kind in cls.__annotations__.items()
+        }
         given: dict[str, Any] = {}
         rest = iter(words)
         for word in rest:
@@ -96,9 +93,24 @@ class Options(Struct, frozen=True, kw_only=True):
 
 def serve(options: Options) -> int:
     """Serve until told to end; the exit status. Raises BadConfig for options and files that cannot be used."""
+    # It takes as long as to load what comes next, and the machine has another processor.
+    is_looked_at = options.store is not None and not options.explain
+    reaching = Reaching(options.store) if options.store is not None and is_looked_at else None
+    try:
+        return _serve(options, reaching)
+    finally:
+        if reaching is not None:
+            reaching.join(wanted=False)
+
+
+def _serve(options: Options, reaching: Reaching | None) -> int:
+    import resource
+
+    from msgspec.structs import replace
+
     from fourtuple.broker import Limits
-    from fourtuple.supervisor import Spec
-    from fourtuple.supervisor.life import Shown
+    from fourtuple.services import whole_or_none
+    from fourtuple.supervisor.spec import Spec
 
     demo, config, store = options.demo, options.config, options.store
     for option, given in (
@@ -142,27 +154,50 @@ def serve(options: Options) -> int:
             soft_descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         )
         if source.file.template:
-            from fourtuple.supervisor.surroundings import inetd_path
-
-            spec = replace(spec, inetd=str(inetd_path(spec)))
-        shown = Shown(as_json=options.json, every_s=options.every)
-        return asyncio.run(_serve(spec, source, shown, options.check, options.events))
+            spec = replace(spec, inetd=str(spec.inetd_path))
+        return _begun(spec, source, options, reaching)
 
 
-async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool, events: Path | None) -> int:
+def _begun(spec: Spec, source: _Source, options: Options, reaching: Reaching | None) -> int:
+    """The broker process first: it listens while the supervisor is still being loaded."""
+    import socket
+
+    from fourtuple import systemd
+    from fourtuple.confinement import Reach
+    from fourtuple.engine import raise_soft_descriptors
+    from fourtuple.supervisor.beginning import forked
+    from fourtuple.supervisor.listeners import Listeners
+
+    raise_soft_descriptors()
+    passed = [socket.socket(fileno=given.fd) for given in systemd.listen_fds()]
+    listeners = Listeners.bound([table.endpoint for table in source.file.listen], spec.workers, passed)
+    found = None if reaching is None else reaching.join(wanted=spec.is_confined)
+    first = forked(None if found is None else Reach.of_services(found))
+    try:
+        first.tell(spec, listeners)
+
+        import asyncio
+
+        return asyncio.run(_supervised(spec, source, options, listeners, first))
+    finally:
+        first.forsake()
+
+
+async def _supervised(spec: Spec, source: _Source, options: Options, listeners: Listeners, first: Begun) -> int:
+    import time
+
+    from msgspec.structs import asdict
+
     from fourtuple import systemd
     from fourtuple.control import door
     from fourtuple.control.verbs import unsaid
-    from fourtuple.engine import raise_soft_descriptors
     from fourtuple.eventlog import EventLog
-    from fourtuple.supervisor import Listeners, Settings, Supervisor
-    from fourtuple.supervisor.life import obey_signals
+    from fourtuple.supervisor.life import Shown, obey_signals
+    from fourtuple.supervisor.supervisor import Settings, Supervisor
     from fourtuple.supervisor.surroundings import Surroundings, surrounded
 
-    raise_soft_descriptors()
-    file = source.file
-    endpoints = [table.endpoint for table in file.listen]
-    passed = [socket.socket(fileno=given.fd) for given in systemd.listen_fds()]
+    file, events = source.file, options.events
+    shown = Shown(as_json=options.json, every_s=options.every)
     settings = Settings.of(file)
     log = None if events is None else EventLog(events)
     say = unsaid if log is None else log.say
@@ -170,7 +205,6 @@ async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool, events:
         events=log, events_path=None if events is None else str(events.absolute()), shown=asdict(shown)
     )
     with log or nullcontext():
-        listeners = Listeners.bound(endpoints, spec.workers, passed)
         if (control := file.control) is not None:
             door.require_server()
             around.control_path = control.path
@@ -182,16 +216,16 @@ async def _serve(spec: Spec, source: _Source, shown: Shown, check: bool, events:
         # First of all: once it listens, somebody may tell it to end.
         obey_signals(supervisor, around.reopen)
         async with surrounded(supervisor, file, around, say):
-            ready = await supervisor.begin()
+            ready = await supervisor.begin(first)
             systemd.notify(ready=True)
-            _announce(ready, endpoints, source, shown)
-            return await _lived(supervisor, source, shown, check)
+            _announce(ready, source, shown)
+            return await _lived(supervisor, source, shown, options.check)
 
 
-def _announce(ready: dict[str, Any], endpoints: list[Endpoint], source: _Source, shown: Shown) -> None:
+def _announce(ready: dict[str, Any], source: _Source, shown: Shown) -> None:
     if not shown.as_json:
-        for endpoint in endpoints:
-            print(f"listening on {endpoint} ({ready['carrier']}, {ready['workers']} workers)")
+        for table in source.file.listen:
+            print(f"listening on {table.endpoint} ({ready['carrier']}, {ready['workers']} workers)")
         if ready["fallback"]:
             print(f"epoll, because {ready['fallback']}")
         for line in source.demonstration.hints if source.demonstration is not None else ():
@@ -200,6 +234,8 @@ def _announce(ready: dict[str, Any], endpoints: list[Endpoint], source: _Source,
 
 
 async def _lived(supervisor: Supervisor, source: _Source, shown: Shown, check: bool) -> int:
+    import asyncio
+
     from fourtuple.supervisor.life import live
 
     status, pages = Exit.HEALTHY, None if source.demonstration is None else source.demonstration.pages
@@ -217,7 +253,7 @@ async def _lived(supervisor: Supervisor, source: _Source, shown: Shown, check: b
     return status
 
 
-class _Source(Struct, frozen=True, kw_only=True):
+class _Source(NamedTuple):
     """Where listeners and services come from."""
 
     named: str
@@ -227,7 +263,7 @@ class _Source(Struct, frozen=True, kw_only=True):
     demonstration: _Demonstration | None = None
 
 
-class _Demonstration(Struct, frozen=True, kw_only=True):
+class _Demonstration(NamedTuple):
     """Services that are there to be looked at."""
 
     services: int
@@ -238,7 +274,7 @@ class _Demonstration(Struct, frozen=True, kw_only=True):
     @property
     def spec(self) -> Demonstration:
         """As a broker process has to know it."""
-        from fourtuple.supervisor import Demonstration
+        from fourtuple.supervisor.spec import Demonstration
 
         return Demonstration(services=self.services, pages=str(self.pages.path))
 
@@ -272,6 +308,8 @@ def _from_file(config: Path | None, store: Path | None) -> _Source:
 
 @contextmanager
 def _demonstration(options: Options) -> Iterator[_Source]:
+    from ipaddress import ip_address
+
     from fourtuple import demo
     from fourtuple.brokerfile import BrokerFile
     from fourtuple.tuples import Endpoint
@@ -300,6 +338,8 @@ def _demonstration(options: Options) -> Iterator[_Source]:
 
 def _check(source: _Source, stopped: Callable[[], bool], as_json: bool) -> Exit:
     """Ask every service for its page."""
+    import json
+
     from fourtuple.demo import check
 
     assert source.demonstration is not None

@@ -20,7 +20,7 @@ from fourtuple.confinement.model import (
     reach_of_registry,
     targets,
 )
-from fourtuple.confinement.paths import identity, libraries, moved
+from fourtuple.confinement.paths import identity, libraries, moved, stays_readable
 
 __all__ = [
     "Addresses",
@@ -41,5 +41,6 @@ __all__ = [
     "plan",
     "reach_of",
     "reach_of_registry",
+    "stays_readable",
     "targets",
 ]

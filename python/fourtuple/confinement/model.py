@@ -69,6 +69,12 @@ class Reach(Struct, frozen=True, kw_only=True):
     abstract: bool = False
     """Whether any is an abstract unix name."""
 
+    @classmethod
+    def of_services(cls, found: tuple[Iterable[str], Iterable[int], bool]) -> Reach:
+        """As `Registry.reach` tells it."""
+        folders, ports, abstract = found
+        return cls(folders=frozenset(folders), ports=frozenset(ports), abstract=abstract)
+
     def __or__(self, other: Reach) -> Reach:
         return Reach(
             folders=self.folders | other.folders,
@@ -200,6 +206,7 @@ def plan(
     file: BrokerFile,
     *,
     registry: Registry | None = None,
+    services: Reach | None = None,
     log: Path | None = None,
     uring: bool = True,
     inherited: bool = True,
@@ -210,7 +217,8 @@ def plan(
 ) -> Confinement:
     """What a broker with this file needs once it runs.
 
-    `registry` is the store that its services come from, if not from the file; `inherited` says whether its listeners
+    `registry` is the store that its services come from, if not from the file, and `services` is where those lie, if
+    somebody has looked already; `inherited` says whether its listeners
     are bound by another process, `served` whether that makes TCP connections for it where the sandbox is required;
     `read` is what its own program still reads (`libraries()`), `sockets` are further folders of sockets. `uring` is
     whether it is to have io_uring, which goes all the same where the sandbox is required and a ring would reach out of
@@ -218,7 +226,7 @@ def plan(
     """
     table, reach = file.confine, reach_of(targets(file, None))
     if registry is not None:
-        reach |= reach_of_registry(registry)
+        reach |= reach_of_registry(registry, services)
     # What is tried without being configured: one name of each listener's own port is nothing to connect to.
     bind = () if inherited else (int(listener.address.rpartition(":")[2]) for listener in file.listen)
     every = frozenset(StepName)
@@ -262,10 +270,9 @@ def reach_of(targets: Iterable[str]) -> Reach:
     return Reach(folders=frozenset(folders), ports=frozenset(ports), abstract=abstract)
 
 
-def reach_of_registry(registry: Registry) -> Reach:
-    """Where the targets of a store lie, now: of services and of routes."""
-    folders, ports, abstract = registry.reach()
-    of_services = Reach(folders=frozenset(folders), ports=frozenset(ports), abstract=abstract)
+def reach_of_registry(registry: Registry, services: Reach | None = None) -> Reach:
+    """Where the targets of a store lie, now: of services, if that is not known already, and of routes."""
+    of_services = Reach.of_services(registry.reach()) if services is None else services
     return of_services | reach_of(route.to for route in registry.routes())
 
 

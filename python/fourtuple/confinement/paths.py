@@ -15,6 +15,9 @@ from pathlib import Path
 from fourtuple.confinement.model import Folder, Identity, Report
 from fourtuple.errors import BadConfig
 
+_READ, _ENTERED = 4, 1
+"""Of a file's mode, for one class of users."""
+
 
 def identity(user: str | None, group: str | None = None) -> Identity | None:
     """Who that is, with the user's other groups; numbers are taken, too. None if nobody is named."""
@@ -44,6 +47,30 @@ def libraries() -> frozenset[str]:
     # What the loader looks for on behalf of an extension module.
     named |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"}
     return frozenset(path for path in named if Path(path).is_absolute() and _folder(path).inode is not None)
+
+
+def stays_readable(identity: Identity | None, paths: Iterable[str]) -> bool:
+    """Whether the process may still read what lies there once it is who it is to be and has no capability: what is not
+    sure to be can only be loaded before."""
+    uid, groups = (os.geteuid(), {os.getegid(), *os.getgroups()}) if identity is None else _ids(identity)
+
+    def allows(path: Path, wanted: int) -> bool:
+        found = path.stat()
+        shift = 6 if found.st_uid == uid else 3 if found.st_gid in groups else 0
+        return found.st_mode >> shift & wanted == wanted
+
+    try:
+        real = [Path(path).resolve() for path in paths]
+        on_the_way = {parent for path in real for parent in path.parents}
+        return all(allows(one, _ENTERED) for one in on_the_way) and all(
+            allows(one, _READ | _ENTERED if one.is_dir() else _READ) for one in real
+        )
+    except OSError:
+        return False
+
+
+def _ids(identity: Identity) -> tuple[int, set[int]]:
+    return identity.uid, {identity.gid, *identity.groups}
 
 
 def folders(paths: Iterable[str]) -> tuple[Folder, ...]:

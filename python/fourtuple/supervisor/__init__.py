@@ -1,15 +1,8 @@
 """Two processes are a broker that lives: this one, which holds listeners and services, and the one that moves bytes.
 
-`supervisor` decides what follows what; `child` and `brokerprocess` are the two ends of one broker process, `channel`,
-`spec` and `words` what goes between them; `dormancy` and `wakes` are about services that sleep, `listeners` about
-sockets, `succession` about the program that takes this one's place; `surroundings`, `controlled` and `life` make it a
-command.
+`supervisor` decides what follows what. `beginning` makes a broker process, `child` is what the supervisor has of it;
+`brokerprocess` and `brokerlife` are what it does itself, `channel`, `spec` and `words` what goes between the two;
+`dormancy` and `wakes` are about services that sleep, `listeners` about sockets, `succession` about the program that
+takes this one's place; `surroundings`, `controlled` and `life` make it a command. Defines nothing itself, and loads
+nothing: the broker process is to listen before all that is there.
 """
-
-from __future__ import annotations
-
-from fourtuple.supervisor.listeners import Listeners
-from fourtuple.supervisor.spec import Demonstration, Spec
-from fourtuple.supervisor.supervisor import Settings, Supervisor
-
-__all__ = ["Demonstration", "Listeners", "Settings", "Spec", "Supervisor"]

@@ -1,32 +1,26 @@
-"""A broker process as the supervisor sees it: made by fork() or by executing a program, spoken to, watched, ended.
+"""A broker process as the supervisor sees it: spoken to, watched, ended.
 
-Decides how a process is made so that it holds nothing of the supervisor's but its channel, and what counts as ready.
-Knows no service.
+Decides what counts as ready, and how long an answer may take. Knows no service.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
-from pathlib import Path
 
 from fourtuple.confinement import Report
 from fourtuple.errors import EngineStopped
-from fourtuple.supervisor import brokerprocess
-from fourtuple.supervisor.channel import MOST_DESCRIPTORS, VERSION, Channel, ChannelBroken, Fields, Message
+from fourtuple.supervisor.beginning import Begun, told
+from fourtuple.supervisor.channel import Channel, ChannelBroken, Fields, Message
 from fourtuple.supervisor.listeners import Listeners
 from fourtuple.supervisor.spec import Spec
 
 ANSWERS_WITHIN_S = 20.0
-COMMAND = ("-P", "-m", "fourtuple.supervisor", "--broker")
-"""What an interpreter is given to be a broker process; of whatever version, it has to understand this."""
 _ENDS_WITHIN_S = 5.0
 
 
@@ -37,10 +31,10 @@ class NotNow(EngineStopped):
 class BrokerChild:
     """One of them. Made within a running event loop."""
 
-    def __init__(self, pid: int, channel: Channel, hear: Callable[[BrokerChild, Message], None]) -> None:
-        """For `forked`, `executed` and a supervisor that has been replaced; not called otherwise."""
-        self.pid = pid
-        self.channel = channel
+    def __init__(self, begun: Begun, hear: Callable[[BrokerChild, Message], None]) -> None:
+        """Watch the process from now on, and hear what it says."""
+        begun.is_watched = True
+        self.pid, self.channel, self._is_told = begun.pid, begun.channel, begun.is_told
         self._hear = hear
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[Fields] = self._loop.create_future()
@@ -55,50 +49,15 @@ class BrokerChild:
         self._asked: dict[int, asyncio.Future[Fields]] = {}
         self._numbers = count(1)
         self._is_watched_for_room = False
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._reap)
-        self._loop.add_reader(channel.fileno(), self._readable)
-
-    @classmethod
-    def forked(cls, hear: Callable[[BrokerChild, Message], None]) -> BrokerChild:
-        """A process of this program's own memory."""
-        ours, theirs = Channel.pair()
-        # In both: a collector that looks through what was imported writes to every page that they share.
-        gc.collect()
-        gc.freeze()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                status = _child(theirs)
-            finally:
-                os._exit(status)
-        theirs.close()
-        return cls(pid, ours, hear)
-
-    @classmethod
-    def executed(cls, executable: str, hear: Callable[[BrokerChild, Message], None]) -> BrokerChild:
-        """A process of another interpreter, and so of another version of the program."""
-        ours, theirs = Channel.pair()
-        try:
-            pid = os.posix_spawn(
-                executable,
-                [executable, *COMMAND],
-                os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), brokerprocess.CHANNEL)],
-                setsigdef=[signal.SIGPIPE],
-            )
-        except OSError as error:
-            ours.close()
-            raise EngineStopped(f"{executable} cannot be executed: {error.strerror}") from None
-        finally:
-            theirs.close()
-        return cls(pid, ours, hear)
+        self._loop.add_reader(self.channel.fileno(), self._readable)
 
     @classmethod
     def inherited(cls, left: Fields, hear: Callable[[BrokerChild, Message], None]) -> BrokerChild:
         """The one of a supervisor whose place this program has taken."""
-        made = cls(left["pid"], Channel(socket.socket(fileno=left["channel"])), hear)
+        channel = Channel(socket.socket(fileno=left["channel"]))
+        made = cls(Begun(left["pid"], channel, is_told=True), hear)
         made.ready.set_result(left["ready"])
         made.is_leaving, made.last, made.asks_at = left["is_leaving"], left["last"], left["asks_at"]
         return made
@@ -122,15 +81,10 @@ class BrokerChild:
         return None if said is None else Report.from_json(said)
 
     def begin(self, spec: Spec, listeners: Listeners) -> None:
-        """Tell it what it is; it answers by `ready`."""
-        descriptors: list[int] = []
-        names = []
-        for endpoint in listeners.endpoints:
-            names.append(str(endpoint))
-            descriptors.extend(listeners.descriptors(endpoint, spec.workers))
-        if len(descriptors) > MOST_DESCRIPTORS:
-            raise EngineStopped(f"{len(descriptors)} listening sockets; {MOST_DESCRIPTORS} can be passed on")
-        self.send("begin", {"version": VERSION, "spec": spec.fields(), "listeners": names}, descriptors)
+        """Tell it what it is, unless it has been told; it answers by `ready`."""
+        if not self._is_told:
+            self._is_told = True
+            self.send("begin", *told(spec, listeners))
 
     async def is_ready(self, timeout_s: float) -> Fields:
         """What it said; raises EngineStopped with the reason if it never will."""
@@ -253,22 +207,3 @@ class BrokerChild:
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(EngineStopped(f"the broker process {self.pid} is gone"))
-
-
-def _child(channel: Channel) -> int:
-    # Nothing of the supervisor's is to live on in here: its listeners, its children's descriptors, its event loop's.
-    asyncio.set_event_loop(None)
-    asyncio._set_running_loop(None)
-    signal.set_wakeup_fd(-1)
-    kept = channel.fileno()
-    os.closerange(3, kept)
-    os.closerange(kept + 1, _highest_descriptor())
-    try:
-        return brokerprocess.main(channel)
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        return 1
-
-
-def _highest_descriptor() -> int:
-    return max((int(entry.name) for entry in Path("/proc/self/fd").iterdir()), default=2) + 1

@@ -6,6 +6,7 @@ process.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -56,6 +57,14 @@ class Spec(Struct, frozen=True, kw_only=True):
     def path(self) -> Path:
         """Of the file."""
         return Path(self.named)
+
+    @property
+    def inetd_path(self) -> Path:
+        """Where sockets for processes of their own are brought: one place for one file, so that what a supervisor has
+        left that was killed is found and replaced."""
+        folder = Path("/run/fourtuple") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
+        name = "".join(letter if letter.isalnum() else "-" for letter in self.named)[-60:]
+        return folder / f"inetd-{os.geteuid()}-{name.strip('-')}"
 
     def file(self) -> BrokerFile:
         """What the text says; raises BadConfig."""

@@ -31,6 +31,7 @@ from fourtuple.errors import EngineStopped, FourtupleError
 from fourtuple.launcher import Launcher
 from fourtuple.launcher.launcher import MOST_RUNNING
 from fourtuple.launcher.state import Saved
+from fourtuple.supervisor.beginning import Begun, executed, forked
 from fourtuple.supervisor.channel import Fields, Message
 from fourtuple.supervisor.child import BrokerChild, NotNow
 from fourtuple.supervisor.dormancy import Dormancy
@@ -205,11 +206,12 @@ class Supervisor:
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
-    async def begin(self) -> Fields:
-        """Start the first broker process; what it says when it is ready. Raises EngineStopped with its reason."""
+    async def begin(self, first: Begun | None = None) -> Fields:
+        """Start the first broker process, or go on with one that has been made; what it says when it is ready. Raises
+        EngineStopped with its reason."""
         # Whoever wants another one meanwhile waits for this one.
         async with self._replacing:
-            return await self._replace(BrokerChild.forked(self._hear))
+            return await self._replace(BrokerChild(first or forked(), self._hear))
 
     async def run(self) -> None:
         """Serve until `end`, then until all has ended."""
@@ -365,7 +367,7 @@ class Supervisor:
                 async with self._replacing:
                     if self._wants_broker():
                         # By executing it: a fork() of a process that has had threads may inherit their locks.
-                        await self._replace(BrokerChild.executed(sys.executable, self._hear))
+                        await self._replace(BrokerChild(executed(sys.executable), self._hear))
                 return
             except (EngineStopped, OSError) as error:
                 print(f"fourtuple serve: {error}", file=sys.stderr, flush=True)
@@ -391,7 +393,7 @@ class Supervisor:
 
     async def _renew(self, broker: BrokerChild | None = None) -> None:
         try:
-            await self._succeed(broker or BrokerChild.executed(sys.executable, self._hear))
+            await self._succeed(broker or BrokerChild(executed(sys.executable), self._hear))
         except (EngineStopped, OSError) as error:
             print(f"fourtuple serve: {error}", file=sys.stderr, flush=True)
 
@@ -464,7 +466,7 @@ class Supervisor:
             if self.around is None:
                 raise EngineStopped("this supervisor cannot leave its place: it serves a demonstration")
             await check(executable, self.estate())
-            await self._succeed(BrokerChild.executed(executable, self._hear))
+            await self._succeed(BrokerChild(executed(executable), self._hear))
         except (FourtupleError, OSError) as error:
             return self._not_upgraded(error, begun_s, began)
         moved = self.total.get("ended", {}).get("moved", 0)
@@ -486,7 +488,7 @@ class Supervisor:
     def fork_anew(self) -> None:
         """Let a broker process of this one's own memory follow the one that accepts. Called once this program has taken
         its own place: before it has had another thread, and before the registry is open."""
-        self.keep_task(asyncio.create_task(self._renew(BrokerChild.forked(self._hear))))
+        self.keep_task(asyncio.create_task(self._renew(BrokerChild(forked(), self._hear))))
 
     def _look_at_memory(self, broker: BrokerChild) -> None:
         """Once a flood is over, and what it had needed has not come back by itself, begin anew: the heap of ten

@@ -7,7 +7,6 @@ Decides what of these there is, and that nothing of it is left behind. Knows no 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -118,14 +117,6 @@ class Surroundings(Struct):
             "events": self.events_path,
             "kept": [] if control is None else [control],
         }
-
-
-def inetd_path(spec: Spec) -> Path:
-    """Where sockets for processes of their own are brought: one place for one file, so that what a supervisor has left
-    that was killed is found and replaced."""
-    folder = Path("/run/fourtuple") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
-    name = "".join(letter if letter.isalnum() else "-" for letter in spec.named)[-60:]
-    return folder / f"inetd-{os.geteuid()}-{name.strip('-')}"
 
 
 @asynccontextmanager
