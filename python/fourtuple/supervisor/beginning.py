@@ -69,10 +69,10 @@ def forked(reach: Reach | None = None) -> Begun:
     """A process of this program's own memory, which must have no other thread; `reach` is where services lie, if that
     is known."""
     ours, theirs = Channel.pair()
-    # In both: a collector that looks through what was imported writes to every page that they share.
-    gc.collect()
+    # A collector that looks through what was imported writes to every page that the two share.
     gc.freeze()
     pid = os.fork()
+    gc.enable()
     if pid == 0:
         status = 1
         try:
