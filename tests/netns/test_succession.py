@@ -4,6 +4,7 @@ service whose kind of socket changes while it runs."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -105,8 +106,9 @@ def children(supervisor: int) -> list[int]:
 def without_descriptors(pid: int) -> Iterator[None]:
     """It can open nothing more in the block."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    taken = max(int(one.name) for one in Path(f"/proc/{pid}/fd").iterdir()) + 1
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken, before[1]))
+    opened = {int(one.name) for one in Path(f"/proc/{pid}/fd").iterdir()}
+    lowest_free = next(number for number in itertools.count() if number not in opened)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
     yield
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 

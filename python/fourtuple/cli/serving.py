@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -107,14 +108,26 @@ def serve(options: Options) -> int:
             reaching.join(wanted=False)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C comes into effect afterwards: the exception in the midst of loading a module may get lost there, and has
+    been seen to end in a segmentation fault."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(options: Options, reaching: Reaching | None) -> int:
-    import resource
+    with _uninterrupted():
+        import resource
 
-    from msgspec.structs import replace
+        from msgspec.structs import replace
 
-    from fourtuple.broker import Limits
-    from fourtuple.services import whole_or_none
-    from fourtuple.supervisor.spec import Spec
+        from fourtuple.broker import Limits
+        from fourtuple.services import whole_or_none
+        from fourtuple.supervisor.spec import Spec
 
     demo, config, store = options.demo, options.config, options.store
     for option, given in (
@@ -164,27 +177,30 @@ def _serve(options: Options, reaching: Reaching | None) -> int:
 
 def _begun(spec: Spec, source: _Source, options: Options, reaching: Reaching | None) -> int:
     """The broker process first: it listens while the supervisor is still being loaded."""
-    import socket
-
-    from fourtuple import systemd
-    from fourtuple.confinement import Reach
-    from fourtuple.engine import raise_soft_descriptors
-    from fourtuple.supervisor.beginning import forked
-    from fourtuple.supervisor.listeners import Listeners
-
-    raise_soft_descriptors()
-    passed = [socket.socket(fileno=given.fd) for given in systemd.listen_fds()]
-    listeners = Listeners.bound([table.endpoint for table in source.file.listen], spec.workers, passed)
-    found = None if reaching is None else reaching.join(wanted=spec.is_confined)
-    first = forked(None if found is None else Reach.of_services(found))
+    first: Begun | None = None
     try:
-        first.tell(spec, listeners)
+        with _uninterrupted():
+            import socket
 
-        import asyncio
+            from fourtuple import systemd
+            from fourtuple.confinement import Reach
+            from fourtuple.engine import raise_soft_descriptors
+            from fourtuple.supervisor.beginning import forked
+            from fourtuple.supervisor.listeners import Listeners
 
+            raise_soft_descriptors()
+            passed = [socket.socket(fileno=given.fd) for given in systemd.listen_fds()]
+            listeners = Listeners.bound([table.endpoint for table in source.file.listen], spec.workers, passed)
+            found = None if reaching is None else reaching.join(wanted=spec.is_confined)
+            first = forked(None if found is None else Reach.of_services(found))
+            first.tell(spec, listeners)
+
+            import asyncio
+        # From here on an interrupt cancels, and loads what it is in the midst of.
         return asyncio.run(_supervised(spec, source, options, listeners, first))
     finally:
-        first.forsake()
+        if first is not None:
+            first.forsake()
 
 
 async def _supervised(spec: Spec, source: _Source, options: Options, listeners: Listeners, first: Begun) -> int:
