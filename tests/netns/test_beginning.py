@@ -106,6 +106,7 @@ def test_who_comes_while_the_supervisor_is_loaded_is_served(tmp_path: Path) -> N
                 client.sendall(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
                 with service.accept()[0] as accepted:
                     is_early = not _readable(systemd)
+                    assert accepted.recv(4_096)
                     accepted.sendall(b"here")
                 client.settimeout(PATIENCE_S)
                 assert client.recv(4) == b"here"
