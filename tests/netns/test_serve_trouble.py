@@ -75,7 +75,8 @@ def ended(broker: subprocess.Popen[str]) -> dict[str, Any]:
 
 AS_NOBODY = f"""
 import os, sys
-import fourtuple.cli.commands, fourtuple.cli.serve, fourtuple.supervisor.life, fourtuple.supervisor.surroundings
+import fourtuple.cli.commands, fourtuple.cli.serve, fourtuple.supervisor.brokerlife, fourtuple.supervisor.life
+import fourtuple.supervisor.surroundings
 from fourtuple.cli.main import main
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 sys.exit(main(sys.argv[1:]))

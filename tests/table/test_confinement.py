@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -16,11 +17,23 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from fourtuple.brokerfile import BrokerFile
-from fourtuple.confinement import Confinement, Identity, StepName, landlock, outside, plan, reach_of, reach_of_registry
+from fourtuple.confinement import (
+    Confinement,
+    Identity,
+    Reach,
+    StepName,
+    landlock,
+    outside,
+    plan,
+    reach_of,
+    reach_of_registry,
+    stays_readable,
+)
 from fourtuple.confinement.connecting import MARK
 from fourtuple.confinement.model import MOST_FOLDERS, _together
 from fourtuple.confinement.seccomp import CALLS, Call, left, program
 from fourtuple.errors import BadConfig
+from fourtuple.reaching import Reaching
 from fourtuple.registry import Registry
 from fourtuple.services import Match, Route, Service
 
@@ -358,3 +371,52 @@ def test_the_reach_of_a_registry_is_that_of_its_targets(services: list[Service],
         registry.add_routes(routes)
         expected = reach_of([service.target for service in services] + [route.to for route in routes])
         assert reach_of_registry(registry) == expected
+        beside = Reaching(Path(folder) / "store")
+        found = beside.join(wanted=True)
+        assert found is not None
+        assert reach_of_registry(registry, Reach.of_services(found)) == expected
+        assert beside.join(wanted=True) is None
+
+
+def test_a_walk_that_is_not_wanted_tells_nothing_and_no_error(tmp_path: Path) -> None:
+    assert Reaching(tmp_path / "nowhere").join(wanted=False) is None
+    with pytest.raises(BadConfig, match="nowhere"):
+        Reaching(tmp_path / "nowhere").join(wanted=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "who", "is_readable"),
+    [
+        (0o700, (0, 0, ()), True),
+        (0o700, (7, 0, ()), False),
+        (0o750, (7, 5, ()), True),
+        (0o750, (7, 6, (5,)), True),
+        (0o705, (7, 5, ()), False),
+        (0o705, (7, 6, ()), True),
+        (0o701, (7, 6, ()), False),
+        (0o077, (0, 5, ()), False),
+    ],
+)
+def test_what_is_loaded_later_has_to_be_readable_by_who_it_then_is(
+    mode: int, who: tuple[int, int, tuple[int, ...]], is_readable: bool
+) -> None:
+    """Without a capability: root of no capability reads what is its own, or everybody's."""
+    uid, gid = os.geteuid(), os.getegid()
+    other = Identity(name="x", uid=uid + who[0], gid=gid + who[1], groups=tuple(gid + one for one in who[2]))
+    # Everybody gets there; where tests have their folders, perhaps not.
+    with TemporaryDirectory(prefix="fourtuple-test-", dir="/var/tmp") as name:
+        (outer := Path(name)).chmod(0o711)
+        (library := outer / "library").mkdir()
+        if uid == 0:
+            os.chown(library, 0, gid + 5)
+        elif 5 in (who[1], *who[2]):
+            pytest.skip("only root gives a folder to another group")
+        library.chmod(mode)
+        assert stays_readable(other, [str(library)]) is is_readable
+        outer.chmod(0o700)
+        assert stays_readable(other, [str(library)]) is (is_readable and who[0] == 0)
+        library.chmod(0o700)
+
+
+def test_what_is_not_there_cannot_be_read_later(tmp_path: Path) -> None:
+    assert not stays_readable(None, [str(tmp_path / "nowhere")])

@@ -274,8 +274,12 @@ impl Reaching {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return Ok(None) };
         // A panic of its own is the caller's.
-        let found = detached(py, || thread.join().unwrap_or_else(|panic| resume_unwind(panic)))?;
-        Ok(found.map(reach_row))
+        let found = detached(py, || Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic))))?;
+        // What is not wanted may fail.
+        if !wanted {
+            return Ok(None);
+        }
+        Ok(found.map_err(|error| unregistered(&error))?.map(reach_row))
     }
 }
 

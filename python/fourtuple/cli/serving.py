@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -109,14 +109,15 @@ def serve(options: Options) -> int:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C comes into effect afterwards: the exception in the midst of loading a module may get lost there, and has
-    been seen to end in a segmentation fault."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _uninterrupted(signals: Iterable[signal.Signals] = (signal.SIGINT,)) -> Iterator[None]:
+    """These signals come into effect afterwards. An exception by Ctrl-C in the midst of a module that is being loaded,
+    or of compiled code that looks at classes for the first time, gets lost, one time in a hundred; and once it was a
+    segmentation fault."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def _serve(options: Options, reaching: Reaching | None) -> int:
@@ -177,29 +178,29 @@ def _serve(options: Options, reaching: Reaching | None) -> int:
 
 def _begun(spec: Spec, source: _Source, options: Options, reaching: Reaching | None) -> int:
     """The broker process first: it listens while the supervisor is still being loaded."""
-    first: Begun | None = None
-    try:
-        with _uninterrupted():
-            import socket
+    with _uninterrupted():
+        import socket
 
-            from fourtuple import systemd
-            from fourtuple.confinement import Reach
-            from fourtuple.engine import raise_soft_descriptors
-            from fourtuple.supervisor.beginning import forked
-            from fourtuple.supervisor.listeners import Listeners
+        from fourtuple import systemd
+        from fourtuple.confinement import Reach
+        from fourtuple.engine import raise_soft_descriptors
+        from fourtuple.supervisor.beginning import OBEYED, forked
+        from fourtuple.supervisor.listeners import Listeners
 
-            raise_soft_descriptors()
-            passed = [socket.socket(fileno=given.fd) for given in systemd.listen_fds()]
-            listeners = Listeners.bound([table.endpoint for table in source.file.listen], spec.workers, passed)
-            found = None if reaching is None else reaching.join(wanted=spec.is_confined)
-            first = forked(None if found is None else Reach.of_services(found))
+    raise_soft_descriptors()
+    passed = [socket.socket(fileno=given.fd) for given in systemd.listen_fds()]
+    listeners = Listeners.bound([table.endpoint for table in source.file.listen], spec.workers, passed)
+    found = None if reaching is None else reaching.join(wanted=spec.is_confined)
+    # Clients are served from now on: what would end this process at once waits until it is known how to end.
+    with _uninterrupted(OBEYED):
+        first = forked(None if found is None else Reach.of_services(found))
+        try:
             first.tell(spec, listeners)
-
+            # An event loop takes as long to load as the broker process to listen.
             import asyncio
-        # From here on an interrupt cancels, and loads what it is in the midst of.
-        return asyncio.run(_supervised(spec, source, options, listeners, first))
-    finally:
-        if first is not None:
+
+            return asyncio.run(_supervised(spec, source, options, listeners, first))
+        finally:
             first.forsake()
 
 
@@ -318,7 +319,8 @@ def _from_file(config: Path | None, store: Path | None) -> _Source:
     if config is None:
         raise BadConfig("--config", "is missing; a broker.toml is needed, or --demo")
     data = BrokerFile.bytes_of(config)
-    file = BrokerFile.parse(data, str(config))
+    with _uninterrupted():
+        file = BrokerFile.parse(data, str(config))
     if not file.listen:
         raise BadConfig(str(config), "has no [[listen]]; at least one is needed")
     if store is not None and (file.services or file.routes):

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from fourtuple import systemd
 from fourtuple.errors import EngineStopped, FourtupleError
+from fourtuple.supervisor.beginning import OBEYED
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.supervisor import Supervisor
 
@@ -40,6 +41,7 @@ def obey_signals(supervisor: Supervisor, reopen: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.end, supervisor.spec.grace_s)
     loop.add_signal_handler(signal.SIGHUP, _HangUp(supervisor, reopen).come)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OBEYED)
 
 
 class _HangUp:
