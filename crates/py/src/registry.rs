@@ -24,6 +24,8 @@ type ServiceRow = (String, String, String, Option<u32>, Option<u32>, Option<u32>
 type RouteRow = (Vec<(String, String)>, String, String, Option<u32>, Option<u32>, Option<u8>, Option<String>);
 /// What became of a lookup: found, no-route, no-service or refused; the service, the reason; and target, delivery, options.
 type OutcomeRow = (&'static str, Option<String>, Option<TargetRow>);
+/// Folders, ports, whether any name is abstract.
+type ReachRow = (Vec<String>, Vec<u16>, bool);
 type TargetRow = (String, &'static str, Option<u32>, Option<u32>, Option<u8>, Option<String>);
 
 /// An open registry; `fourtuple.registry.Registry` is its face.
@@ -213,7 +215,7 @@ impl Registry {
     }
 
     /// Where the targets of all services lie: folders of unix sockets, TCP ports, whether any name is abstract.
-    fn reach(&self, py: Python<'_>) -> PyResult<(Vec<String>, Vec<u16>, bool)> {
+    fn reach(&self, py: Python<'_>) -> PyResult<ReachRow> {
         let store = self.opened()?;
         let found = detached(py, || store.reader()?.reach(|| true))?;
         Ok(reach_row(found.unwrap_or_default()))
@@ -252,8 +254,10 @@ impl Registry {
 #[pyclass(frozen, module = "fourtuple._core")]
 pub(crate) struct Reaching {
     is_wanted: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<Result<Option<Reach>, Error>>>>,
+    thread: Mutex<Option<Walking>>,
 }
+
+type Walking = JoinHandle<Result<Option<Reach>, Error>>;
 
 #[pymethods]
 impl Reaching {
@@ -269,7 +273,7 @@ impl Reaching {
 
     /// Wait for its end, or bring it about if it is not `wanted`; what it has found, None if it was not wanted or has
     /// been joined before.
-    fn join(&self, py: Python<'_>, wanted: bool) -> PyResult<Option<(Vec<String>, Vec<u16>, bool)>> {
+    fn join(&self, py: Python<'_>, wanted: bool) -> PyResult<Option<ReachRow>> {
         self.is_wanted.fetch_and(wanted, Ordering::Relaxed);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return Ok(None) };
@@ -283,7 +287,7 @@ impl Reaching {
     }
 }
 
-fn reach_row(found: Reach) -> (Vec<String>, Vec<u16>, bool) {
+fn reach_row(found: Reach) -> ReachRow {
     (found.folders.into_iter().collect(), found.ports, found.is_abstract)
 }
 

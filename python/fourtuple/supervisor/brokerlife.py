@@ -39,20 +39,9 @@ _BATCH_BYTES = MOST_BYTES // 2
 """Of questions in one message. The longest is an answer with a row for each of 64 services."""
 
 
-def run(
-    channel: Channel,
-    spec: Spec,
-    engine: Engine,
-    seen: Registry | Sealed,
-    listeners: list[int],
-    report: confinement.Report | None,
-    fallback: str,
-) -> None:
-    """Say that it is ready, and live until the engine has ended."""
-    asyncio.run(_Process(channel, spec, engine, seen, listeners, report, fallback).live())
+class Life:
+    """Of one process; `run` once the engine runs."""
 
-
-class _Process:
     def __init__(
         self,
         channel: Channel,
@@ -76,8 +65,11 @@ class _Process:
         self._batch: list[Question] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def live(self) -> None:
-        """Until the engine has ended."""
+    def run(self) -> None:
+        """Say that it is ready, and go on until the engine has ended."""
+        asyncio.run(self._live())
+
+    async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._sight.follow(self._ask)
         self._loop.add_reader(self._channel.fileno(), self._readable)

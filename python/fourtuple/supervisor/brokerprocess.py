@@ -12,7 +12,7 @@ import os
 import signal
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from fourtuple import confinement
 from fourtuple.broker import running
@@ -23,6 +23,9 @@ from fourtuple.errors import BadConfig, EngineStopped, FourtupleError, LimitReac
 from fourtuple.registry import Registry, Sealed, sealed
 from fourtuple.supervisor.channel import VERSION, Channel, ChannelBroken, Message
 from fourtuple.supervisor.spec import Spec
+
+if TYPE_CHECKING:
+    from fourtuple.supervisor.brokerlife import Life
 
 CHANNEL = 3
 """The descriptor of the channel in a process that was made by executing a program."""
@@ -87,15 +90,15 @@ def _begun(channel: Channel, first: Message, services: Reach | None) -> int:
             raise EngineStopped(f"it cannot listen: {stopped_by}")
         for descriptor in later:
             os.close(descriptor)
-        _life().run(channel, spec, engine, seen, listeners, report, fallback)
+        _life()(channel, spec, engine, seen, listeners, report, fallback).run()
     return 0
 
 
-def _life() -> ModuleType:
+def _life() -> type[Life]:
     """Loaded when it is first asked for."""
-    from fourtuple.supervisor import brokerlife
+    from fourtuple.supervisor.brokerlife import Life
 
-    return brokerlife
+    return Life
 
 
 def _carrier(wanted: CarrierName, uring_allowed: bool) -> tuple[CarrierName, str]:
