@@ -2,7 +2,8 @@
 
 Decides who is measured and with what: clients connect one after the other on some threads, say a TLS hello, and read
 until the end; the service says one byte and closes, the same for all. CPU is what the scheduler has counted for all
-threads of all of the broker's processes, from the first connection to the last.
+threads of all of the broker's processes, from the first connection to the last. One of them is no broker but what none
+that hands sockets over can do without, in one thread (`peers/bare.c`): the rest is what a broker is for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ BROKERS = (
     brokers.SSLH,
     brokers.URING_HANDOFF,
     brokers.EPOLL_HANDOFF,
+    brokers.BARE,
     brokers.URING,
     brokers.EPOLL,
 )

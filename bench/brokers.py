@@ -32,6 +32,7 @@ DESCRIPTORS = min(19_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] * 19 // 
 """For each process of a peer that is to hold many connections; the machines of the figures allow 20,000."""
 MOST_HELD = DESCRIPTORS // 2 - 200
 """Connections of each process that takes two descriptors for one, and some for itself."""
+_BARE = Path(__file__).with_name("peers") / "bare.c"
 _MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
 
 
@@ -41,7 +42,7 @@ class Broker:
 
     name: str
     program: str
-    """haproxy, nginx or sslh-select; else the carrier of ours."""
+    """haproxy, nginx, sslh-select or bare; else the carrier of ours."""
     delivery: str = "relay"
     options: tuple[str, ...] = ()
     """Lines that a peer's configuration has beside what is needed."""
@@ -58,6 +59,7 @@ SSLH = Broker(name="sslh-select, relay, TCP", program="sslh-select")
 URING = Broker(name="fourtuple uring, relay", program="uring")
 EPOLL = Broker(name="fourtuple epoll, relay", program="epoll")
 URING_HANDOFF = Broker(name="fourtuple uring, handoff", program="uring", delivery="handoff")
+BARE = Broker(name="a handoff's system calls alone", program="bare", delivery="handoff")
 EPOLL_HANDOFF = Broker(name="fourtuple epoll, handoff", program="epoll", delivery="handoff")
 
 
@@ -72,6 +74,8 @@ def absent(broker: Broker) -> str:
             return "" if _stream_module() is not None else "nginx has no stream module (libnginx-mod-stream)"
         case "sslh-select":
             return "" if _program("sslh-select") else "sslh-select is not installed (sslh)"
+        case "bare":
+            return "" if shutil.which("gcc") else "gcc is not installed, with which it is made"
         case "uring":
             return _no_uring()
     return ""
@@ -157,6 +161,10 @@ def _command(
             file = folder / "sslh.cfg"
             file.write_text(_sslh(port, target, names))
             return [_program("sslh-select"), "-f", "-F" + str(file)]
+        case "bare":
+            program = folder / "bare"
+            subprocess.run(["gcc", "-O2", "-o", program, _BARE], check=True)
+            return [str(program), str(port), target.removeprefix("unix:")]
     file = folder / "broker.toml"
     services = [f'[[service]]\nname = "{name}"\ntarget = "{target}"\ndelivery = "{broker.delivery}"' for name in names]
     file.write_text("\n".join([f'[[listen]]\naddress = "127.0.0.1:{port}"', *services]) + "\n")

@@ -10,8 +10,10 @@ from fourtuple.launcher.spawn import Birth
 from fourtuple.services import Seen
 
 __all__ = [
+    "Addresses",
     "Importer",
     "Pages",
+    "Reaching",
     "Registry",
     "Workers",
     "check_rows",
@@ -309,6 +311,9 @@ class Registry:
     def reach(self) -> tuple[list[str], list[int], bool]:
         """Where the targets of all services lie: folders of unix sockets, TCP ports, whether any name is abstract."""
 
+    def addresses(self) -> Addresses:
+        """The addresses that targets of services name."""
+
     @property
     def version(self) -> int:
         """Number of the last transaction of any process."""
@@ -318,6 +323,13 @@ class Registry:
 
     def close(self) -> None:
         """Let go of the file; every later call is an error."""
+
+@final
+class Addresses:
+    """Addresses of a registry as they were."""
+
+    def __contains__(self, packed: object, /) -> bool:
+        """Whether one of its targets is at this address and port, packed as `confinement.connecting.packed` does."""
 
 @final
 class Reaching:

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -196,6 +196,11 @@ class Registry:
         """Where the targets of all services lie: folders of unix sockets, TCP ports, whether any name is abstract. In
         one walk: of a million in some 0.05 s."""
         return self._core.reach()
+
+    def addresses(self) -> Container[bytes]:
+        """The TCP addresses that targets of services name, as they are now: an address of 4 or 16 bytes and the port in
+        two. A million take some 0.1 s and 6 MB."""
+        return self._core.addresses()
 
     @property
     def version(self) -> int:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from fourtuple.brokerfile import BrokerFile
-from fourtuple.confinement import Addresses, Connector, Report, StepName, moved, targets
+from fourtuple.confinement import Addresses, Connector, Report, StepName, moved
+from fourtuple.confinement import addresses as places
 from fourtuple.registry import Registry
 from fourtuple.service import Listener
 from fourtuple.services import Delivery, Service
@@ -279,7 +280,7 @@ class Serving:
     def _serve(self) -> None:
         _, descriptors, _, _ = socket.recv_fds(self._ours, 1, 1)
         addresses = Addresses(
-            lambda: targets(BrokerFile.read(self._file), self._registry), lambda: self._registry.version, lambda: ()
+            lambda: places(BrokerFile.read(self._file), self._registry), lambda: self._registry.version, lambda: ()
         )
         with ExitStack() as stack:
             self.connector = Connector(descriptors[0], addresses)

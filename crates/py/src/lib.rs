@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::registry::{Importer, Pages, Reaching, Registry, check_rows};
+    use super::registry::{Addresses, Importer, Pages, Reaching, Registry, check_rows};
     #[pymodule_export]
     use super::{
         counters, reasons,

@@ -3,6 +3,7 @@
 //! Converts and detaches; what a row, a route and a match are is decided in `fourtuple_registry`.
 
 use std::fs::OpenOptions;
+use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -221,6 +222,12 @@ impl Registry {
         Ok(reach_row(found.unwrap_or_default()))
     }
 
+    /// The addresses that targets of services name.
+    fn addresses(&self, py: Python<'_>) -> PyResult<Addresses> {
+        let store = self.opened()?;
+        Ok(Addresses { found: detached(py, || store.reader()?.addresses())? })
+    }
+
     /// Number of the last transaction of any process.
     #[getter]
     fn version(&self) -> PyResult<u64> {
@@ -246,6 +253,25 @@ impl Registry {
         let store = store.clone().ok_or_else(|| BadConfig::new_err(("store", "is closed; open it again")))?;
         store.of_this_process().map_err(|error| unregistered(&error))?;
         Ok(store)
+    }
+}
+
+/// Addresses of a registry as they were.
+#[pyclass(frozen, module = "fourtuple._core")]
+pub(crate) struct Addresses {
+    found: fourtuple_registry::Addresses,
+}
+
+#[pymethods]
+impl Addresses {
+    /// Whether one of the registry's targets is at this address and port, an address of 4 or 16 bytes and two bytes after it.
+    fn __contains__(&self, packed: &Bound<'_, PyAny>) -> bool {
+        let Some((host, &port)) = packed.extract::<&[u8]>().ok().and_then(|packed| packed.split_last_chunk()) else {
+            return false;
+        };
+        let address =
+            <[u8; 4]>::try_from(host).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(host).map(IpAddr::from));
+        address.is_ok_and(|address| self.found.contain(address, u16::from_be_bytes(port)))
     }
 }
 

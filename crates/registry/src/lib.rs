@@ -23,7 +23,7 @@ mod target;
 pub use batch::{Batch, Counts, Mode};
 pub use failure::{Error, Result};
 pub use name::{MOST_NAME_BYTES, Name, Pattern};
-pub use reach::Reach;
+pub use reach::{Addresses, Reach};
 pub use record::{Delivery, Options, Service, Start};
 pub use resolve::{Outcome, Resolved, Seen};
 pub use route::{Conditions, PATTERN, PLUGIN, PROTOCOLS, Prefix, Route, Wanted};

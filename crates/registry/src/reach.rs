@@ -1,9 +1,11 @@
-//! Where the targets of all services lie, in one walk: what a broker that is confined is left (a million take some 0.05 s).
+//! Where the targets of all services lie, in one walk: what a broker that is confined is left (a million take some 0.05 s),
+//! and what another process may connect to for it.
 //!
-//! Decides what of a target counts: the folder of a unix socket, the port of a TCP target, that a name is abstract. Reads
-//! values as they lie in the file, without making services of them.
+//! Decides what of a target counts: the folder of a unix socket, the port of a TCP target, that a name is abstract; or the
+//! address with the port. Reads values as they lie in the file, without making services of them.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use crate::record::{self, Lying};
@@ -37,7 +39,8 @@ impl Walk {
     pub(crate) fn look(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         self.seen += 1;
         match record::lying(value)? {
-            Lying::Port(port) => self.ports[usize::from(port >> 6)] |= 1 << (port & 63),
+            Lying::Port(port) => self.note(port),
+            Lying::Address(packed) => self.note(u16::from_be_bytes(*packed.first_chunk()?)),
             Lying::Path([b'@', ..]) => self.found.is_abstract = true,
             Lying::Path(path) => {
                 let fixed = path.split(|byte| *byte == b'{').next().unwrap_or(path);
@@ -54,6 +57,10 @@ impl Walk {
         Some(())
     }
 
+    fn note(&mut self, port: u16) {
+        self.ports[usize::from(port >> 6)] |= 1 << (port & 63);
+    }
+
     /// How many services it has looked at.
     pub(crate) fn seen(&self) -> u64 {
         self.seen
@@ -64,4 +71,50 @@ impl Walk {
         self.found.ports = ALL.filter(|port| self.ports[usize::from(port >> 6)] & 1 << (port & 63) != 0).collect();
         self.found
     }
+}
+
+/// Addresses and ports that TCP targets name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Each as it lies in the file, a port before an address; in order, no two alike.
+    v4: Vec<[u8; 6]>,
+    v6: Vec<[u8; 18]>,
+}
+
+impl Addresses {
+    /// Whether some target is there.
+    #[must_use]
+    pub fn contain(&self, address: IpAddr, port: u16) -> bool {
+        let port = port.to_be_bytes();
+        match address {
+            IpAddr::V4(address) => self.v4.binary_search(&packed(port, address.octets())).is_ok(),
+            IpAddr::V6(address) => self.v6.binary_search(&packed(port, address.octets())).is_ok(),
+        }
+    }
+
+    /// Look at one service; None if no `encode` wrote it.
+    pub(crate) fn look(&mut self, value: &[u8]) -> Option<()> {
+        if let Lying::Address(packed) = record::lying(value)? {
+            match packed.try_into() {
+                Ok(v4) => self.v4.push(v4),
+                Err(_) => self.v6.push(packed.try_into().ok()?),
+            }
+        }
+        Some(())
+    }
+
+    pub(crate) fn end(mut self) -> Addresses {
+        self.v4.sort_unstable();
+        self.v4.dedup();
+        self.v6.sort_unstable();
+        self.v6.dedup();
+        self
+    }
+}
+
+fn packed<const HOST: usize, const ALL: usize>(port: [u8; 2], host: [u8; HOST]) -> [u8; ALL] {
+    let mut whole = [0; ALL];
+    whole[..2].copy_from_slice(&port);
+    whole[2..].copy_from_slice(&host);
+    whole
 }

@@ -282,7 +282,9 @@ pub(crate) fn wide_port(value: &[u8]) -> Option<u32> {
 pub(crate) enum Lying<'a> {
     /// A unix path or name, with a NUL for the service's own name.
     Path(&'a [u8]),
-    /// Of an address or a name.
+    /// A port in two bytes, big-endian, and an address.
+    Address(&'a [u8]),
+    /// Of a host by its name.
     Port(u16),
 }
 
@@ -298,7 +300,8 @@ pub(crate) fn lying(value: &[u8]) -> Option<Lying<'_>> {
     }
     match head & KIND {
         UNIX => Some(Lying::Path(rest)),
-        _ => take(&mut rest).map(u16::from_be_bytes).map(Lying::Port),
+        HOST => take(&mut rest).map(u16::from_be_bytes).map(Lying::Port),
+        kind => (rest.len() == if kind == IPV4 { 6 } else { 18 }).then_some(Lying::Address(rest)),
     }
 }
 

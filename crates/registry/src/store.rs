@@ -21,7 +21,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, With
 use crate::batch::{Batch, Mode};
 use crate::failure::{Error, Result};
 use crate::name::Name;
-use crate::reach::{Reach, Walk};
+use crate::reach::{Addresses, Reach, Walk};
 use crate::record::{Service, wide_port};
 use crate::route::{Conditions, MOST_PER_ANCHOR, RANK_BYTES, Route};
 
@@ -350,13 +350,26 @@ impl Reader {
         let mut walk = Walk::new();
         for row in self.store.services.iter(&self.txn).map_err(|error| self.store.failed(error))? {
             let (key, value) = row.map_err(|error| self.store.failed(error))?;
-            let name = || String::from_utf8_lossy(key).into_owned();
-            walk.look(key, value).ok_or_else(|| self.damaged(format!("service {} cannot be read", name())))?;
+            walk.look(key, value).ok_or_else(|| self.unreadable(key))?;
             if walk.seen().is_multiple_of(ROWS_PER_LOOK) && !is_wanted() {
                 return Ok(None);
             }
         }
         Ok(Some(walk.end()))
+    }
+
+    /// The addresses that targets of services name.
+    pub fn addresses(&self) -> Result<Addresses> {
+        let mut found = Addresses::default();
+        for row in self.store.services.iter(&self.txn).map_err(|error| self.store.failed(error))? {
+            let (key, value) = row.map_err(|error| self.store.failed(error))?;
+            found.look(value).ok_or_else(|| self.unreadable(key))?;
+        }
+        Ok(found.end())
+    }
+
+    fn unreadable(&self, key: &[u8]) -> Error {
+        self.damaged(format!("service {} cannot be read", String::from_utf8_lossy(key)))
     }
 
     /// Routes in the order of their precedence, until `each` says false.

@@ -14,11 +14,11 @@ from fourtuple.confinement.model import (
     Report,
     Step,
     StepName,
+    addresses,
     outside,
     plan,
     reach_of,
     reach_of_registry,
-    targets,
 )
 from fourtuple.confinement.paths import identity, libraries, moved, stays_readable
 
@@ -32,6 +32,7 @@ __all__ = [
     "Report",
     "Step",
     "StepName",
+    "addresses",
     "confine",
     "explain",
     "identity",
@@ -42,5 +43,4 @@ __all__ = [
     "reach_of",
     "reach_of_registry",
     "stays_readable",
-    "targets",
 ]

@@ -17,7 +17,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
 
@@ -49,33 +49,39 @@ def packed(target: str) -> Address | None:
         return None
 
 
+def addresses_of(targets: Iterable[str]) -> frozenset[Address]:
+    """Where these targets are; those that are not at an address are nowhere."""
+    return frozenset(one for one in map(packed, targets) if one is not None)
+
+
 class Addresses:
     """Where targets lead, as the registry has it: read anew when an address is not known and it has changed."""
 
     def __init__(
         self,
-        targets: Callable[[], Iterable[str]],
+        known: Callable[[], Iterable[Container[Address]]],
         version: Callable[[], Hashable],
         ports: Callable[[], Iterable[int]],
     ) -> None:
-        """`ports` are allowed on whatever host: those that the file allows (`allow_ports`)."""
-        self._targets, self._version, self._ports = targets, version, ports
-        self._known: frozenset[Address] = frozenset()
+        """`known` tells where targets are now; `ports` are allowed on whatever host: those that the file allows
+        (`allow_ports`)."""
+        self._tell, self._version, self._ports = known, version, ports
+        self._known: tuple[Container[Address], ...] = ()
         self._any_host: frozenset[int] = frozenset()
         self._seen: Hashable = None
 
     def __contains__(self, address: Address) -> bool:
         if self._has(address):
             return True
-        # A million services take about a second, and only once for each change.
+        # A million services take some 0.1 s, and only once for each change.
         if (version := self._version()) == self._seen:
             return False
-        self._known = frozenset(one for one in map(packed, self._targets()) if one is not None)
+        self._known = tuple(self._tell())
         self._any_host, self._seen = frozenset(self._ports()), version
         return self._has(address)
 
     def _has(self, address: Address) -> bool:
-        return address in self._known or int.from_bytes(address[-2:], "big") in self._any_host
+        return any(address in one for one in self._known) or int.from_bytes(address[-2:], "big") in self._any_host
 
 
 class Connector:

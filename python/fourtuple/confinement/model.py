@@ -6,8 +6,7 @@ kernel makes of a `Confinement` is for the other files of this package.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from fourtuple.brokerfile import BrokerFile
+from fourtuple.confinement.connecting import Address, addresses_of
 from fourtuple.registry import Registry
 
 MOST_FOLDERS = 256
@@ -224,7 +224,7 @@ def plan(
     whether it is to have io_uring, which goes all the same where the sandbox is required and a ring would reach out of
     it.
     """
-    table, reach = file.confine, reach_of(targets(file, None))
+    table, reach = file.confine, reach_of(targets(file))
     if registry is not None:
         reach |= reach_of_registry(registry, services)
     # What is tried without being configured: one name of each listener's own port is nothing to connect to.
@@ -276,13 +276,18 @@ def reach_of_registry(registry: Registry, services: Reach | None = None) -> Reac
     return of_services | reach_of(route.to for route in registry.routes())
 
 
-def targets(file: BrokerFile, registry: Registry | None) -> Iterator[str]:
-    """Every target that there is now: of services, routes and defaults."""
+def targets(file: BrokerFile) -> Iterator[str]:
+    """Every target of the file: of services, routes and defaults."""
     yield from (service.target for service in file.services)
     yield from (route.to for route in file.routes)
     yield from (listener.default for listener in file.listen if listener.default is not None)
-    if registry is not None:
-        yield from _targets_of_registry(registry)
+
+
+def addresses(file: BrokerFile, registry: Registry | None) -> tuple[Container[Address], ...]:
+    """Where TCP targets are now: those of the file, and of the registry's routes and services."""
+    if registry is None:
+        return (addresses_of(targets(file)),)
+    return (addresses_of([*targets(file), *(route.to for route in registry.routes())]), registry.addresses())
 
 
 def outside(confinement: Confinement, target: str) -> bool:
@@ -293,20 +298,6 @@ def outside(confinement: Confinement, target: str) -> bool:
         or (one.abstract and not confinement.abstract)
         or any(not _within(folder, confinement.sockets) for folder in one.folders)
     )
-
-
-def _targets_of_registry(registry: Registry) -> Iterator[str]:
-    yield from (route.to for route in registry.routes())
-    for block in registry.export_text("csv"):
-        yield from _second_column(block.decode())
-
-
-def _second_column(text: str) -> Iterator[str]:
-    lines = text.splitlines()
-    if '"' in text:
-        yield from (row[1] for row in csv.reader(lines))
-    else:
-        yield from (line.split(",", 2)[1] for line in lines)
 
 
 def _within(folder: str, folders: frozenset[str]) -> bool:

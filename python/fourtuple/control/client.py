@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -52,7 +53,9 @@ class Client:
         if body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
         try:
-            connection.request(method, path, data, headers)
+            # Who refuses may have answered and gone without having read it all.
+            with suppress(BrokenPipeError):
+                connection.request(method, path, data, headers)
             answer = connection.getresponse()
             text = answer.read(_MOST_BYTES)
         except (FileNotFoundError, ConnectionRefusedError):

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
+from collections.abc import Callable, Container, Coroutine, Hashable, Iterable, Mapping
 from enum import Enum
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -72,8 +72,8 @@ class Registered(Protocol):
     def version(self) -> Hashable:
         """As long as it is the same, nothing has changed."""
 
-    def targets(self) -> Iterable[str]:
-        """All that there are."""
+    def addresses(self) -> Iterable[Container[bytes]]:
+        """Of all TCP targets, packed."""
 
 
 class _Service(Struct):

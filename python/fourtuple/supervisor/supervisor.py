@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from contextlib import suppress
 from ipaddress import ip_network
 from typing import Any, NoReturn, Protocol, TypeAlias
@@ -159,7 +159,7 @@ class Supervisor:
         templates = {template.name: template for template in settings.templates}
         self.plugins = Plugins(settings.plugins, log)
         self._addresses = confinement.Addresses(
-            self._targets, self._version, lambda: self.spec.file().confine.allow_ports
+            self._known, self._version, lambda: self.spec.file().confine.allow_ports
         )
         self.dormancy = Dormancy(self.launcher, templates, Wakes(settings.rules), self, log)
         if estate is not None:
@@ -313,9 +313,9 @@ class Supervisor:
         registered = self.dormancy.registered
         return self.spec.text, None if registered is None else registered.version()
 
-    def _targets(self) -> Iterable[str]:
+    def _known(self) -> Iterable[Container[bytes]]:
         registered = self.dormancy.registered
-        return () if registered is None else registered.targets()
+        return () if registered is None else registered.addresses()
 
     async def _succeed(self, broker: BrokerChild) -> None:
         """Let it take the place of the one that accepts, with all that this one has."""

@@ -7,7 +7,7 @@ Decides what of these there is, and that nothing of it is left behind. Knows no 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Hashable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from socket import socket
@@ -55,9 +55,9 @@ class Services(Struct):
         registry = self._opened()
         return self.spec().text if registry is None else registry.version
 
-    def targets(self) -> Iterable[str]:
-        """Of all services, routes and defaults."""
-        return confinement.targets(self.spec().file(), self._opened())
+    def addresses(self) -> Iterable[Container[bytes]]:
+        """Of the TCP targets of all services, routes and defaults."""
+        return confinement.addresses(self.spec().file(), self._opened())
 
     def _opened(self) -> Registry | None:
         store = self.spec().store
