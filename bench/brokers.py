@@ -169,7 +169,9 @@ def _command(
     services = [f'[[service]]\nname = "{name}"\ntarget = "{target}"\ndelivery = "{broker.delivery}"' for name in names]
     file.write_text("\n".join([f'[[listen]]\naddress = "127.0.0.1:{port}"', *services]) + "\n")
     from_store = [] if store is None else ["--store", str(store)]
-    command = [sys.executable, "-m", "fourtuple", "serve", "-c", str(file), "--carrier", broker.program, "--json"]
+    # As it is typed; `python -m` would first load what finds a module by its name.
+    program = Path(sys.executable).with_name("fourtuple")
+    command = [str(program), "serve", "-c", str(file), "--carrier", broker.program, "--json"]
     return [*command, "--grace", "0", *from_store]
 
 
