@@ -24,7 +24,7 @@ pub struct Reach {
 /// While values are looked at.
 pub(crate) struct Walk {
     found: Reach,
-    /// The bytes of the last folder: most services lie beside another.
+    /// The bytes of the last folder, with its slash: most services lie beside another.
     last: Vec<u8>,
     ports: Vec<u64>,
     seen: u64,
@@ -38,6 +38,9 @@ impl Walk {
     /// Look at one service; None if no `encode` wrote it.
     pub(crate) fn look(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         self.seen += 1;
+        if record::plain_path(value).is_some_and(|path| self.is_beside_last(path)) {
+            return Some(());
+        }
         match record::lying(value)? {
             Lying::Port(port) => self.note(port),
             Lying::Address(packed) => self.note(u16::from_be_bytes(*packed.first_chunk()?)),
@@ -46,15 +49,22 @@ impl Walk {
                 let fixed = path.split(|byte| *byte == b'{').next().unwrap_or(path);
                 let folder = &fixed[..fixed.iter().rposition(|byte| *byte == b'/')?];
                 // A NUL stands for the name, which has no slash.
-                if folder != self.last || folder.is_empty() || folder.contains(&0) {
-                    self.last.clear();
-                    self.last.extend(folder);
-                    let text = String::from_utf8_lossy(folder).replace('\0', std::str::from_utf8(key).ok()?);
-                    self.found.folders.insert(if text.is_empty() { "/".to_owned() } else { text });
+                let text = String::from_utf8_lossy(folder).replace('\0', std::str::from_utf8(key).ok()?);
+                self.found.folders.insert(if text.is_empty() { "/".to_owned() } else { text });
+                self.last.clear();
+                if !folder.contains(&0) {
+                    self.last.extend(&fixed[..=folder.len()]);
                 }
             }
         }
         Some(())
+    }
+
+    /// Whether a path lies in the last folder: its name may have a NUL or a placeholder in it, but no slash.
+    fn is_beside_last(&self, path: &[u8]) -> bool {
+        // Every byte is looked at, so that there is no branch for each.
+        let has_slash = |name: &[u8]| name.iter().fold(false, |found, byte| found | (*byte == b'/'));
+        !self.last.is_empty() && path.strip_prefix(&*self.last).is_some_and(|name| !has_slash(name))
     }
 
     fn note(&mut self, port: u16) {

@@ -288,6 +288,12 @@ pub(crate) enum Lying<'a> {
     Port(u16),
 }
 
+/// The path of an encoded service that has a unix target and says nothing else.
+pub(crate) fn plain_path(value: &[u8]) -> Option<&[u8]> {
+    let (head, path) = value.split_first()?;
+    (head & !(HANDOFF | INETD) == UNIX).then_some(path)
+}
+
 /// Where an encoded service lies, without decoding the rest; None if no `encode` wrote it.
 pub(crate) fn lying(value: &[u8]) -> Option<Lying<'_>> {
     let mut rest = value;
