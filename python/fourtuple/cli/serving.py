@@ -98,8 +98,7 @@ def serve(options: Options) -> int:
     # None of what is being loaded is garbage, and to find that out takes a tenth of the time.
     gc.disable()
     # A walk over a million services takes as long as loading what comes next, and there may be another processor.
-    is_looked_at = options.store is not None and not options.explain
-    reaching = Reaching(options.store) if options.store is not None and is_looked_at else None
+    reaching = None if options.store is None or options.explain else Reaching(options.store)
     try:
         return _serve(options, reaching)
     finally:

@@ -52,7 +52,10 @@ def libraries() -> frozenset[str]:
 def stays_readable(identity: Identity | None, paths: Iterable[str]) -> bool:
     """Whether the process may still read what lies there once it is who it is to be and has no capability: what is not
     sure to be can only be loaded before."""
-    uid, groups = (os.geteuid(), {os.getegid(), *os.getgroups()}) if identity is None else _ids(identity)
+    if identity is None:
+        uid, groups = os.geteuid(), {os.getegid(), *os.getgroups()}
+    else:
+        uid, groups = identity.uid, {identity.gid, *identity.groups}
 
     def allows(path: Path, wanted: int) -> bool:
         found = path.stat()
@@ -67,10 +70,6 @@ def stays_readable(identity: Identity | None, paths: Iterable[str]) -> bool:
         )
     except OSError:
         return False
-
-
-def _ids(identity: Identity) -> tuple[int, set[int]]:
-    return identity.uid, {identity.gid, *identity.groups}
 
 
 def folders(paths: Iterable[str]) -> tuple[Folder, ...]:

@@ -31,8 +31,8 @@ from fourtuple.templates import Call
 
 
 class Services(Struct):
-    """Services by their names, wherever they stand. A registry is opened when it is first asked: not before the first
-    broker process is forked, for LMDB is not to be taken along."""
+    """Services by their names, wherever they stand. A registry is opened when it is first asked: not before a broker
+    process is forked, for LMDB is not to be taken along."""
 
     spec: Callable[[], Spec]
     """As it is now: the file may have been read again."""
