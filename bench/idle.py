@@ -24,10 +24,10 @@ from typing import Any
 
 from bench import brokers
 from bench.arena import entering
-from bench.brokers import Broker
+from bench.brokers import Broker, Running
 from fourtuple.engine import CarrierName, EchoConfig, LoadConfig, Phase, SourceChoice
 from fourtuple.lab import Lab, kernel_memory_bytes
-from fourtuple.lab.readings import descriptors_open, rss_bytes
+from fourtuple.lab.readings import descriptors_open
 from fourtuple.lab.remote import RemoteEngine
 from fourtuple.tuples import AddressSet, Endpoint, PortSet, TupleSpace
 
@@ -82,7 +82,7 @@ def run(row: Resting, connections: int, rest_s: float = REST_S) -> dict[str, Any
 
 
 def _played(lab: Lab, broker: _Broker, service: RemoteEngine, connections: int, rest_s: float) -> dict[str, Any]:
-    user_before, kernel_before = rss_bytes(broker.pid), kernel_memory_bytes()
+    user_before, kernel_before = broker.running.resident_bytes(), kernel_memory_bytes()
     started_s, clients, first = time.monotonic(), list[RemoteEngine](), 0
     while first < connections:
         count = min(GROUP, connections - first)
@@ -90,10 +90,11 @@ def _played(lab: Lab, broker: _Broker, service: RemoteEngine, connections: int, 
         first += count
     took_s = time.monotonic() - started_s
     held = broker.wait_for(lambda now: now["relaying"] == connections)
-    kernel_bytes, user_bytes = kernel_memory_bytes() - kernel_before, rss_bytes(broker.pid) - user_before
-    descriptors, cpu_before_ns = descriptors_open(broker.pid), broker.cpu_ns()
+    kernel_bytes, user_bytes = kernel_memory_bytes() - kernel_before, broker.running.resident_bytes() - user_before
+    descriptors = sum(map(descriptors_open, broker.running.processes))
+    cpu_before_ns = broker.running.cpu_ns()
     time.sleep(rest_s)
-    rest_cpu_ns = broker.cpu_ns() - cpu_before_ns
+    rest_cpu_ns = broker.running.cpu_ns() - cpu_before_ns
     rested = broker.wait_for(lambda now: now["relaying"] == connections)
     using_s = time.monotonic()
     for client in clients:
@@ -136,7 +137,7 @@ def _played(lab: Lab, broker: _Broker, service: RemoteEngine, connections: int, 
         "echoes_right": right,
         "errors": sum(errors.values()),
         "retries": ended["retries"],
-        "user_bytes_each_after": (rss_bytes(broker.pid) - user_before) / connections,
+        "user_bytes_each_after": (broker.running.resident_bytes() - user_before) / connections,
     }
 
 
@@ -175,7 +176,8 @@ class _Broker:
     """`fourtuple serve`, and the last line of counters that it has printed."""
 
     def __init__(self, process: subprocess.Popen[bytes], lines: Path) -> None:
-        self.pid, self._process, self._lines = process.pid, process, lines
+        self.running = Running(pid=process.pid, port=PORT, started_s=time.monotonic())
+        self._process, self._lines = process, lines
 
     def wait_for(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first counters that are so."""
@@ -190,11 +192,6 @@ class _Broker:
             if time.monotonic() > until_s:
                 raise RuntimeError(f"the broker did not come so far within {WAIT_S:g} s: {now}")
             time.sleep(0.05)
-
-    def cpu_ns(self) -> int:
-        """What all of its threads have run."""
-        tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
 @contextmanager

@@ -30,6 +30,8 @@ def test_connections_rest_and_are_all_used() -> None:
     assert figures["held"] == HELD
     assert figures["echoes_right"] == 2 * HELD
     assert figures["errors"] == 0
+    # The process that has the connections is among those that are weighed.
+    assert figures["user_bytes_each"] > 50
     # Direct descriptors: a fraction of one for each of the two sides.
     assert figures["broker_descriptors"] < HELD / 10
 
