@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from fourtuple.brokerfile import BrokerFile, ControlTable
 from fourtuple.control import default_socket, door
+from fourtuple.control.client import Client, Declined
 from fourtuple.errors import BadConfig
 
 
@@ -91,3 +94,23 @@ def test_the_socket_is_made_with_its_mode_and_taken_from_nobody(tmp_path: Path) 
     assert path.read_text() == "mine"
     with pytest.raises(BadConfig, match="cannot be the control socket"):
         door.listen(tmp_path / ("x" * 200))
+
+
+def test_who_is_refused_before_all_of_it_is_read_hears_why(tmp_path: Path) -> None:
+    body = json.dumps({"detail": "there is no API"}).encode()
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    path = tmp_path / "control"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def refuse() -> None:
+            with listener.accept()[0] as client:
+                client.sendall(head + body)
+
+        refusing = threading.Thread(target=refuse)
+        refusing.start()
+        # More than its receive buffer takes, so that some of it comes to nobody.
+        with pytest.raises(Declined, match="there is no API"):
+            Client(path).ask("POST", "/v1/upgrade", {"executable": "x" * (4 << 20)})
+        refusing.join()

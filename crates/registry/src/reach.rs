@@ -1,4 +1,4 @@
-//! Where the targets of all services lie, in one walk: what a broker that is confined is left (a million take some 0.05 s),
+//! Where the targets of all services lie, in one walk: what a broker that is confined is left (a million take some 0.03 s),
 //! and what another process may connect to for it.
 //!
 //! Decides what of a target counts: the folder of a unix socket, the port of a TCP target, that a name is abstract; or the

@@ -35,7 +35,7 @@ const LEAST_MAP_BYTES: u64 = 1 << 20;
 const MOST_READERS: u32 = 1_000;
 /// A slot of the lock file takes a cache line; its head three.
 const LOCK_FILE_BYTES: usize = (MOST_READERS as usize + 8) * 64;
-/// Of a walk, between two looks whether it is still wanted: some 0.2 ms.
+/// Of a walk, between two looks whether it is still wanted: some 0.1 ms.
 const ROWS_PER_LOOK: u64 = 4_096;
 const CLOSING: Duration = Duration::from_secs(10);
 

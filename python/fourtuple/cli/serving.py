@@ -183,7 +183,8 @@ def _begun(spec: Spec, source: _Source, options: Options, reaching: Reaching | N
         from fourtuple import systemd
         from fourtuple.confinement import Reach
         from fourtuple.engine import raise_soft_descriptors
-        from fourtuple.supervisor.beginning import OBEYED, forked
+        from fourtuple.supervisor.beginning import forked
+        from fourtuple.supervisor.brokerprocess import OBEYED
         from fourtuple.supervisor.listeners import Listeners
 
     raise_soft_descriptors()

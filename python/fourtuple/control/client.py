@@ -54,7 +54,7 @@ class Client:
             data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
         try:
             # Who refuses may have answered and gone without having read it all.
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, path, data, headers)
             answer = connection.getresponse()
             text = answer.read(_MOST_BYTES)

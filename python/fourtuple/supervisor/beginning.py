@@ -24,9 +24,6 @@ from fourtuple.supervisor.spec import Spec
 COMMAND = ("-P", "-m", "fourtuple.supervisor", "--broker")
 """What an interpreter is given to be a broker process; of whatever version, it has to understand this."""
 
-OBEYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What a supervisor has handlers for (`life`). Who makes a broker process before it has them blocks these so long."""
-
 
 class Begun(Struct):
     """A process that has been made; nobody watches it yet."""

@@ -4,7 +4,7 @@ Decides nothing about a service: what the engine asks goes to the supervisor, wh
 supervisor is gone, nobody could wake, stop or end anything: the process accepts no more and ends when its connections
 have, or its grace is over.
 
-Messages to it: `answers`, `summary`, `verb`, `ferry`, `land`, `resume`, `drain`, `close`. From it: `ready` (with the
+Messages to it: `answers`, `summary`, `verb`, `ferry`, `land`, `drain`, `close`. From it: `ready` (with the
 descriptor where it asks for TCP connections, if it may make none), `questions`, `told` (the answer to a message with
 `re`), `ended`.
 """

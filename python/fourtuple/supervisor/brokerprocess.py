@@ -27,6 +27,9 @@ from fourtuple.supervisor.spec import Spec
 if TYPE_CHECKING:
     from fourtuple.supervisor.brokerlife import Life
 
+OBEYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What the supervisor has handlers for (`life`). Of a terminal's Ctrl-C both processes hear: here they are ignored. Who
+makes a broker process before it has handlers blocks them so long."""
 CHANNEL = 3
 """The descriptor of the channel in a process that was made by executing a program."""
 _BEGINS_WITHIN_S = 30.0
@@ -37,8 +40,7 @@ _DESCRIPTORS_LATER = 8
 def main(channel: Channel, services: Reach | None = None) -> int:
     """Serve until told to end; the exit status of the process. `services` is where those of the registry lie, if
     somebody has looked."""
-    # Ctrl-C reaches all of a terminal's processes: what it means, the supervisor says.
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for ignored in OBEYED:
         signal.signal(ignored, signal.SIG_IGN)
     try:
         first = next(iter(channel.wait(_BEGINS_WITHIN_S)), None)

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from fourtuple import systemd
 from fourtuple.errors import EngineStopped, FourtupleError
-from fourtuple.supervisor.beginning import OBEYED
+from fourtuple.supervisor.brokerprocess import OBEYED
 from fourtuple.supervisor.channel import Fields
 from fourtuple.supervisor.supervisor import Supervisor
 
